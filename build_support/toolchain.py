@@ -1,0 +1,55 @@
+"""What the build can use on this machine: torch's headers, a C++ compiler, nvcc. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+
+def find_torch() -> Path | None:
+    """The directory of the installed torch, also from inside an isolated build environment."""
+    scheme = sysconfig.get_paths()
+    for place in [*sys.path, scheme["purelib"], scheme["platlib"]]:
+        torch = Path(place) / "torch"
+        if (torch / "include/torch/csrc/stable/library.h").is_file():
+            return torch
+    return None
+
+
+def torch_version(torch: Path) -> str:
+    """The version string of the torch in that directory, or ``unknown``."""
+    try:
+        found = re.search(r"__version__ = ['\"](.+?)['\"]", (torch / "version.py").read_text())
+    except OSError:
+        found = None
+    return found.group(1) if found else "unknown"
+
+
+def has_cuda(torch: Path) -> bool:
+    """Whether that torch was built with CUDA."""
+    return (torch / "lib/libtorch_cuda.so").exists()
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler: ``$CXX``, else g++, else clang++."""
+    return next(filter(None, map(shutil.which, [os.environ.get("CXX", ""), "g++", "clang++"])), None)
+
+
+def find_nvcc() -> str | None:
+    """nvcc on the path, else the one under ``$CUDA_HOME`` or /usr/local/cuda."""
+    homes = [os.environ.get("CUDA_HOME", ""), os.environ.get("CUDA_PATH", ""), "/usr/local/cuda"]
+    places = [os.path.join(home, "bin") for home in homes if home]
+    return shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(places))
+
+
+def cuda_libraries(nvcc: str) -> list[str]:
+    """The folders that hold libcudart_static.a, as nvcc itself states them."""
+    said = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    stated = re.search(r"^#\$ LIBRARIES=(.*)$", said, re.MULTILINE)
+    folders = re.findall(r'"?-L([^"\s]+)"?', stated.group(1)) if stated else []
+    return [folder for folder in folders if "stubs" not in folder]
