@@ -1,20 +1,18 @@
 """setuptools' build backend, which asks for torch only where none is installed.
 
-The kernels need torch's headers at build time. Naming torch in ``build-system.requires`` would fetch a second torch,
-of several GB, into every isolated build; naming none would build no kernels on a machine that has no torch yet.
+The kernels need torch's headers at build time. Naming torch in ``build-system.requires`` would
+fetch a second torch, of several GB, into every isolated build; naming none would build no kernels
+on a machine that has no torch yet.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  the hooks that need no change
-
-sys.path.insert(0, os.path.dirname(__file__))
-from toolchain import find_compiler, find_torch  # noqa: E402
+from toolchain import find_compiler, find_torch
 
 TORCH = "torch>=2.10"
 
@@ -28,5 +26,5 @@ def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:
 
 
 def _torch() -> list[str]:
-    wanted = os.environ.get("CTORCH_EXT", "auto") != "0" and find_compiler() is not None
+    wanted = os.environ.get("CTORCH_EXT") != "0" and find_compiler() is not None
     return [TORCH] if wanted and find_torch() is None else []

@@ -1,4 +1,4 @@
-"""What the build can use on this machine: torch's headers, a C++ compiler, nvcc. Nothing here imports torch."""
+"""What there is on this machine: torch's headers, a C++ compiler, nvcc. Nothing imports torch."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def find_torch() -> Path | None:
 def torch_version(torch: Path) -> str:
     """The version string of the torch in that directory, or ``unknown``."""
     try:
-        found = re.search(r"__version__ = ['\"](.+?)['\"]", (torch / "version.py").read_text())
+        text = (torch / "version.py").read_text()
     except OSError:
-        found = None
+        return "unknown"
+    found = re.search(r"__version__ = ['\"](.+?)['\"]", text)
     return found.group(1) if found else "unknown"
 
 
@@ -37,19 +38,26 @@ def has_cuda(torch: Path) -> bool:
 
 def find_compiler() -> str | None:
     """The C++ compiler: ``$CXX``, else g++, else clang++."""
-    return next(filter(None, map(shutil.which, [os.environ.get("CXX", ""), "g++", "clang++"])), None)
+    names = [os.environ.get("CXX", ""), "g++", "clang++"]
+    return next((path for name in names if (path := shutil.which(name))), None)
 
 
 def find_nvcc() -> str | None:
-    """nvcc on the path, else the one under ``$CUDA_HOME`` or /usr/local/cuda."""
+    """The path of nvcc: on ``$PATH``, else under ``$CUDA_HOME`` or /usr/local/cuda."""
     homes = [os.environ.get("CUDA_HOME", ""), os.environ.get("CUDA_PATH", ""), "/usr/local/cuda"]
-    places = [os.path.join(home, "bin") for home in homes if home]
-    return shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(places))
+    places = os.pathsep.join(os.path.join(home, "bin") for home in homes if home)
+    return shutil.which("nvcc") or shutil.which("nvcc", path=places)
 
 
 def cuda_libraries(nvcc: str) -> list[str]:
     """The folders that hold libcudart_static.a, as nvcc itself states them."""
-    said = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    command = [nvcc, "--dryrun", "-x", "cu", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True).stderr
     stated = re.search(r"^#\$ LIBRARIES=(.*)$", said, re.MULTILINE)
     folders = re.findall(r'"?-L([^"\s]+)"?', stated.group(1)) if stated else []
-    return [folder for folder in folders if "stubs" not in folder]
+    return [folder for folder in folders if not folder.endswith("stubs")]
+
+
+def first_line(command: list[str]) -> str:
+    """The first line that a command prints."""
+    return subprocess.run(command, capture_output=True, text=True).stdout.partition("\n")[0]
