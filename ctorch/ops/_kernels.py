@@ -24,6 +24,7 @@ HAS_CUDA_KERNELS: bool = False
 REINSTALL = "pip install --force-reinstall --no-deps --no-build-isolation ."
 _PACKAGE = Path(__file__).resolve().parent.parent
 _why, _cure = "the operators have not been loaded", "import ctorch"
+_tried = False
 
 
 def load() -> None:
@@ -31,9 +32,10 @@ def load() -> None:
 
     Environment: ``CTORCH_KERNELS=0`` leaves the library alone, to compare with the reference.
     """
-    global HAS_KERNELS, HAS_CUDA_KERNELS, _why, _cure
-    if HAS_KERNELS:
+    global HAS_KERNELS, HAS_CUDA_KERNELS, _why, _cure, _tried
+    if _tried:
         return
+    _tried = True
     if os.environ.get("CTORCH_KERNELS") == "0":
         _why, _cure = "CTORCH_KERNELS=0 is set", "unset CTORCH_KERNELS"
         return
