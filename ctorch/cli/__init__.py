@@ -22,6 +22,10 @@ def main() -> None:
     try:
         application = app()
     except ModuleNotFoundError as error:
+        if sys.argv[1:] == ["info"]:  # what one asks when something is missing needs no extra
+            from ctorch.cli.info import info
+
+            return info()
         sys.exit(f"ctorch: the command line cannot start; {error}")
     application(prog_name="ctorch")
 
@@ -29,7 +33,6 @@ def main() -> None:
 def app() -> typer.Typer:
     """The typer application with every command in this folder."""
     application: typer.Typer = require("typer").Typer(
-        help="ctorch: differentiable scientific computing on PyTorch.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
