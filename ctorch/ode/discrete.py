@@ -66,7 +66,9 @@ class Job:
 
     def run(self, first: Stage | None, first_rng: Any) -> Run:
         """Make the steps through the kernels. Under ``no_grad``."""
-        self.stepper = Stepper(self.problem, self.method, self.adaptive)
+        self.stepper = Stepper(
+            self.problem, self.method, self.adaptive, self.time_grad and self.keep
+        )
         audit = self.captured.audit if self.graphs else None
         recorder = Recorder(self.problem, self.graphs, self.time_grad, audit)
         if first is None:
@@ -176,7 +178,9 @@ def _first_evaluation(job: Job) -> tuple[Stage, list[Tensor]]:
         value = stepper.beside(value, problem.times[-1])
     t, y = problem.time(value), problem.y0.detach()
     return discover(
-        lambda: problem.field.record(t, y, job.time_grad),
+        lambda: (
+            problem.field.record_with_time(t, y) if job.time_grad else problem.field.record(t, y)
+        ),
         [t, y],
         (problem.field.func, problem.field.args),
     )

@@ -41,6 +41,7 @@ class Loop:
         self.fired: tuple[float, int] | None = None
         self.rng: list[Any] | None = None
         self.checks = True  # look at the values of the final state
+        self.evaluate = self._evaluate_random if problem.random else recorder.evaluate
 
     def run(self, first: Stage, first_rng: Any = None) -> Run:
         """Integrate; ``first`` is the evaluation at the first time, ``first_rng`` the random state before it."""
@@ -78,8 +79,8 @@ class Loop:
         watch = self.problem.watch
         return len(self.rows) < len(self.goals) or (watch is not None and watch.until_event)
 
-    def evaluate(self, t: Tensor, y: Tensor) -> Stage:
-        """Evaluate a stage, noting the random state before it where the field draws random numbers."""
+    def _evaluate_random(self, t: Tensor, y: Tensor) -> Stage:
+        """Evaluate a stage of a field that draws random numbers, noting the generators' state before it."""
         if self.rng is not None:
             self.rng.append(random_state(self.problem.layout.device))
         return self.recorder.evaluate(t, y)

@@ -56,6 +56,7 @@ class PlainStepper(Stepper):
         if method.fsal and not method.late:
             stages.append(evaluate(self.time(last, t, h, t1), y1))
             self._slopes.append(stages[-1].k)
+        self._end_time = self.time(method.n - 1, t, h, t1)
         return y1, stages
 
     def error(self, y: Tensor, y1: Tensor, stages: list[Stage]) -> float:
@@ -70,11 +71,9 @@ class PlainStepper(Stepper):
                 return 0.0
             return float(self.problem.error_norm(h * estimate, scale).item())
 
-    def finish(
-        self, y1: Tensor, stages: list[Stage], t: float, h: float, t1: float, evaluate: Evaluate
-    ) -> None:
+    def finish(self, y1: Tensor, stages: list[Stage], evaluate: Evaluate) -> None:
         if self.method.late:
-            stages.append(evaluate(self.time(self.method.n - 1, t, h, t1), y1))
+            stages.append(evaluate(self._end_time, y1))
             self._slopes.append(stages[-1].k)
         self._start_next()
 
@@ -156,9 +155,8 @@ class PlainRecorder(Recorder):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem, graphs=False, time_grad=True)
-
-    def evaluate(self, t: Tensor, y: Tensor) -> Stage:
-        return Stage(t, y, self.problem.field(t, y))
+        field = problem.field
+        self.evaluate = lambda t, y: Stage(t, y, field(t, y))
 
     def leaf(self, y: Tensor) -> Tensor:
         return y
@@ -200,7 +198,7 @@ def replay(
         y1, stages = stepper.attempt(
             y, first, step.t, step.h, step.t1, evaluate, step.start, step.end
         )
-        stepper.finish(y1, stages, step.t, step.h, step.t1, evaluate)
+        stepper.finish(y1, stages, evaluate)
         if step.extended:
             stepper.extend(y, stages, step.t, step.h, step.t1, evaluate)
         for row, theta in step.outputs:

@@ -278,7 +278,7 @@ class Sweep:
         field = self.problem.field
         if step.rng is not None:
             set_random_state(self.problem.layout.device, step.rng[i])
-        stage = field.record(t, y, self.time_grad)
+        stage = field.record_with_time(t, y) if self.time_grad else field.record(t, y)
         field.nfe -= 1
         self.recorded.stats.nfe_backward += 1
         try:
