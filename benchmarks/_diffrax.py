@@ -71,7 +71,7 @@ def _solve(problem: Problem, y0: Any, parameters: Any, max_steps: int, adjoint: 
 
 
 def _parameters(problem: Problem) -> Any:
-    return [jnp.asarray(p.detach().numpy()) for p in problem.field.parameters()]
+    return [jnp.asarray(p.detach().numpy()) for p in problem.parameters]
 
 
 def _state(problem: Problem) -> Any:

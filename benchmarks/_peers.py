@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def version(name: str) -> str:
 class Counted(nn.Module):
     """Counts calls of a field, and steps by torchdiffeq's callbacks."""
 
-    def __init__(self, field: nn.Module) -> None:
+    def __init__(self, field: Callable[..., Any]) -> None:
         super().__init__()
         self.field = field
         self.nfe = self.accepted = self.rejected = 0
@@ -73,9 +74,9 @@ def tolerances(problem: Problem) -> dict[str, Any]:
     return {"rtol": problem.tolerance, "atol": problem.tolerance}
 
 
-def backward(problem: Problem, field: nn.Module, y0: Any, end: Any) -> tuple[Any, list[Tensor]]:
+def backward(problem: Problem, y0: Any, end: Any) -> tuple[Any, list[Tensor]]:
     assert problem.loss is not None
-    inputs = [first(y0), *field.parameters()]
+    inputs = [first(y0), *problem.parameters]
     return first(end).detach(), list(torch.autograd.grad(problem.loss(end), inputs))
 
 
@@ -91,7 +92,7 @@ def ours_forward(problem: Problem, *, method: str = "dopri5", batched: bool = Fa
 
     times = problem.times()
 
-    def solve(field: nn.Module) -> Any:
+    def solve(field: Callable[..., Any]) -> Any:
         return ctorch.solve_ode(
             field,
             problem.y0,
@@ -128,11 +129,11 @@ def ours_gradient(problem: Problem, gradient: str) -> Case:
 
     times = problem.times()
 
-    def solve(field: nn.Module) -> tuple[Any, list[Tensor], int, Any]:
+    def solve(field: Callable[..., Any]) -> tuple[Any, list[Tensor], int, Any]:
         y0 = problem.fresh_y0()
         solution = ctorch.solve_ode(field, y0, times, gradient=gradient, **tolerances(problem))
         calls = getattr(field, "nfe", 0)
-        return *backward(problem, field, y0, final(solution.y)), calls, solution.stats
+        return *backward(problem, y0, final(solution.y)), calls, solution.stats
 
     def describe(result: tuple[Any, list[Tensor], int, Any]) -> Report:
         counted = Counted(problem.field)
@@ -167,7 +168,7 @@ def _odeint(odeint: Any, problem: Problem, name: str) -> Case:
     options = tolerances(problem)
 
     @torch.no_grad()
-    def solve(field: nn.Module) -> Any:
+    def solve(field: Callable[..., Any]) -> Any:
         return odeint(field, problem.y0, times, method="dopri5", **options)
 
     def describe(states: Any) -> Report:
@@ -188,11 +189,11 @@ def torchdiffeq_gradient(problem: Problem, variant: str) -> Case:
     if variant == "seminorm":
         options["adjoint_options"] = {"norm": "seminorm"}
 
-    def solve(field: nn.Module) -> tuple[Any, list[Tensor], int]:
+    def solve(field: Callable[..., Any]) -> tuple[Any, list[Tensor], int]:
         y0 = problem.fresh_y0()
         end = final(odeint(field, y0, times, method="dopri5", **options))
         calls = getattr(field, "nfe", 0)
-        return *backward(problem, field, y0, end), calls
+        return *backward(problem, y0, end), calls
 
     def describe(result: Any) -> Report:
         counted = Counted(problem.field)
@@ -261,7 +262,7 @@ def torchode_gradient(problem: Problem) -> Case:
     def solve() -> Any:
         y0 = problem.fresh_y0()
         solution = solver.solve(_torchode_problem(problem, y0))
-        return solution, backward(problem, problem.field, y0, solution.ys[:, -1])[1]
+        return solution, backward(problem, y0, solution.ys[:, -1])[1]
 
     return Case(
         "torchode: dopri5, backprop",

@@ -22,7 +22,7 @@ class Problem:
 
     Attributes:
         name: shown in the tables.
-        field: torch module, called field(t, y).
+        field: called field(t, y); a plain function where there are no parameters.
         y0: initial state [B, D], or a tuple of states.
         end: solve over [0, end].
         tolerance: rtol and atol.
@@ -32,7 +32,7 @@ class Problem:
     """
 
     name: str
-    field: nn.Module
+    field: Callable[..., Any]
     y0: Tensor | tuple[Tensor, ...]
     end: float
     tolerance: float
@@ -48,6 +48,10 @@ class Problem:
     def leaves(self) -> tuple[Tensor, ...]:
         return self.y0 if isinstance(self.y0, tuple) else (self.y0,)
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.field.parameters()) if isinstance(self.field, nn.Module) else []
+
     def times(self) -> Tensor:
         return torch.tensor([0.0, self.end], dtype=self.dtype)
 
@@ -61,7 +65,7 @@ class Problem:
         leaves = tuple(x.double() for x in self.leaves)
         return Problem(
             self.name,
-            copy.deepcopy(self.field).double(),
+            copy.deepcopy(self.field).double() if isinstance(self.field, nn.Module) else self.field,
             leaves if isinstance(self.y0, tuple) else leaves[0],
             self.end,
             self.tolerance,
@@ -69,23 +73,6 @@ class Problem:
             self.jax_field,
             self.loss,
         )
-
-
-class LotkaVolterra(nn.Module):
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        prey, hunters = y[..., 0], y[..., 1]
-        met = prey * hunters
-        return torch.stack([1.5 * prey - met, met - 3.0 * hunters], -1)
-
-
-class VanDerPol(nn.Module):
-    def __init__(self, mu: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mu", mu)
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        x, v = y[..., 0], y[..., 1]
-        return torch.stack([v, self.mu * (1 - x * x) * v - x], -1)
 
 
 class Autonomous(nn.Module):
@@ -134,13 +121,17 @@ def lotka_volterra(batch: int, dtype: torch.dtype) -> Problem:
     if batch > 1:
         y0 = _representable(y0 + np.random.default_rng(0).uniform(-0.3, 0.3, (batch, 2)))
 
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        prey, hunters = y[..., 0], y[..., 1]
+        return torch.stack([1.5 * prey - prey * hunters, prey * hunters - 3.0 * hunters], -1)
+
     def jax_field(jnp: Any, t: Any, y: Any, parameters: Any) -> Any:
         prey, hunters = y[..., 0], y[..., 1]
         return jnp.stack([1.5 * prey - prey * hunters, prey * hunters - 3.0 * hunters], -1)
 
     return Problem(
         name=f"Lotka-Volterra B={batch} {_short(dtype)}",
-        field=LotkaVolterra(),
+        field=field,
         y0=torch.tensor(y0, dtype=dtype),
         end=10.0,
         tolerance=1e-6,
@@ -153,13 +144,19 @@ def van_der_pol(batch: int, dtype: torch.dtype, end: float = 20.0) -> Problem:
     """Stiffness mu from 0.5 to 50: every sample wants steps of its own."""
     mu = _representable(np.logspace(math.log10(0.5), math.log10(50.0), batch))
 
+    stiffness = torch.tensor(mu, dtype=dtype)
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        x, v = y[..., 0], y[..., 1]
+        return torch.stack([v, stiffness * (1 - x * x) * v - x], -1)
+
     def jax_field(jnp: Any, t: Any, y: Any, parameters: Any) -> Any:
         x, v = y[..., 0], y[..., 1]
         return jnp.stack([v, jnp.asarray(mu, y.dtype) * (1 - x * x) * v - x], -1)
 
     return Problem(
         name=f"Van der Pol mu=.5..50 B={batch} {_short(dtype)}",
-        field=VanDerPol(torch.tensor(mu, dtype=dtype)),
+        field=field,
         y0=torch.tensor([[2.0, 0.0]], dtype=dtype).repeat(batch, 1),
         end=end,
         tolerance=1e-6,

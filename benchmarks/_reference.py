@@ -59,5 +59,5 @@ def reference_gradients(
     y0: Any = tight.fresh_y0()
     times = torch.tensor([0.0, tight.end], dtype=torch.float64)
     states = torchdiffeq.odeint(tight.field, y0, times, rtol=1e-10, atol=1e-10, method="dopri8")
-    y, gradients = backward(tight, tight.field, y0, final(states))
+    y, gradients = backward(tight, y0, final(states))
     return y.numpy(), arrays(gradients)

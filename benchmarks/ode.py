@@ -100,7 +100,7 @@ def evaluation(problem: Problem) -> Case:
 
 def with_vjp(problem: Problem) -> Case:
     time = torch.zeros((), dtype=problem.dtype)
-    parameters = list(problem.field.parameters())
+    parameters = problem.parameters
 
     def call() -> None:
         y = problem.fresh_y0()
