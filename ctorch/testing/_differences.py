@@ -1,0 +1,97 @@
+"""Directional derivatives by central differences, with an estimate of their own error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_STEPS = (
+    1e-3,
+    1e-5,
+)  # relative to the direction; the second is tried where the first does not settle
+_ROUNDING = 64 * 2.2e-16
+
+
+@dataclass
+class Difference:
+    """The derivative of each output along one direction, and how far it may be off (elementwise)."""
+
+    value: list[Tensor]
+    error: list[Tensor]
+    base: list[Tensor]
+
+    def settled(self, rtol: float, atol: float) -> bool:
+        """Whether the estimates agree with each other well enough to judge anything by them."""
+        for value, error in zip(self.value, self.error, strict=True):
+            if not bool((error <= atol + rtol * value.abs().max()).all()):
+                return False
+        return True
+
+
+def difference(
+    f: Callable[[Sequence[Tensor]], list[Tensor]],
+    base: list[Tensor],
+    point: Sequence[Tensor],
+    direction: Sequence[Tensor | None],
+) -> Difference:
+    """d/ds f(point + s direction) at s = 0.
+
+    Two central differences are extrapolated (Richardson). Their disagreement, and second differences that do not
+    shrink with the step as those of a smooth function do, bound the error: at a kink the bound is as large as the
+    jump of the slope, so that a subgradient is not called wrong there.
+    """
+    size = max(
+        (min(float(torch.nan_to_num(x).abs().max()), 1.0) for x, _ in _moved(point, direction)),
+        default=1.0,
+    )
+    best: Difference | None = None
+    for step in _STEPS:
+        found = _richardson(f, base, point, direction, step * (size or 1.0))
+        if best is None or _total(found.error) < _total(best.error):
+            best = found
+        if best.settled(1e-5, 1e-9):
+            break
+    assert best is not None
+    return best
+
+
+def _richardson(
+    f: Callable[[Sequence[Tensor]], list[Tensor]],
+    base: list[Tensor],
+    point: Sequence[Tensor],
+    direction: Sequence[Tensor | None],
+    h: float,
+) -> Difference:
+    def shifted(s: float) -> list[Tensor]:
+        return f(
+            [
+                x if v is None else torch.where(v == 0, x, x + s * v)
+                for x, v in zip(point, direction, strict=True)
+            ]
+        )
+
+    ends = [shifted(h), shifted(-h), shifted(h / 2), shifted(-h / 2)]
+    values, errors = [], []
+    for y, (far, back, near, near_back) in zip(base, zip(*ends, strict=True), strict=True):
+        wide, narrow = (far - back) / (2 * h), (near - near_back) / h
+        bend_wide = (far - 2 * y + back) / h
+        bend_narrow = (near - 2 * y + near_back) / (h / 2)
+        error = torch.maximum((wide - narrow).abs(), (2 * bend_narrow - bend_wide).abs())
+        values.append((4 * narrow - wide) / 3)
+        errors.append(torch.nan_to_num(error, nan=torch.inf) + _ROUNDING * y.abs() / h)
+    return Difference(values, errors, base)
+
+
+def _moved(
+    point: Sequence[Tensor], direction: Sequence[Tensor | None]
+) -> list[tuple[Tensor, Tensor]]:
+    return [
+        (x, v) for x, v in zip(point, direction, strict=True) if v is not None and v.abs().any()
+    ]
+
+
+def _total(errors: list[Tensor]) -> float:
+    return sum(float(e.sum()) for e in errors)
