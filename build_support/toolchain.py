@@ -1,0 +1,63 @@
+"""What there is on this machine: torch's headers, a C++ compiler, nvcc. Nothing imports torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+
+def find_torch() -> Path | None:
+    """The directory of the installed torch, also from inside an isolated build environment."""
+    scheme = sysconfig.get_paths()
+    for place in [*sys.path, scheme["purelib"], scheme["platlib"]]:
+        torch = Path(place) / "torch"
+        if (torch / "include/torch/csrc/stable/library.h").is_file():
+            return torch
+    return None
+
+
+def torch_version(torch: Path) -> str:
+    """The version string of the torch in that directory, or ``unknown``."""
+    try:
+        text = (torch / "version.py").read_text()
+    except OSError:
+        return "unknown"
+    found = re.search(r"__version__ = ['\"](.+?)['\"]", text)
+    return found.group(1) if found else "unknown"
+
+
+def has_cuda(torch: Path) -> bool:
+    """Whether that torch was built with CUDA."""
+    return (torch / "lib/libtorch_cuda.so").exists()
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler: ``$CXX``, else g++, else clang++."""
+    names = [os.environ.get("CXX", ""), "g++", "clang++"]
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def find_nvcc() -> str | None:
+    """The path of nvcc: on ``$PATH``, else under ``$CUDA_HOME`` or /usr/local/cuda."""
+    homes = [os.environ.get("CUDA_HOME", ""), os.environ.get("CUDA_PATH", ""), "/usr/local/cuda"]
+    places = os.pathsep.join(os.path.join(home, "bin") for home in homes if home)
+    return shutil.which("nvcc") or shutil.which("nvcc", path=places)
+
+
+def cuda_libraries(nvcc: str) -> list[str]:
+    """The folders that hold libcudart_static.a, as nvcc itself states them."""
+    command = [nvcc, "--dryrun", "-x", "cu", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True).stderr
+    stated = re.search(r"^#\$ LIBRARIES=(.*)$", said, re.MULTILINE)
+    folders = re.findall(r'"?-L([^"\s]+)"?', stated.group(1)) if stated else []
+    return [folder for folder in folders if not folder.endswith("stubs")]
+
+
+def first_line(command: list[str]) -> str:
+    """The first line that a command prints."""
+    return subprocess.run(command, capture_output=True, text=True).stdout.partition("\n")[0]

@@ -1,0 +1,101 @@
+"""The vector field as the solver calls it: packed, counted, checked, and with its graph where one is wanted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctorch.ode.layout import Layout
+
+
+class Stage:
+    """One evaluation ``k = f(t, y)``; where a gradient is wanted, ``y`` (and ``t``) are leaves of its graph."""
+
+    __slots__ = ("k", "t", "y")
+
+    def __init__(self, t: Tensor, y: Tensor, k: Tensor) -> None:
+        self.t, self.y, self.k = t, y, k
+
+
+class VectorField:
+    """``func(t, y, *args)`` on the solver's packed state.
+
+    Attributes:
+        nfe: number of evaluations so far.
+    """
+
+    def __init__(self, func: Callable[..., Any], layout: Layout, args: tuple[Any, ...] = ()) -> None:
+        self.func = func
+        self.layout = layout
+        self.args = args
+        self.nfe = 0
+        self.autocast = _autocast_state(layout.device.type)
+        self._shape: torch.Size | None = None
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        """The slope at ``(t, y)``, packed. ``t``: 0-dim, or ``[B, 1, ..., 1]`` in a batched solve."""
+        self.nfe += 1
+        if self.layout.plain:
+            k = self.func(t, y, *self.args)
+            if isinstance(k, Tensor) and k.shape == y.shape and k.dtype is y.dtype:
+                return k
+            self.layout.check_like(k, "func")
+            return k.to(y.dtype)
+        k = self.func(t, self.layout.unpack(y), *self.args)
+        self.layout.check_like(k, "func")
+        packed = self.layout.pack(k)
+        return packed if packed.dtype is y.dtype else packed.to(y.dtype)
+
+    def value(self, t: Tensor, y: Tensor) -> Stage:
+        """Evaluate without a graph. To be called under ``no_grad``."""
+        version = y._version
+        k = self(t, y)
+        if y._version != version:
+            raise RuntimeError(
+                "func changed its argument y in place, which would corrupt the solve: work on a copy (y.clone())"
+                " or use out-of-place operations."
+            )
+        return Stage(t, y, k)
+
+    def record(self, t: Tensor, y: Tensor, time_grad: bool = False) -> Stage:
+        """Evaluate with a graph whose leaves are ``y`` and, with ``time_grad``, ``t``: both fresh tensors."""
+        y.requires_grad_(True)
+        if time_grad:
+            t.requires_grad_(True)
+        with torch.enable_grad():
+            return Stage(t, y, self(t, y))
+
+    @contextlib.contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Evaluate again as in the forward pass: its autocast state, and buffers as they are after it."""
+        modules = [m for m in (self.func, *self.args) if isinstance(m, torch.nn.Module)]
+        buffers = [b for m in modules for b in m.buffers()]
+        saved = [b.detach().clone() for b in buffers]
+        with contextlib.ExitStack() as stack:
+            for context in self.autocast():
+                stack.enter_context(context)
+            yield
+        with torch.no_grad():
+            for buffer, value in zip(buffers, saved, strict=True):
+                if buffer._version and not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def _autocast_state(device_type: str) -> Callable[[], list[Any]]:
+    """Contexts that bring back the autocast settings in force now."""
+    kinds = {device_type, "cpu"}
+    state = [
+        (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        for kind in kinds
+        if torch.amp.is_autocast_available(kind)
+    ]
+    cache = torch.is_autocast_cache_enabled()
+    return lambda: [
+        torch.autocast(kind, enabled=enabled, dtype=dtype, cache_enabled=cache)
+        for kind, enabled, dtype in state
+        if enabled or torch.is_autocast_enabled(kind)
+    ]
