@@ -1,4 +1,4 @@
-"""The tensors that a function uses beyond its arguments: parameters, buffers, tensors in closures."""
+"""The tensors that a function uses beyond its arguments: parameters, buffers, closures."""
 
 from __future__ import annotations
 
@@ -54,10 +54,11 @@ class Captured:
 
 
 def find_captured(fn: Callable[..., Any]) -> list[Captured]:
-    """All floating-point and complex tensors that ``fn`` holds, each once, in a fixed order.
+    """All tensors that ``fn`` holds (integer buffers too), each once, in a fixed order.
 
-    Looked at: modules (parameters, buffers, tensor attributes), closures, defaults and the globals that a
-    function's code names, ``functools.partial``, bound methods, and the attributes of other callable objects.
+    Looked at: modules (parameters, buffers, tensor attributes), closures, defaults and the globals
+    that a function's code names, ``functools.partial``, bound methods, and the attributes of other
+    callable objects.
     """
     found: dict[int, Captured] = {}
     seen: set[int] = set()
@@ -67,7 +68,7 @@ def find_captured(fn: Callable[..., Any]) -> list[Captured]:
 
 @contextmanager
 def widened(captured: list[Captured]) -> Iterator[None]:
-    """Within the block the tensors hold float64 (complex128) copies; afterwards their own data is back.
+    """Within the block the tensors hold copies, in double precision; then their own data again.
 
     Their ``.grad`` is set aside for as long, since its dtype must match.
     """
@@ -84,7 +85,7 @@ def widened(captured: list[Captured]) -> Iterator[None]:
 
 
 def widen(tensor: Tensor) -> Tensor:
-    """``tensor`` in float64 or complex128, in the same memory layout and detached; integers stay as they are."""
+    """``tensor`` in double precision, detached, in the same memory layout; integers stay."""
     tensor = tensor.detach().resolve_conj().resolve_neg()
     dtype = _WIDER.get(tensor.dtype, tensor.dtype)
     count = tensor.untyped_storage().nbytes() // tensor.element_size()
@@ -105,8 +106,8 @@ def _search(value: Any, name: str, found: dict[int, Captured], seen: set[int], d
         for i, item in enumerate(value.args):
             _hold(item, _join(name, f"args[{i}]"), None, found, seen, depth)
         for key in value.keywords:
-            put = functools.partial(value.keywords.__setitem__, key)
-            _hold(value.keywords[key], _join(name, key), put, found, seen, depth)
+            put_keyword = functools.partial(value.keywords.__setitem__, key)
+            _hold(value.keywords[key], _join(name, key), put_keyword, found, seen, depth)
     elif inspect.ismethod(value):
         _search(value.__self__, name, found, seen, depth - 1)
         _search(value.__func__, name, found, seen, depth - 1)
@@ -115,8 +116,8 @@ def _search(value: Any, name: str, found: dict[int, Captured], seen: set[int], d
         _search_function(value, name, found, seen, depth)
     elif isinstance(value, (list, tuple)):
         for i, item in enumerate(value):
-            put = functools.partial(value.__setitem__, i) if isinstance(value, list) else None
-            _hold(item, f"{name}[{i}]", put, found, seen, depth)
+            put_item = functools.partial(value.__setitem__, i) if isinstance(value, list) else None
+            _hold(item, f"{name}[{i}]", put_item, found, seen, depth)
     elif isinstance(value, dict):
         for key in value:
             put = functools.partial(value.__setitem__, key)
@@ -175,7 +176,7 @@ def _search_module(
 
 
 def _users_own(item: Any) -> bool:
-    """Whether a global is worth following: a tensor, a module, or a function outside the libraries."""
+    """Whether a global is followed: a tensor, a module, a function outside the libraries."""
     if inspect.isfunction(item) or isinstance(item, functools.partial):
         home = getattr(item, "__module__", "").partition(".")[0]
         return home not in ("torch", "ctorch", "numpy", "hypothesis")
@@ -199,8 +200,6 @@ def _hold(
 def _add(
     tensor: Tensor, name: str, put: Callable[[Any], None] | None, found: dict[int, Captured]
 ) -> None:
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        return
     held = found.setdefault(id(tensor), Captured(name, tensor))
     if put is not None:
         held.places.append(put)

@@ -30,7 +30,7 @@ class Tolerance:
 
 @dataclass
 class Probe:
-    """One direction: its variables, the perturbation of every storage, and the differences along it."""
+    """One direction: its variables, what moves in every storage, the differences along it."""
 
     variables: list[int]
     direction: list[Tensor | None]
@@ -44,6 +44,7 @@ class Check:
     system: System
     tolerance: Tolerance
     seed: int
+    layout: int = 0
     base: list[Tensor] = field(default_factory=list)
     cotangents: list[Tensor] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
@@ -51,7 +52,7 @@ class Check:
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
         self.base = self.system.at(self.system.point)
-        layout = _COTANGENTS[self.seed % len(_COTANGENTS)]
+        layout = _COTANGENTS[self.layout % len(_COTANGENTS)]
         self.cotangents = [with_layout(self.random(y), layout) for y in self.base]
         for variables in self._groups():
             direction: list[Tensor | None] = [None] * len(self.system.point)
@@ -68,7 +69,7 @@ class Check:
         return all(p.difference.settled(1e-3, self.tolerance.atol) for p in self.probes)
 
     def _groups(self) -> Iterator[list[int]]:
-        """Every input alone, every captured tensor alone, or all captured tensors jointly if they are many."""
+        """Inputs one at a time; captured tensors too, or all of them jointly if they are many."""
         n, total = self.system.input_count, len(self.system.point)
         yield from ([i] for i in range(n))
         if total - n > _CAPTURED_ALONE:
@@ -86,22 +87,21 @@ def reverse(check: Check) -> Finding | None:
     again = _pull(outputs, leaves, check.cotangents)
     for i, (g, g2) in enumerate(zip(grads, again, strict=True)):
         if not torch.allclose(g, g2, rtol=1e-9, atol=1e-12, equal_nan=True):
-            text = f"a second backward pass over the same graph gives another {_what(system, i)}"
+            text = f"a second backward pass over one graph gives another {_what(system, i)}"
             return Finding("reverse", system.order, system.names[i], text)
     attached = any(y.requires_grad for y in outputs)
     for probe in check.probes:
         finding = _judge_pullback(check, probe, grads, "reverse")
         if finding is not None:
             if not attached:
-                finding.hint = (
-                    "no output carries a graph: the function detached its input or ran in no_grad"
-                )
+                finding.hint = "no output carries a graph: detached, or computed in no_grad"
+                finding.locate = None
             return finding
     return None
 
 
 def forward(check: Check) -> Finding | None:
-    """Jacobian-vector products, by dual numbers and by torch.func.jvp; one of the two may be unsupported."""
+    """Jacobian-vector products by dual numbers and by torch.func.jvp; one may be unsupported."""
     errors: list[Exception] = []
     for way in (_push_dual, _push_func):
         for probe in check.probes:
@@ -119,14 +119,17 @@ def forward(check: Check) -> Finding | None:
                 return finding
     if len(errors) == 2:
         dual, func = (str(e).strip().splitlines() or [repr(e)] for e in errors)
-        text = f"forward mode is not supported: dual numbers raise {dual[0]!r}, torch.func.jvp {func[0]!r}"
+        text = (
+            "forward mode is not supported: dual numbers raise "
+            f"{dual[0]!r}, torch.func.jvp {func[0]!r}"
+        )
         names = ", ".join(check.system.names)
         return Finding("forward", check.system.order, names, text)
     return None
 
 
 def batched(check: Check) -> Finding | None:
-    """Several vector-Jacobian products at once (``is_grads_batched``) against one after the other."""
+    """Vector-Jacobian products at once (``is_grads_batched``) against one after the other."""
     system = check.system
     leaves = system.leaves()
     outputs = system.eager(leaves[: system.input_count])
@@ -140,7 +143,7 @@ def batched(check: Check) -> Finding | None:
         allowed = check.tolerance.atol + check.tolerance.rtol * expected.abs().max()
         if gap.numel() and not bool((gap <= allowed).all()):
             worst = int(torch.nan_to_num(gap, nan=torch.inf).argmax())
-            text = f"batched gradients (is_grads_batched=True) differ from single ones for {_what(system, i)}"
+            text = f"is_grads_batched=True gives another {_what(system, i)} than single passes"
             return Finding(
                 "batched",
                 system.order,
@@ -217,8 +220,7 @@ def _push_func(system: System, probe: Probe) -> list[Tensor]:
     primals = tuple(system.point[i].clone() for i in probe.variables)
     directions = [probe.direction[i] for i in probe.variables]
     tangents = tuple(v.clone() for v in directions if v is not None)
-    _, pushed = torch.func.jvp(outputs, primals, tangents)
-    return [y.detach() for y in pushed]
+    return [y.detach() for y in torch.func.jvp(outputs, primals, tangents)[1]]
 
 
 def _with_graph(x: Tensor) -> Tensor:
@@ -244,7 +246,12 @@ def _judge_pullback(
     allowed = check.tolerance.atol + check.tolerance.rtol * scale + slack
     if abs(analytic - numeric) <= allowed:
         return None
-    return _worst_element(check, probe, grads, mode, analytic, numeric, allowed)
+    names = ", ".join(check.system.names[i] for i in probe.variables)
+    text = f"wrong {mode}-mode {_order(check.system)} with respect to {names}"
+    gap, where = abs(analytic - numeric), ", along a random direction"
+    coarse = Finding(mode, check.system.order, names, text, analytic, numeric, gap, allowed, where)
+    coarse.locate = lambda: _worst_element(check, probe, grads, coarse)
+    return coarse
 
 
 def _judge_pushforward(
@@ -280,21 +287,9 @@ def _judge_pushforward(
     return None
 
 
-def _worst_element(
-    check: Check,
-    probe: Probe,
-    grads: Sequence[Tensor],
-    mode: str,
-    analytic: complex | float,
-    numeric: complex | float,
-    allowed: float,
-) -> Finding:
-    """Names the element of the gradient that is off most; the random direction itself if none can be found."""
-    system = check.system
-    worst = abs(analytic - numeric)
-    names = ", ".join(system.names[i] for i in probe.variables)
-    found = (names, analytic, numeric, worst, allowed, ", along a random direction")
-    largest = 0.0
+def _worst_element(check: Check, probe: Probe, grads: Sequence[Tensor], coarse: Finding) -> Finding:
+    """Names the element of the gradient that is off most, or the random direction."""
+    system, found, largest = check.system, coarse, 0.0
     for i in probe.variables:
         grad = grads[i]
         for k in range(min(grad.numel(), _ELEMENTS)):
@@ -304,15 +299,19 @@ def _worst_element(
             gap = gap if gap == gap else float("inf")
             if gap - slack > largest:
                 largest = gap - slack
+                text = (
+                    f"wrong {coarse.mode}-mode {_order(system)} with respect to {system.names[i]}"
+                )
+                limit = check.tolerance.atol + slack
                 where = element(grad.shape, k)
-                found = (system.names[i], got, value, gap, check.tolerance.atol + slack, where)
-    name, got, value, gap, limit, where = found
-    text = f"wrong {mode}-mode {_order(system)} with respect to {name}"
-    return Finding(mode, system.order, name, text, got, value, gap, limit, where)
+                found = Finding(
+                    coarse.mode, system.order, system.names[i], text, got, value, gap, limit, where
+                )
+    return found
 
 
 def _element_difference(check: Check, i: int, k: int) -> tuple[complex | float, float]:
-    """Derivative of <cotangents, outputs> with respect to one element, as autograd's convention has it."""
+    """Derivative of <cotangents, outputs> by one element, in autograd's convention."""
     system = check.system
     position = system.inputs[i].position(k) if i < system.input_count else k
     parts: list[float] = []
@@ -320,7 +319,7 @@ def _element_difference(check: Check, i: int, k: int) -> tuple[complex | float, 
     for unit in (1.0, 1.0j) if system.point[i].is_complex() else (1.0,):
         direction: list[Tensor | None] = [None] * len(system.point)
         moved = torch.zeros_like(system.point[i])
-        moved.view(-1)[position] = unit
+        moved.view(-1)[position] = torch.tensor(unit, dtype=moved.dtype)
         direction[i] = moved
         found = difference(system.at, check.base, system.point, direction)
         parts.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +15,12 @@ class GradientMismatch(AssertionError):
     """A derivative disagrees with finite differences; the message holds the smallest failing case.
 
     Attributes:
-        mode: ``"reverse"``, ``"forward"``, ``"batched"``, or ``"value"`` when the function itself returns other
-            numbers for the same input.
+        mode: ``"reverse"``, ``"forward"``, ``"batched"``, or ``"value"`` when the function itself
+            returns other numbers for the same input.
         order: 1, or 2 when the derivative of the gradient is wrong.
         variable: the input or parameter concerned, as ``"input 0"`` or ``"net.weight"``.
-        analytic, numeric: the derivative that was returned and the one expected, at the worst element.
+        analytic, numeric: the derivative that was returned and the one expected, at the worst
+            element.
         max_error: the largest absolute difference.
         seed: the seed that was given to the check.
     """
@@ -47,9 +48,15 @@ class Finding:
     allowed: float = float("nan")
     where: str = ""
     hint: str = ""
+    locate: Callable[[], Finding] | None = None  # finds the worst element; costly, so asked once
+
+    @property
+    def kind(self) -> tuple[str, int, str]:
+        """Failures of one kind may stand for each other when a case is shrunk."""
+        return self.mode, self.order, self.headline.partition(" with respect to")[0]
 
     def exception(self, name: str, case: str, seed: int, tried: int) -> GradientMismatch:
-        """The error that a user sees: the finding, the case that shows it, and how to see it again."""
+        """The error that a user sees: the finding, its case, and how to see it again."""
         lines = [f"{name}: {self.headline}"]
         if self.max_error == self.max_error:
             lines += [

@@ -1,4 +1,4 @@
-"""One case of a check: a function, the point where it is differentiated, and its outputs as a list of tensors."""
+"""One case of a check: a function, a point, and its outputs as a list of tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ctorch.testing._captured import Captured
 
 @dataclass
 class Leaf:
-    """A tensor argument as flat storage plus a view of it, so that every evaluation sees the same layout."""
+    """A tensor argument as storage plus a view of it: every evaluation sees the same layout."""
 
     name: str
     storage: Tensor
@@ -29,7 +29,7 @@ class Leaf:
         count = tensor.untyped_storage().nbytes() // tensor.element_size()
         storage = torch.as_strided(tensor, (count,), (1,), 0)
         return cls(
-            name, storage, tuple(tensor.shape), tuple(tensor.stride()), tensor.storage_offset()
+            name, storage, tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset())
         )
 
     def view(self, storage: Tensor) -> Tensor:
@@ -45,8 +45,9 @@ class Leaf:
 class System:
     """``fn`` at one point, as a function of the storages of its inputs and of the captured tensors.
 
-    ``eager`` reads captured tensors where they are (they hold the values already); ``pure`` gets everything as
-    arguments, as ``torch.func`` wants it. Both return the floating-point and complex outputs as a list.
+    ``eager`` reads captured tensors where they are (they hold the values already); ``pure`` gets
+    everything as arguments, as ``torch.func`` wants it. Both return the floating-point and complex
+    outputs as a list.
     """
 
     order = 1
@@ -128,7 +129,7 @@ class System:
 
 
 class GradientSystem(System):
-    """The vector-Jacobian product of a system, as a system whose inputs are joined by the cotangents."""
+    """The vector-Jacobian product of a system; the cotangents join its inputs."""
 
     order = 2
 
@@ -163,9 +164,9 @@ class GradientSystem(System):
         for held in self.captured:
             if not held.places:
                 raise NotImplementedError(f"{held.name} is held where it cannot be replaced")
-        _, pullback = torch.func.vjp(
+        pullback = torch.func.vjp(
             lambda *v: tuple(self.inner.pure(v)), *variables[:n], *variables[m:]
-        )
+        )[1]
         return list(pullback(tuple(variables[n:m])))
 
 
@@ -181,7 +182,7 @@ def differentiable(result: Any) -> list[Tensor]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Every evaluation starts from the same torch random state, so that dropout draws the same mask."""
+    """The same torch random state for every evaluation: dropout draws the same mask."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(seed)

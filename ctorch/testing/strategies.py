@@ -28,8 +28,8 @@ def tensors(
 ) -> SearchStrategy[Tensor]:
     """A strategy that draws tensors of one shape in several memory layouts.
 
-    Without bounds, values have a drawn scale (0.01, 1 or 10) and both signs. With bounds they lie between them,
-    which is what a function with a limited domain (a logarithm, a square root) needs.
+    Without bounds, values have a drawn scale (0.01, 1 or 10) and both signs. With bounds they lie
+    between them, which is what a function with a limited domain (a logarithm, a square root) needs.
 
     Args:
         shape: shape of the tensor; ``()`` gives a scalar.
@@ -37,9 +37,10 @@ def tensors(
         high: upper bound.
         dtype: a floating-point or complex dtype; real and imaginary parts are drawn alike.
         device: where the tensor lies.
-        layouts: the memory layouts to choose from: ``"contiguous"``, ``"transposed"``, ``"sliced"`` (every other
-            element of a larger storage, NaN between them), ``"offset"`` (the storage starts earlier) and
-            ``"expanded"`` (stride 0). A layout that the shape does not allow falls back to contiguous.
+        layouts: the memory layouts to choose from: ``"contiguous"``, ``"transposed"``, ``"sliced"``
+            (every other element of a larger storage, NaN between them), ``"offset"`` (the storage
+            starts earlier) and ``"expanded"`` (stride 0). A layout that the shape does not allow
+            falls back to contiguous.
 
     Raises:
         ImportError: hypothesis is not installed.
@@ -78,7 +79,7 @@ def tensors(
 
 
 def with_layout(values: Tensor, layout: str) -> Tensor:
-    """The same numbers in another memory layout (``"expanded"`` repeats the first slice instead)."""
+    """The same numbers in another layout (``"expanded"`` repeats the first slice instead)."""
     if layout == "transposed" and values.ndim >= 2:
         return values.transpose(0, -1).contiguous().transpose(0, -1)
     if layout == "sliced" and values.ndim >= 1:
@@ -109,7 +110,7 @@ def require_hypothesis() -> Any:
 
 
 def _draw_values(draw: DrawFn, shape: tuple[int, ...], span: tuple[float, float] | None) -> Tensor:
-    """Contiguous float64 values; few elements are drawn one by one, so that a failing case shrinks."""
+    """Contiguous float64 values; few elements are drawn one by one, so that they shrink."""
     st = require_hypothesis().strategies
     count = 1
     for size in shape:
