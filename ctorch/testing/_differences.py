@@ -49,16 +49,22 @@ def difference(
         (min(float(torch.nan_to_num(x).abs().max()), 1.0) for x, _ in _moved(point, direction)),
         default=1.0,
     )
-    best: Difference | None = None
-    for step in _STEPS:
-        found = _richardson(f, base, point, direction, step * (size or 1.0))
-        flat = all(not v.any() for v in found.value)  # a step within rounding sees a plateau
-        if best is None or (not flat and _total(found.error) < _total(best.error)):
-            best = found
-        if best.settled(1e-5, 1e-9):
-            break
-    assert best is not None
-    return best
+    wide, narrow = (step * (size or 1.0) for step in _STEPS)
+    first = _richardson(f, base, point, direction, wide)
+    if first.settled(1e-5, 1e-9):
+        return first
+    return _merge(first, _richardson(f, base, point, direction, narrow))
+
+
+def _merge(first: Difference, second: Difference) -> Difference:
+    """The better estimate of each element, trusted no further than the two agree."""
+    values, errors = [], []
+    for v1, e1, v2, e2 in zip(first.value, first.error, second.value, second.error, strict=True):
+        values.append(torch.where(e2 < e1, v2, v1))
+        error = torch.maximum(torch.minimum(e1, e2), (v1 - v2).abs())
+        # estimates that scatter this much say little about their own error either
+        errors.append(torch.where(error > 1e-3 * values[-1].abs(), 10 * error, error))
+    return Difference(values, errors, first.base)
 
 
 def _richardson(
@@ -95,7 +101,3 @@ def _moved(
     return [
         (x, v) for x, v in zip(point, direction, strict=True) if v is not None and v.abs().any()
     ]
-
-
-def _total(errors: list[Tensor]) -> float:
-    return sum(float(e.sum()) for e in errors)

@@ -261,9 +261,12 @@ def test_a_checkpoint_that_does_not_replay_dropout_is_found():
         check_gradients(fn, (torch.zeros(6), False), modes=("reverse",), examples=5)
 
 
-def test_a_function_that_is_not_smooth_is_not_judged():
+def test_a_function_with_a_rough_surface_is_not_judged():
+    def fn(x: Tensor) -> Tensor:  # as the steps of a loose adaptive solve are
+        return x + 1e-4 * (x.detach() * 1e9).frac()
+
     with pytest.raises(GradientMismatch, match="did not settle"):
-        check_gradients(lambda x: (x.half() * 3).sin().double(), torch.zeros(3), modes=("reverse",))
+        check_gradients(fn, torch.zeros(3), modes=("reverse",))
 
 
 def test_errors_of_the_function_itself_come_through():
