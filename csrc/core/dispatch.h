@@ -1,4 +1,5 @@
-// From a run-time dtype to a compile-time type, as functions: a macro would choke on the commas of a kernel launch.
+// From a run-time dtype to a compile-time type, as functions: a macro would choke on the commas of
+// a kernel launch.
 //
 //   dispatch_floating(x.scalar_type(), "name", [&](auto zero) {
 //     using scalar_t = decltype(zero);

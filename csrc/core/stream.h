@@ -1,10 +1,11 @@
-// All that a cuda.cu needs of its surroundings: the stream torch is using, the device guard, the launch and its check.
+// All that a cuda.cu needs of its surroundings: the stream torch is using, the device guard, the
+// launch and its check.
 //
 //   Launch launch(x);  // current device and stream are now those of x, until the end of the scope
 //   CT_LAUNCH((kernel<scalar_t>), grid, block, shared_bytes, launch.stream, args...);
 //
-// With CT_EMULATE the same file is compiled by g++: cuda_emu.h (on the include path) then stands in for the CUDA
-// runtime and defines CT_LAUNCH, and tensors are on the CPU.
+// With CT_EMULATE the same file is compiled by g++: cuda_emu.h (on the include path) then stands in
+// for the CUDA runtime and defines CT_LAUNCH, and tensors are on the CPU.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -17,8 +18,10 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/c/shim.h>
 
-// Exported by CUDA builds of libtorch only. Weak, so that one library loads under a CPU build of torch as well.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+// Exported by CUDA builds of libtorch only. Weak, so that one library loads under a CPU build of
+// torch as well.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
+                                                                                   void** stream);
 #endif
 
 namespace ct {
@@ -52,7 +55,8 @@ struct Launch {
 
 inline void launch_check(const char* kernel) {
   const cudaError_t status = cudaGetLastError();
-  STD_TORCH_CHECK(status == cudaSuccess, "ctorch: launch of ", kernel, " failed: ", cudaGetErrorString(status));
+  STD_TORCH_CHECK(status == cudaSuccess, "ctorch: launch of ", kernel,
+                  " failed: ", cudaGetErrorString(status));
 }
 
 #endif
@@ -61,9 +65,9 @@ inline void launch_check(const char* kernel) {
 
 // A kernel with several template arguments goes in parentheses, since a macro splits at commas.
 #ifndef CT_LAUNCH
-#define CT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)      \
-  do {                                                                 \
+#define CT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)         \
+  do {                                                                    \
     (kernel)<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__); \
-    ::ct::launch_check(#kernel);                                       \
+    ::ct::launch_check(#kernel);                                          \
   } while (false)
 #endif

@@ -117,6 +117,4 @@ def _derivative(p: list[list[float]]) -> Tensor:
 
 def _reverse(a: list[list[float]], b: list[float]) -> tuple[Tensor, ...]:
     total = len(b)
-    return tuple(
-        _vector([b[j], *[a[i][j] for i in range(total - 1, j, -1)]]) for j in range(total)
-    )
+    return tuple(_vector([b[j], *[a[i][j] for i in range(total - 1, j, -1)]]) for j in range(total))

@@ -67,7 +67,9 @@ class StepController:
             lowest = 1.0 if error < 1.0 else self.min_factor
             return min(self.max_factor, max(self.safety / error ** (self.i / order), lowest))
         factor = self.safety * error ** (-(self.p + self.i + self.d) / order)
-        if error <= 1.0:  # the history of accepted steps says nothing on how to shorten a rejected one
+        if (
+            error <= 1.0
+        ):  # the history of accepted steps says nothing on how to shorten a rejected one
             factor *= history[0] ** ((self.p + 2 * self.d) / order)
             factor *= history[1] ** (-self.d / order)
             return min(self.max_factor, max(factor, self.min_factor))

@@ -28,7 +28,9 @@ class VectorField:
         nfe: number of evaluations so far.
     """
 
-    def __init__(self, func: Callable[..., Any], layout: Layout, args: tuple[Any, ...] = ()) -> None:
+    def __init__(
+        self, func: Callable[..., Any], layout: Layout, args: tuple[Any, ...] = ()
+    ) -> None:
         self.func = func
         self.layout = layout
         self.args = args

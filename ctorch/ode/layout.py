@@ -50,9 +50,7 @@ class Layout:
         else:
             leaves = pytree.tree_leaves(y)
             start = 1 if self.batched else 0
-            flat = [
-                leaf.reshape(*leaf.shape[:start], -1).to(self.user_dtype) for leaf in leaves
-            ]
+            flat = [leaf.reshape(*leaf.shape[:start], -1).to(self.user_dtype) for leaf in leaves]
             packed = torch.cat(flat, dim=start)
         return torch.view_as_real(packed.resolve_conj()) if self.is_complex else packed
 

@@ -6,7 +6,7 @@ loading the library gives it a kernel. ``load()`` is called once, after they hav
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import warnings
@@ -22,8 +22,9 @@ HAS_CUDA_KERNELS: bool = False
 """Whether it holds CUDA kernels."""
 
 REINSTALL = "pip install --force-reinstall --no-deps --no-build-isolation ."
-_PACKAGE = Path(__file__).resolve().parent.parent
+LIBRARY = Path(__file__).resolve().parents[1] / "_C.abi3.so"
 _why, _cure = "the operators have not been loaded", "import ctorch"
+_tried = False
 
 
 def load() -> None:
@@ -31,14 +32,15 @@ def load() -> None:
 
     Environment: ``CTORCH_KERNELS=0`` leaves the library alone, to compare with the reference.
     """
-    global HAS_KERNELS, HAS_CUDA_KERNELS, _why, _cure
-    if HAS_KERNELS:
+    global HAS_KERNELS, HAS_CUDA_KERNELS, _why, _cure, _tried
+    if _tried:
         return
+    _tried = True
     if os.environ.get("CTORCH_KERNELS") == "0":
         _why, _cure = "CTORCH_KERNELS=0 is set", "unset CTORCH_KERNELS"
         return
     try:
-        importlib.import_module("ctorch._C")
+        _load_library()
     except ImportError as error:
         _why, _cure = _explain(error)
         if not _why.startswith("CTORCH_EXT=0"):  # then the user asked for none
@@ -88,10 +90,17 @@ def implementation(operator: str, device: str) -> str:
 def build_note() -> dict[str, Any]:
     """What ``setup.py`` noted: compiler, torch, GPU architectures, or why it built no library."""
     try:
-        note: dict[str, Any] = json.loads((_PACKAGE / "_build.json").read_text())
+        note: dict[str, Any] = json.loads(LIBRARY.with_name("_build.json").read_text())
     except (OSError, ValueError):
         return {}
     return note
+
+
+def _load_library() -> None:
+    """Loads the library beside this very package, not another one that an import might find."""
+    spec = importlib.util.spec_from_file_location("ctorch._C", LIBRARY)
+    assert spec is not None
+    importlib.util.module_from_spec(spec)
 
 
 def _registered(operator: str, key: str) -> bool:
@@ -101,7 +110,7 @@ def _registered(operator: str, key: str) -> bool:
 def _explain(error: ImportError) -> tuple[str, str]:
     """Why the library is missing or does not load, and the cure."""
     here = "in ctorch's source folder"
-    if (_PACKAGE / "_C.abi3.so").exists():
+    if LIBRARY.exists():
         needs = "it needs torch >= 2.10 and the kind of machine it was built on"
         why = f"_C.abi3.so does not load under torch {torch.__version__} ({needs}): {error}"
         return why, f"rebuild it: {here} `{REINSTALL}`"

@@ -1,0 +1,220 @@
+// Reads and checks the arguments of the operators; the same for CPU and CUDA. Messages name the argument: the operators
+// are called directly by the solver's inner loop, without the checks of the public functions.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <vector>
+
+#include "../core/dispatch.h"
+#include "arith.h"
+
+namespace ct::rk {
+
+using torch::stable::Tensor;
+
+// Raises RuntimeError with the parts of the message put together, without the C++ file and line that torch's own check
+// would put in front of it.
+template <typename... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (condition) [[likely]]
+    return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+// The slopes k [S, *shape] with shape = [B, ...]; a 0-dim state counts as one sample.
+struct Slopes {
+  Slopes(const char* op_, const Tensor& k)
+      : op(op_), tensor(k), dtype(k.scalar_type()), sizes(k.sizes()), device(k.get_device_index()) {
+    require(sizes.size() >= 1, op, ": k must be [S, *shape], got a 0-dim tensor");
+    require(k.is_contiguous(), op, ": k must be contiguous");
+    stages = sizes[0];
+    numel = 1;
+    for (size_t d = 1; d < sizes.size(); ++d) numel *= sizes[d];
+    batch = sizes.size() > 1 ? sizes[1] : 1;
+    row = batch > 0 ? numel / batch : 0;
+  }
+
+  // A tensor that has the state's shape, dtype and device.
+  void check_like_state(const char* name, const Tensor& x, bool contiguous = true) const {
+    const auto given = x.sizes();
+    bool same = given.size() + 1 == sizes.size();
+    for (size_t d = 0; same && d < given.size(); ++d) same = given[d] == sizes[d + 1];
+    require(same, op, ": ", name, " must have the shape of a row of k");
+    require(x.scalar_type() == dtype, op, ": ", name, " must have the dtype of k (",
+                    torch::headeronly::toString(dtype), "), got ", torch::headeronly::toString(x.scalar_type()));
+    check_device(name, x);
+    require(!contiguous || x.is_contiguous(), op, ": ", name, " must be contiguous");
+  }
+
+  void check_device(const char* name, const Tensor& x) const {
+    require(x.is_cpu() == tensor.is_cpu() && x.get_device_index() == device, op, ": ", name,
+                    " must be on the device of k");
+  }
+
+  void check_slot(int64_t slot) const {
+    require(slot >= 0 && slot < stages, op, ": slot must be in [0, ", stages, "), got ", slot);
+  }
+
+  const char* op;
+  const Tensor& tensor;
+  ScalarType dtype;
+  torch::headeronly::IntHeaderOnlyArrayRef sizes;
+  int32_t device;
+  int64_t stages, batch, row, numel;
+};
+
+// A small float64 tensor on the CPU, which is read here and now.
+inline const double* host_numbers(const char* op, const char* name, const Tensor& x, int64_t dim) {
+  require(x.is_cpu() && x.scalar_type() == ScalarType::Double && x.dim() == dim && x.is_contiguous(), op, ": ",
+                  name, " must be a contiguous float64 tensor on the CPU with ", dim, " dimension(s)");
+  return x.const_data_ptr<double>();
+}
+
+// The step: a number, or one per sample (or one for all, where it lives on the GPU).
+struct Step {
+  const double* data = nullptr;  // null: `value` holds it
+  int64_t stride = 0;            // 0: one for all samples
+  double value = 0;
+};
+
+inline Step read_step(const Slopes& k, const Tensor& h) {
+  require(h.scalar_type() == ScalarType::Double, k.op, ": h must be float64, got ",
+                  torch::headeronly::toString(h.scalar_type()));
+  Step step;
+  if (h.dim() == 0 && h.is_cpu()) {
+    step.value = *h.const_data_ptr<double>();
+    return step;
+  }
+  k.check_device("h", h);
+  step.data = h.const_data_ptr<double>();
+  if (h.dim() == 0) return step;
+  require(h.dim() == 1 && h.size(0) == k.batch && k.sizes.size() > 1, k.op, ": h must be 0-dim or [B] with B = ",
+                  k.batch, ", the first size of the state");
+  step.stride = h.stride(0);
+  return step;
+}
+
+// The active terms of a combination. The row `fresh_slot` is read from `fresh`, where its slope has not reached k yet.
+template <typename T, typename A>
+Terms<T, A> read_terms(const Slopes& k, const char* name, const Tensor& coefficients, const T* fresh = nullptr,
+                       int64_t fresh_slot = -1) {
+  const double* a = host_numbers(k.op, name, coefficients, 1);
+  const int64_t count = coefficients.numel();
+  require(count <= k.stages, k.op, ": ", name, " has ", count, " entries, but k has ", k.stages, " rows");
+  Terms<T, A> terms;
+  const T* rows = k.tensor.template const_data_ptr<T>();
+  for (int64_t j = 0; j < count; ++j) {
+    if (a[j] == 0) continue;
+    require(terms.count < kMaxTerms, k.op, ": ", name, " has more than ", kMaxTerms, " nonzero entries");
+    terms.row[terms.count] = fresh != nullptr && j == fresh_slot ? fresh : rows + j * k.numel;
+    terms.coefficient[terms.count++] = static_cast<A>(a[j]);
+  }
+  return terms;
+}
+
+// A tolerance: a number, or one per element of the state.
+template <typename T>
+struct Tolerance {
+  const T* data = nullptr;  // null: `value` holds it
+  T value = 0;
+};
+
+template <typename T>
+Tolerance<T> read_tolerance(const Slopes& k, const char* name, const Tensor& x) {
+  Tolerance<T> tolerance;
+  if (x.dim() == 0 && x.is_cpu() && x.scalar_type() == ScalarType::Double) {
+    tolerance.value = static_cast<T>(*host_numbers(k.op, name, x, 0));
+    return tolerance;
+  }
+  k.check_like_state(name, x);
+  tolerance.data = x.const_data_ptr<T>();
+  return tolerance;
+}
+
+// What a norm is taken over: `units` times (the whole state, or each sample) a run of `length` elements, which the
+// segments partition.
+struct Norm {
+  int64_t units, length;
+  std::vector<int64_t> segments;
+  bool maximum;
+};
+
+inline Norm read_norm(const Slopes& k, std::vector<int64_t> segments, bool maximum, bool per_sample) {
+  require(!per_sample || k.sizes.size() > 1, k.op, ": per_sample needs a state with a batch dimension");
+  Norm norm{per_sample ? k.batch : 1, per_sample ? k.row : k.numel, std::move(segments), maximum};
+  int64_t total = 0;
+  for (int64_t length : norm.segments) {
+    require(length >= 0, k.op, ": segments must not be negative");
+    total += length;
+  }
+  if (norm.segments.empty()) norm.segments.push_back(total = norm.length);
+  require(total == norm.length || norm.units == 0, k.op, ": segments add up to ", total,
+                  ", but must partition the ", norm.length, " elements of ", per_sample ? "a sample" : "the state");
+  return norm;
+}
+
+// A new contiguous tensor with k's dtype and device. Through the C function, since the dispatcher looks an operator up
+// by its name at every call.
+inline Tensor new_tensor(const Tensor& k, const int64_t* sizes, int64_t dim) {
+  std::vector<int64_t> strides(dim);
+  int64_t stride = 1;
+  for (int64_t d = dim - 1; d >= 0; --d) {
+    strides[d] = stride;
+    stride *= sizes[d] > 1 ? sizes[d] : 1;
+  }
+  int32_t dtype, device_type;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(k.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(k.get(), &device_type));
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, sizes, strides.data(), dtype, device_type, k.get_device_index(), &made));
+  return Tensor(made);
+}
+
+inline Tensor new_state(const Slopes& k) {
+  return new_tensor(k.tensor, k.sizes.data() + 1, static_cast<int64_t>(k.sizes.size()) - 1);
+}
+
+// The queries of a dense output: theta [M], and, for a batched one, the sample [M] that each belongs to.
+struct Queries {
+  Queries(const Slopes& k, const Tensor& p, const Tensor& theta, const std::optional<Tensor>& sample)
+      : weights(host_numbers(k.op, "p", p, 2)), degree(p.size(1)), count(theta.numel()) {
+    require(p.size(0) <= k.stages, k.op, ": p has ", p.size(0), " rows, but k has ", k.stages);
+    require(theta.dim() == 1 && theta.scalar_type() == ScalarType::Double && theta.is_contiguous(), k.op,
+                    ": theta must be a contiguous float64 tensor [M]");
+    rows = p.size(0);
+    if (!sample) return;
+    require(sample->dim() == 1 && sample->scalar_type() == ScalarType::Long && sample->is_contiguous() &&
+                        sample->numel() == count,
+                    k.op, ": sample must be a contiguous int64 tensor [M] with M = ", count, ", the length of theta");
+    require(k.sizes.size() > 1, k.op, ": sample needs a state with a batch dimension");
+    k.check_device("sample", *sample);
+    samples = sample->const_data_ptr<int64_t>();
+  }
+
+  Tensor new_output(const Slopes& k) const {
+    std::vector<int64_t> sizes{count};
+    sizes.insert(sizes.end(), k.sizes.begin() + (samples ? 2 : 1), k.sizes.end());
+    return new_tensor(k.tensor, sizes.data(), static_cast<int64_t>(sizes.size()));
+  }
+
+  bool active(int64_t stage) const {
+    for (int64_t m = 0; m < degree; ++m)
+      if (weights[stage * degree + m] != 0) return true;
+    return false;
+  }
+
+  const double* weights;
+  int64_t rows, degree, count;
+  const int64_t* samples = nullptr;
+};
+
+}  // namespace ct::rk

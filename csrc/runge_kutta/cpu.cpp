@@ -1,0 +1,499 @@
+// Runge-Kutta kernels for the CPU.
+//
+// A state is worked through in blocks of a fixed size that fit the first-level cache. Within a block, one plain loop a
+// task (gather, sum, finish, fold), which the compiler vectorizes. Threads share out whole blocks, and partial sums are
+// added in the order of the blocks: results do not depend on the number of threads.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <tuple>
+
+#include "args.h"
+
+// One version of a function per instruction set, chosen when the library is loaded. Sanitizers do not support that.
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__x86_64__) && defined(__linux__) && \
+    !defined(CT_SANITIZE) && !defined(CT_NO_CLONES)
+#define CT_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define CT_INLINE __attribute__((always_inline)) inline
+#else
+#define CT_CLONES
+#define CT_INLINE inline
+#endif
+
+namespace ct::rk {
+namespace {
+
+constexpr int kBlock = 512;           // elements
+constexpr int64_t kBlocksAThread = 64;  // below that a thread is not worth its start
+constexpr int kUnrolled = 8;          // terms in one loop
+
+// ---- loops over one block -------------------------------------------------------------------------------------------
+
+template <int kCount, bool kFirst, typename T, typename A>
+CT_INLINE void sum_loop(A* __restrict sum, const T* const* row, const A* coefficient, int64_t begin, int n) {
+  const T* k[kCount];
+  A c[kCount];
+  for (int j = 0; j < kCount; ++j) k[j] = row[j] + begin, c[j] = coefficient[j];
+#pragma GCC ivdep
+  for (int i = 0; i < n; ++i) sum[i] = add_terms(kFirst ? A(0) : sum[i], k, c, kCount, i);
+}
+
+template <bool kFirst, typename T, typename A>
+CT_INLINE void sum_group(A* __restrict sum, const T* const* row, const A* coefficient, int count, int64_t begin,
+                         int n) {
+  switch (count) {
+    case 1:
+      return sum_loop<1, kFirst>(sum, row, coefficient, begin, n);
+    case 2:
+      return sum_loop<2, kFirst>(sum, row, coefficient, begin, n);
+    case 3:
+      return sum_loop<3, kFirst>(sum, row, coefficient, begin, n);
+    case 4:
+      return sum_loop<4, kFirst>(sum, row, coefficient, begin, n);
+    case 5:
+      return sum_loop<5, kFirst>(sum, row, coefficient, begin, n);
+    case 6:
+      return sum_loop<6, kFirst>(sum, row, coefficient, begin, n);
+    case 7:
+      return sum_loop<7, kFirst>(sum, row, coefficient, begin, n);
+    default:
+      return sum_loop<8, kFirst>(sum, row, coefficient, begin, n);
+  }
+}
+
+// sum[i] = sum_j coefficient[j] row[j][begin + i]
+template <typename T, typename A>
+CT_INLINE void sum_terms(A* __restrict sum, const Terms<T, A>& terms, int64_t begin, int n) {
+  if (terms.count == 0) return std::fill(sum, sum + n, A(0));
+  sum_group<true>(sum, terms.row, terms.coefficient, std::min(terms.count, kUnrolled), begin, n);
+  for (int j = kUnrolled; j < terms.count; j += kUnrolled)
+    sum_group<false>(sum, terms.row + j, terms.coefficient + j, std::min(terms.count - j, kUnrolled), begin, n);
+}
+
+template <typename A>
+CT_INLINE void multiply_by_step(A* __restrict sum, const Step& step, int64_t row, int64_t begin, int n) {
+  if (step.data == nullptr || step.stride == 0 || n == 0) {
+    const A h = static_cast<A>(step.data == nullptr || n == 0 ? step.value : *step.data);
+    for (int i = 0; i < n; ++i) sum[i] *= h;
+    return;
+  }
+  int64_t sample = begin / row, column = begin % row;
+  for (int i = 0; i < n;) {
+    const A h = static_cast<A>(step.data[sample++ * step.stride]);
+    const int end = static_cast<int>(std::min<int64_t>(n, i + row - column));
+    for (; i < end; ++i) sum[i] *= h;
+    column = 0;
+  }
+}
+
+template <typename T, typename A>
+struct Combination {
+  T* out;
+  const T* y;  // null: zeros
+  Terms<T, A> terms;
+  Step step;
+  int64_t row;  // elements a sample
+};
+
+template <typename T, typename A>
+CT_INLINE void combine_body(const Combination<T, A>& task, T* out, int64_t begin, int n) {
+  A sum[kBlock];
+  sum_terms(sum, task.terms, begin, n);
+  multiply_by_step(sum, task.step, task.row, begin, n);
+  if (task.y == nullptr) {
+    for (int i = 0; i < n; ++i) out[i] = static_cast<T>(sum[i]);
+    return;
+  }
+  const T* y = task.y + begin;
+#pragma GCC ivdep
+  for (int i = 0; i < n; ++i) out[i] = static_cast<T>(static_cast<A>(y[i]) + sum[i]);
+}
+
+template <typename T>
+struct ErrorTask {
+  Terms<T, T> terms;
+  Step step;
+  int64_t row;
+  const T *y, *y1;
+  Tolerance<T> rtol, atol;
+};
+
+template <typename T>
+CT_INLINE void load_tolerance(T* __restrict to, const Tolerance<T>& tolerance, int64_t begin, int n) {
+  if (tolerance.data == nullptr) return std::fill(to, to + n, tolerance.value);
+  std::memcpy(to, tolerance.data + begin, n * sizeof(T));
+}
+
+// sum[i] = |scaled error|, or its square for a root mean square
+template <typename T>
+CT_INLINE void error_body(const ErrorTask<T>& task, T* __restrict sum, bool maximum, int64_t begin, int n) {
+  T rtol[kBlock], atol[kBlock];
+  sum_terms(sum, task.terms, begin, n);
+  multiply_by_step(sum, task.step, task.row, begin, n);
+  load_tolerance(rtol, task.rtol, begin, n);
+  load_tolerance(atol, task.atol, begin, n);
+  const T *y = task.y + begin, *y1 = task.y1 + begin;
+#pragma GCC ivdep
+  for (int i = 0; i < n; ++i) sum[i] = scaled_error(sum[i], y[i], y1[i], rtol[i], atol[i]);
+  if (maximum)
+    for (int i = 0; i < n; ++i) sum[i] = magnitude(sum[i]);
+  else
+    for (int i = 0; i < n; ++i) sum[i] *= sum[i];
+}
+
+// Sum or maximum by halves: vectorizes without reordering by the compiler, and its rounding error grows with log n.
+template <typename T>
+CT_INLINE T fold_body(T* values, bool maximum, int n) {
+  if (n == 0) return T(0);
+  while (n > 1) {
+    const int half = (n + 1) / 2;
+    T* __restrict low = values;
+    const T* __restrict high = values + half;
+    if (maximum)
+      for (int i = 0; i < n - half; ++i) low[i] = larger(low[i], high[i]);
+    else
+      for (int i = 0; i < n - half; ++i) low[i] += high[i];
+    n = half;
+  }
+  return values[0];
+}
+
+CT_CLONES void combine_block(const Combination<float, float>& task, float* out, int64_t begin, int n) {
+  combine_body(task, out, begin, n);
+}
+CT_CLONES void combine_block(const Combination<double, double>& task, double* out, int64_t begin, int n) {
+  combine_body(task, out, begin, n);
+}
+CT_CLONES void combine_block(const Combination<Half, float>& task, Half* out, int64_t begin, int n) {
+  combine_body(task, out, begin, n);
+}
+CT_CLONES void combine_block(const Combination<BFloat16, float>& task, BFloat16* out, int64_t begin, int n) {
+  combine_body(task, out, begin, n);
+}
+CT_CLONES void error_block(const ErrorTask<float>& task, float* sum, bool maximum, int64_t begin, int n) {
+  error_body(task, sum, maximum, begin, n);
+}
+CT_CLONES void error_block(const ErrorTask<double>& task, double* sum, bool maximum, int64_t begin, int n) {
+  error_body(task, sum, maximum, begin, n);
+}
+CT_CLONES float fold(float* values, bool maximum, int n) { return fold_body(values, maximum, n); }
+CT_CLONES double fold(double* values, bool maximum, int n) { return fold_body(values, maximum, n); }
+
+// ---- loops over blocks ----------------------------------------------------------------------------------------------
+
+// body(first, last) over ranges of blocks, by several threads where there are many.
+template <typename Body>
+void for_blocks(int64_t blocks, int64_t blocks_a_thread, const Body& body) {
+  if (blocks <= blocks_a_thread) {
+    if (blocks > 0) body(int64_t(0), blocks);
+    return;
+  }
+  torch::stable::parallel_for(0, blocks, blocks_a_thread, body);
+}
+
+inline int block_size(int64_t begin, int64_t end) { return static_cast<int>(std::min<int64_t>(kBlock, end - begin)); }
+
+inline int64_t blocks_of(int64_t n) { return (n + kBlock - 1) / kBlock; }
+
+// A slope of any strides on its way into its row of k.
+template <typename T>
+struct Store {
+  T* to = nullptr;  // null: nothing to store
+  const T* from = nullptr;
+  bool contiguous = true;
+  std::vector<int64_t> sizes, strides;
+
+  void operator()(int64_t begin, int n) const {
+    if (to == nullptr || to == from) return;
+    if (contiguous) {
+      std::memcpy(to + begin, from + begin, n * sizeof(T));
+      return;
+    }
+    std::vector<int64_t> index(sizes.size());
+    int64_t rest = begin, offset = 0;
+    for (int64_t d = static_cast<int64_t>(sizes.size()) - 1; d >= 0; --d) {
+      index[d] = rest % sizes[d];
+      rest /= sizes[d];
+      offset += index[d] * strides[d];
+    }
+    for (int i = 0; i < n; ++i) {
+      to[begin + i] = from[offset];
+      for (int64_t d = static_cast<int64_t>(sizes.size()) - 1; d >= 0; --d) {
+        offset += strides[d];
+        if (++index[d] < sizes[d]) break;
+        offset -= sizes[d] * strides[d];
+        index[d] = 0;
+      }
+    }
+  }
+};
+
+template <typename T>
+Store<T> read_store(const Slopes& k, const Tensor& slope, int64_t slot) {
+  k.check_like_state("slope", slope, /*contiguous=*/false);
+  k.check_slot(slot);
+  Store<T> store;
+  store.to = k.tensor.template mutable_data_ptr<T>() + slot * k.numel;
+  store.from = slope.const_data_ptr<T>();
+  store.contiguous = slope.is_contiguous();
+  if (!store.contiguous) {
+    const auto strides = slope.strides();
+    store.sizes.assign(k.sizes.begin() + 1, k.sizes.end());
+    store.strides.assign(strides.begin(), strides.end());
+  }
+  return store;
+}
+
+template <typename T>
+const T* state_pointer(const Slopes& k, const char* name, const std::optional<Tensor>& y) {
+  if (!y) return nullptr;
+  k.check_like_state(name, *y);
+  return y->const_data_ptr<T>();
+}
+
+template <typename T>
+double finish(double total, bool maximum, int64_t length) {
+  return maximum ? total : std::sqrt(total / static_cast<double>(length));
+}
+
+// Norm of units that each fit a block: whole units are put together into blocks. values(q, begin, n) fills q.
+template <typename T, typename Values>
+void norm_of_small_units(const Norm& norm, T* out, const Values& values) {
+  const int64_t together = std::max<int64_t>(1, kBlock / std::max<int64_t>(1, norm.length));
+  const auto body = [&](int64_t first, int64_t last) {
+    T q[kBlock];
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t begin = block * together, end = std::min(norm.units, begin + together);
+      values(q, begin * norm.length, static_cast<int>((end - begin) * norm.length));
+      T* next = q;
+      for (int64_t unit = begin; unit < end; ++unit) {
+        double result = 0;
+        for (int64_t length : norm.segments) {
+          if (length == 0) continue;
+          result = larger(result, finish<T>(fold(next, norm.maximum, static_cast<int>(length)), norm.maximum, length));
+          next += length;
+        }
+        out[unit] = static_cast<T>(result);
+      }
+    }
+  };
+  for_blocks((norm.units + together - 1) / together, kBlocksAThread, body);
+}
+
+// Norm of units larger than a block: blocks do not straddle segments; the last pass adds up their partial results.
+template <typename T, typename Values>
+void norm_of_large_units(const Norm& norm, T* out, const Values& values) {
+  struct Piece {
+    int64_t begin;
+    int size;
+  };
+  std::vector<Piece> pieces;
+  int64_t segment_begin = 0;
+  for (int64_t length : norm.segments) {
+    for (int64_t at = 0; at < length; at += kBlock) pieces.push_back({segment_begin + at, block_size(at, length)});
+    segment_begin += length;
+  }
+  const int64_t per_unit = static_cast<int64_t>(pieces.size());
+  std::vector<double> partial(norm.units * per_unit);
+  for_blocks(norm.units * per_unit, kBlocksAThread, [&](int64_t first, int64_t last) {
+    T q[kBlock];
+    for (int64_t block = first; block < last; ++block) {
+      const Piece& piece = pieces[block % per_unit];
+      values(q, block / per_unit * norm.length + piece.begin, piece.size);
+      partial[block] = fold(q, norm.maximum, piece.size);
+    }
+  });
+  const double* next = partial.data();
+  for (int64_t unit = 0; unit < norm.units; ++unit) {
+    double result = 0;
+    for (int64_t length : norm.segments) {
+      double total = 0;
+      for (int64_t block = blocks_of(length); block > 0; --block)
+        total = norm.maximum ? larger(total, *next++) : total + *next++;
+      if (length > 0) result = larger(result, finish<T>(total, norm.maximum, length));
+    }
+    out[unit] = static_cast<T>(result);
+  }
+}
+
+template <typename T, typename Values>
+void compute_norm(const Norm& norm, T* out, const Values& values) {
+  if (norm.length <= kBlock) {
+    norm_of_small_units(norm, out, values);
+  } else {
+    norm_of_large_units(norm, out, values);
+  }
+}
+
+Tensor new_norm(const Slopes& k, const Norm& norm, bool per_sample) {
+  return new_tensor(k.tensor, &norm.units, per_sample ? 1 : 0);
+}
+
+// ---- operators ------------------------------------------------------------------------------------------------------
+
+template <typename T>
+Tensor combine(const Slopes& k, const std::optional<Tensor>& y, const Tensor& a, const Tensor& h,
+               const Tensor* slope = nullptr, int64_t slot = -1) {
+  using A = accumulator_t<T>;
+  Store<T> store;
+  if (slope != nullptr) store = read_store<T>(k, *slope, slot);
+  const T* fresh = store.contiguous ? store.from : nullptr;
+  Tensor out = new_state(k);
+  T* to = out.mutable_data_ptr<T>();
+  const Combination<T, A> task{to, state_pointer<T>(k, "y", y), read_terms<T, A>(k, "a", a, fresh, slot),
+                               read_step(k, h), k.row};
+  for_blocks(blocks_of(k.numel), kBlocksAThread, [&](int64_t first, int64_t last) {
+    for (int64_t begin = first * kBlock; begin < std::min(k.numel, last * kBlock); begin += kBlock) {
+      const int n = block_size(begin, k.numel);
+      store(begin, n);
+      combine_block(task, to + begin, begin, n);
+    }
+  });
+  return out;
+}
+
+Tensor rk_combine(std::optional<Tensor> y, const Tensor& k_, const Tensor& a, const Tensor& h) {
+  const Tensor k = torch::stable::contiguous(k_);
+  if (y) y = torch::stable::contiguous(*y);
+  const Slopes slopes("rk_combine", k);
+  Tensor out;
+  dispatch_floating_and_reduced(slopes.dtype, slopes.op,
+                                [&](auto zero) { out = combine<decltype(zero)>(slopes, y, a, h); });
+  return out;
+}
+
+Tensor rk_stage(std::optional<Tensor> y, const Tensor& k, const Tensor& slope, int64_t slot, const Tensor& a,
+                const Tensor& h) {
+  const Slopes slopes("rk_stage", k);
+  Tensor out;
+  dispatch_floating_and_reduced(slopes.dtype, slopes.op,
+                                [&](auto zero) { out = combine<decltype(zero)>(slopes, y, a, h, &slope, slot); });
+  return out;
+}
+
+Tensor rk_error(const Tensor& y, const Tensor& y1, const Tensor& k_, std::optional<Tensor> slope, int64_t slot,
+                const Tensor& e, const Tensor& h, const Tensor& rtol, const Tensor& atol,
+                std::vector<int64_t> segments, bool maximum, bool per_sample) {
+  const Slopes k("rk_error", k_);
+  const Norm norm = read_norm(k, std::move(segments), maximum, per_sample);
+  Tensor out = new_norm(k, norm, per_sample);
+  dispatch_floating(k.dtype, k.op, [&](auto zero) {
+    using T = decltype(zero);
+    Store<T> store;
+    if (slope) store = read_store<T>(k, *slope, slot);
+    const T* fresh = store.contiguous ? store.from : nullptr;
+    const ErrorTask<T> task{read_terms<T, T>(k, "e", e, fresh, slot),
+                            read_step(k, h),
+                            k.row,
+                            state_pointer<T>(k, "y", y),
+                            state_pointer<T>(k, "y1", y1),
+                            read_tolerance<T>(k, "rtol", rtol),
+                            read_tolerance<T>(k, "atol", atol)};
+    compute_norm(norm, out.mutable_data_ptr<T>(), [&](T* q, int64_t begin, int n) {
+      store(begin, n);
+      error_block(task, q, maximum, begin, n);
+    });
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> rk_step(const Tensor& y_, const Tensor& k_, const Tensor& b, const Tensor& e,
+                                   const Tensor& h, const Tensor& rtol, const Tensor& atol,
+                                   std::vector<int64_t> segments, bool maximum, bool per_sample) {
+  const Tensor kc = torch::stable::contiguous(k_);
+  const std::optional<Tensor> y = torch::stable::contiguous(y_);
+  const Slopes k("rk_step", kc);
+  const Norm norm = read_norm(k, std::move(segments), maximum, per_sample);
+  Tensor y1 = new_state(k), out = new_norm(k, norm, per_sample);
+  dispatch_floating(k.dtype, k.op, [&](auto zero) {
+    using T = decltype(zero);
+    T* to = y1.mutable_data_ptr<T>();
+    const T* from = state_pointer<T>(k, "y", y);
+    const Combination<T, T> combination{to, from, read_terms<T, T>(k, "b", b), read_step(k, h), k.row};
+    const ErrorTask<T> task{read_terms<T, T>(k, "e", e), combination.step, k.row, from, to,
+                            read_tolerance<T>(k, "rtol", rtol), read_tolerance<T>(k, "atol", atol)};
+    compute_norm(norm, out.mutable_data_ptr<T>(), [&](T* q, int64_t begin, int n) {
+      combine_block(combination, to + begin, begin, n);
+      error_block(task, q, maximum, begin, n);
+    });
+  });
+  return {y1, out};
+}
+
+// The terms of the dense output at theta; stages whose polynomial vanishes are left out as elsewhere.
+template <typename T, typename A>
+Terms<T, A> dense_terms(const Slopes& k, const Queries& queries, double theta) {
+  Terms<T, A> terms;
+  const T* rows = k.tensor.template const_data_ptr<T>();
+  for (int64_t i = 0; i < queries.rows; ++i) {
+    if (!queries.active(i)) continue;
+    require(terms.count < kMaxTerms, k.op, ": p has more than ", kMaxTerms, " nonzero rows");
+    terms.row[terms.count] = rows + i * k.numel;
+    terms.coefficient[terms.count++] = static_cast<A>(
+        dense_weight(queries.weights + i * queries.degree, static_cast<int>(queries.degree), theta));
+  }
+  return terms;
+}
+
+// All queries look at one block of the slopes while it is in the cache.
+template <typename T>
+void interpolate_all(const Slopes& k, const T* y, const Queries& queries, const double* theta, const Step& step, T* out) {
+  using A = accumulator_t<T>;
+  std::vector<Combination<T, A>> tasks;
+  for (int64_t m = 0; m < queries.count; ++m)
+    tasks.push_back({nullptr, y, dense_terms<T, A>(k, queries, theta[m]), step, k.row});
+  for_blocks(blocks_of(k.numel), std::max<int64_t>(1, kBlocksAThread / std::max<int64_t>(1, queries.count)),
+             [&](int64_t first, int64_t last) {
+               for (int64_t begin = first * kBlock; begin < std::min(k.numel, last * kBlock); begin += kBlock)
+                 for (int64_t m = 0; m < queries.count; ++m)
+                   combine_block(tasks[m], out + m * k.numel + begin, begin, block_size(begin, k.numel));
+             });
+}
+
+// Each query looks at one sample.
+template <typename T>
+void interpolate_samples(const Slopes& k, const T* y, const Queries& queries, const double* theta, const Step& step,
+                         T* out) {
+  using A = accumulator_t<T>;
+  for (int64_t m = 0; m < queries.count; ++m)
+    require(queries.samples[m] >= 0 && queries.samples[m] < k.batch, k.op, ": sample must be in [0, ", k.batch,
+                    "), got ", queries.samples[m]);
+  const int64_t queries_a_thread = std::max<int64_t>(1, kBlocksAThread * kBlock / std::max<int64_t>(1, 8 * k.row));
+  for_blocks(queries.count, queries_a_thread, [&](int64_t first, int64_t last) {
+    for (int64_t m = first; m < last; ++m) {
+      const Combination<T, A> task{nullptr, y, dense_terms<T, A>(k, queries, theta[m]), step, k.row};
+      const int64_t start = queries.samples[m] * k.row;
+      for (int64_t at = 0; at < k.row; at += kBlock)
+        combine_block(task, out + m * k.row + at, start + at, block_size(at, k.row));
+    }
+  });
+}
+
+Tensor rk_interpolate(const Tensor& y_, const Tensor& k_, const Tensor& p, const Tensor& theta, const Tensor& h,
+                      std::optional<Tensor> sample) {
+  const Tensor kc = torch::stable::contiguous(k_);
+  const std::optional<Tensor> y = torch::stable::contiguous(y_);
+  const Slopes k("rk_interpolate", kc);
+  const Queries queries(k, p, theta, sample);
+  const Step step = read_step(k, h);
+  Tensor out = queries.new_output(k);
+  dispatch_floating(k.dtype, k.op, [&](auto zero) {
+    using T = decltype(zero);
+    const auto compute = queries.samples == nullptr ? interpolate_all<T> : interpolate_samples<T>;
+    compute(k, state_pointer<T>(k, "y", y), queries, theta.const_data_ptr<double>(), step, out.mutable_data_ptr<T>());
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace ct::rk
+
+STABLE_TORCH_LIBRARY_IMPL(ctorch, CPU, m) {
+  m.impl("rk_combine", TORCH_BOX(&ct::rk::rk_combine));
+  m.impl("rk_stage", TORCH_BOX(&ct::rk::rk_stage));
+  m.impl("rk_error", TORCH_BOX(&ct::rk::rk_error));
+  m.impl("rk_step", TORCH_BOX(&ct::rk::rk_step));
+  m.impl("rk_interpolate", TORCH_BOX(&ct::rk::rk_interpolate));
+}

@@ -1,0 +1,6 @@
+"""Operators: each a schema, a reference in plain PyTorch, derivative rules, and where built a kernel."""
+
+from ctorch.ops import _kernels
+from ctorch.ops import runge_kutta as runge_kutta
+
+_kernels.load()  # once every operator is defined: the library gives them their kernels

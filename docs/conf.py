@@ -1,0 +1,46 @@
+"""Configuration of the documentation: `make docs` builds it, with warnings as errors."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from ctorch._version import __version__
+
+project = "ctorch"
+copyright = "the ctorch authors"
+version = release = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "fieldlist"]
+myst_heading_anchors = 3
+suppress_warnings = ["myst.header"]
+
+# An API page may stand here before its part of the package does; then it is left out.
+for page in Path(__file__).parent.glob("api/*.md"):
+    if page.stem != "index" and importlib.util.find_spec(f"ctorch.{page.stem}") is None:
+        exclude_patterns.append(f"api/{page.name}")
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+napoleon_numpy_docstring = False
+python_maximum_signature_line_length = 80
+
+# Documented examples are run: `make docs` has a doctest pass. Blocks in Markdown are ```{doctest}.
+doctest_global_setup = "import torch, ctorch\ntorch.manual_seed(0)"
+doctest_test_doctest_blocks = "default"
+
+html_theme = "furo"
+html_title = f"ctorch {version}"
+html_theme_options = {"navigation_with_keys": True}
+html_show_sourcelink = False
