@@ -23,7 +23,6 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header"]
 
 # An API page may stand here before its part of the package does; then it is left out.
 for page in Path(__file__).parent.glob("api/*.md"):
