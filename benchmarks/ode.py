@@ -23,7 +23,7 @@ from typing import Any
 
 import _peers as peers
 import torch
-from _measure import Case, Ratio, Report, held_bytes, interleave
+from _measure import CLOCKS, Case, Ratio, Report, held_bytes, interleave
 from _problems import Problem, ffjord, lotka_volterra, small_mlp, van_der_pol, wide_mlp
 from _reference import reference_gradients, reference_solution
 from _table import Floor, Goal, show, show_goals
@@ -37,11 +37,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few rounds, small problems")
     parser.add_argument("--rounds", type=int, default=15, help="timings of each solver")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch and XLA")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: processor time, fairer on a busy machine; one thread only",
+    )
     parser.add_argument("--json", type=Path, help="write rows and goals to this file")
     parser.add_argument("--without", nargs="*", default=[], help="peers to leave out")
     chosen = parser.parse_args()
     if unknown := set(chosen.sections) - set(SECTIONS):
         parser.error(f"unknown section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    if chosen.clock == "cpu" and chosen.threads != 1:
+        parser.error("--clock cpu adds up the time of all threads: it needs --threads 1")
     return chosen
 
 
@@ -51,6 +59,7 @@ class Bench:
 
     rounds: int
     shortest: float
+    clock: str
     installed: set[str]
     rows: list[dict[str, Any]] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
@@ -64,7 +73,8 @@ class Bench:
         floor = Floor(evaluation(problem), with_vjp(problem) if gradients else None)
         field_cases = [case for case in (floor.evaluation, floor.with_vjp) if case is not None]
         rounds = max(3, self.rounds // 3) if slow else self.rounds
-        timed = interleave([*there, *field_cases], rounds, shortest=self.shortest)
+        everyone = [*there, *field_cases]
+        timed = interleave(everyone, rounds, shortest=self.shortest, clock=self.clock)
         return {case.name: case for case in timed if case not in field_cases}, floor
 
     def faster(self, text: str, cases: dict[str, Case], fast: str, slow: str, bound: float) -> None:
@@ -288,8 +298,13 @@ def main() -> None:
     wanted = ["torchdiffeq", "torchode", "scipy"] + ([] if quick else ["diffrax"])
     installed = peers.present([name for name in wanted if name not in chosen.without])
     versions = ", ".join(f"{p} {peers.version(p)}" for p in ["torch", *sorted(installed)])
-    print(f"{versions}; {chosen.threads} thread(s)")
-    bench = Bench(3 if quick else chosen.rounds, 0.002 if quick else 0.02, installed)
+    print(f"{versions}; {chosen.threads} thread(s), {chosen.clock} clock")
+    bench = Bench(
+        rounds=3 if quick else chosen.rounds,
+        shortest=0.002 if quick else 0.02,
+        clock=chosen.clock,
+        installed=installed,
+    )
     for section in chosen.sections or (("lv", "mlp", "memory") if quick else SECTIONS):
         RUN[section](bench, quick)
         if chosen.json is not None:
