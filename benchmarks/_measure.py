@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
