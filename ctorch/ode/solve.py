@@ -231,7 +231,7 @@ class Request:
     def problem(self) -> Problem:
         """Everything checked and normalized."""
         layout, options, method = self.layout, self.options, self.method
-        times = [float(x) for x in self.t.detach().double().tolist()]
+        times = [] if layout.batched else [float(x) for x in self.t.detach().double().tolist()]
         direction = -1 if len(times) > 1 and times[-1] < times[0] else 1
         adaptive = method in methods.ADAPTIVE
         known = (
@@ -244,7 +244,7 @@ class Request:
         norm, max_norm = _norm(options.get("norm"))
         step_t, jump_t = arguments.special_times(options, direction)
         first = options.get("first_step") if self.dt0 is None else self.dt0
-        supported = arguments.CALLBACKS if adaptive else () if method in methods.SCIPY else ("callback_step",)
+        supported = () if layout.batched else arguments.CALLBACKS if adaptive else () if method in methods.SCIPY else ("callback_step",)
         field = VectorField(self.func, layout, self.args)
         problem = Problem(
             field=field,
