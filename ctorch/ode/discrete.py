@@ -47,13 +47,14 @@ class Job:
         self.captured = Captured(())
         self.stepper: Stepper | None = None
 
-    def first(self, recorder: Recorder, stepper: Stepper) -> Stage:
-        """Evaluate at the first time."""
+    def initial_time(self, stepper: Stepper | None = None) -> Tensor:
+        """Time of the first evaluation, through ``stepper`` with its derivative."""
         problem = self.problem
+        stepper = stepper or Stepper(problem, self.method, self.adaptive)
         value = problem.times[0]
         if problem.perturb and not self.adaptive and len(problem.times) > 1:
             value = stepper.beside(value, problem.times[-1])
-        return recorder.evaluate(stepper.first_time(value, 0), recorder.leaf(problem.y0))
+        return stepper.first_time(value, 0)
 
     def loop(self, stepper: Stepper, recorder: Recorder) -> Loop:
         """The loop that makes the steps."""
@@ -72,7 +73,7 @@ class Job:
         audit = self.captured.audit if self.graphs else None
         recorder = Recorder(self.problem, self.graphs, self.time_grad, audit)
         if first is None:
-            first = self.first(recorder, self.stepper)
+            first = recorder.evaluate(self.initial_time(self.stepper), self.problem.y0.detach())
         return self.loop(self.stepper, recorder).run(first, first_rng)
 
     def run_plain(self) -> Run:
@@ -81,7 +82,7 @@ class Job:
         recorder = PlainRecorder(self.problem)
         loop = self.loop(stepper, recorder)
         loop.checks = self.adaptive
-        return loop.run(self.first(recorder, stepper))
+        return loop.run(recorder.evaluate(self.initial_time(stepper), self.problem.y0))
 
     def sweep(self, run: Run, grad_rows: Tensor, wanted: Sequence[bool]) -> Cotangents:
         """Pull cotangents of the rows back through the steps of a run."""
@@ -120,13 +121,13 @@ class Job:
         return sum(t == times[0] for t in times)
 
 
-def solve_without_gradient(job: Job, first: Stage | None = None) -> Run:
+def solve_without_gradient(job: Any, first: Stage | None = None) -> Run:
     """Solve; the result has no graph."""
     with torch.no_grad():
         return job.run(first, None)
 
 
-def solve_differentiably(job: Job, graphs: bool) -> tuple[Tensor, Run]:
+def solve_differentiably(job: Any, graphs: bool) -> tuple[Tensor, Run]:
     """Solve with an exact gradient.
 
     Args:
@@ -170,20 +171,11 @@ def solve_differentiably(job: Job, graphs: bool) -> tuple[Tensor, Run]:
         return rows, holder[0]
 
 
-def _first_evaluation(job: Job) -> tuple[Stage, list[Tensor]]:
-    problem = job.problem
-    stepper = Stepper(problem, job.method, job.adaptive)
-    value = problem.times[0]
-    if problem.perturb and not job.adaptive and len(problem.times) > 1:
-        value = stepper.beside(value, problem.times[-1])
-    t, y = problem.time(value), problem.y0.detach()
-    return discover(
-        lambda: (
-            problem.field.record_with_time(t, y) if job.time_grad else problem.field.record(t, y)
-        ),
-        [t, y],
-        (problem.field.func, problem.field.args),
-    )
+def _first_evaluation(job: Any) -> tuple[Stage, list[Tensor]]:
+    field = job.problem.field
+    t, y = job.initial_time(), job.problem.y0.detach()
+    record = field.record_with_time if job.time_grad else field.record
+    return discover(lambda: record(t, y), [t, y], (field.func, field.args))
 
 
 def _same(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -195,7 +187,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, job: Job, holder: list[Run], first: Stage, first_rng: Any, *inputs: Tensor
+        ctx: Any, job: Any, holder: list[Run], first: Stage, first_rng: Any, *inputs: Tensor
     ) -> Tensor:
         run = job.run(first, first_rng)
         holder.append(run)
@@ -220,7 +212,7 @@ class _Solve(torch.autograd.Function):
 
 
 def _replayed(
-    job: Job,
+    job: Any,
     run: Run,
     y0: Tensor,
     t: Tensor,

@@ -284,7 +284,7 @@ class Sweep:
         try:
             self.captured.audit(stage)
         except UnknownTensor as unknown:
-            raise _unknown(unknown, float(t.reshape(-1)[0])) from None
+            raise unknown_tensor(unknown, float(t.reshape(-1)[0])) from None
         return stage
 
     def _first_time(self, index: int, step: Step) -> float:
@@ -301,7 +301,8 @@ def _dot(x: Tensor, y: Tensor) -> float:
     return float(torch.dot(x.reshape(-1), y.detach().reshape(-1)))
 
 
-def _unknown(unknown: UnknownTensor, t: float) -> GradientError:
+def unknown_tensor(unknown: UnknownTensor, t: float) -> GradientError:
+    """The error for a tensor that is used, but was not seen in the first evaluation."""
     shapes = ", ".join(str(list(x.shape)) for x in unknown.tensors)
     return GradientError(
         f"func used tensors that require grad (shapes {shapes}) at t={t:.6g}, which were not seen in its first"
