@@ -76,7 +76,8 @@ class Pullback:
         if self._sums is None:
             self._sums = [None] * len(grads)  # type: ignore[list-item]
             self._all = False
-        if self._all and None not in grads:
+        # (`None in grads` would compare tensors)
+        if self._all and all(grad is not None for grad in grads):
             torch._foreach_add_(self._sums, list(grads))
             return
         for i, grad in enumerate(grads):
