@@ -112,7 +112,7 @@ def leaf(*shape: int, seed: int = 0, scale: float = 0.5) -> Tensor:
 
 
 def differences(loss: Callable[[], Tensor], x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Central differences (fourth order) of ``loss()`` in every element of ``x``, which it reads."""
+    """Central differences of ``loss()``, of fourth order, in every element of ``x``."""
     gradient = torch.zeros_like(x)
     weights = ((1, 8.0), (-1, -8.0), (2, -1.0), (-2, 1.0))
     with torch.no_grad():

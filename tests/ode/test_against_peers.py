@@ -98,7 +98,8 @@ def test_adaptive_steps_are_torchdiffeqs(
     y, expected, nfe, peer_nfe = both(
         field, y0, t, method=method, rtol=tol, atol=tol, options={"first_step": 0.01}
     )
-    close = 100 * tol if loose else 1e-9
+    # dopri8's estimate of a short step's error is mere rounding, and with it the next step's length
+    close = 100 * tol if loose else tol if method == "dopri8" else 1e-9
     torch.testing.assert_close(y, expected, rtol=close, atol=close)
     if not loose:
         assert nfe <= peer_nfe  # a rejected step may spare its last stage

@@ -1,4 +1,4 @@
-"""Errors shrink as they should: with the step by a method's order, with the tolerance in proportion."""
+"""Errors shrink with the step by a method's order, and with the tolerance in proportion."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_outputs_within_steps_are_the_continuous_solution(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["bosh3", "dopri5", "tsit5", "vern7", "dopri8"])
 def test_outputs_do_not_cost_accuracy_or_evaluations(method: str) -> None:
-    """Their error stays within what the ends of steps show; only extra stages are evaluated for them."""
+    """Their error is that of the steps; only extra stages are evaluated for them."""
     t0, t1 = OSCILLATOR.t0, OSCILLATOR.t1
     ends, many = times(t0, t1), torch.linspace(t0, t1, 50, dtype=torch.float64)
     tol = {"rtol": 1e-6, "atol": 1e-6}
