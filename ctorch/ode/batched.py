@@ -186,7 +186,7 @@ class BatchedLoop:
         busy = bool(active.any())
         while busy:
             length = h.clamp(problem.min_step, problem.max_step)
-            lands = tau + length >= end - 1e-14 * end.abs()
+            lands = tau + 1.001 * length >= end
             length = torch.where(lands, end - tau, length) * active
             tau1 = torch.where(lands, end, tau + length)
             tau1 = torch.where(active, tau1, tau)

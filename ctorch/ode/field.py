@@ -36,6 +36,7 @@ class VectorField:
         self.args = args
         self.nfe = 0
         self.autocast = _autocast_state(layout.device.type)
+        self._plain = layout.plain
         self._shape = layout.shape
         self._dtype = layout.dtype
 
@@ -56,7 +57,14 @@ class VectorField:
     def value(self, t: Tensor, y: Tensor) -> Stage:
         """Evaluate without a graph. To be called under ``no_grad``."""
         version = y._version
-        k = self(t, y)
+        if self._plain:  # the frequent case, without a further call
+            self.nfe += 1
+            k = self.func(t, y, *self.args)
+            if not (isinstance(k, Tensor) and k.shape == self._shape and k.dtype is self._dtype):
+                self.layout.check_like(k, "func")
+                k = k.to(self._dtype)
+        else:
+            k = self(t, y)
         if y._version != version:
             raise RuntimeError(
                 "func changed its argument y in place, which would corrupt the solve: work on a copy (y.clone())"
