@@ -39,3 +39,11 @@ class SolveError(RuntimeError, AssertionError):
 
 class GradientError(RuntimeError):
     """A gradient that was asked for cannot be given exactly; the message says why and what to do."""
+
+
+class ArgumentError(ValueError, AssertionError):
+    """A bad value of an argument. An ``AssertionError`` too, which is what torchdiffeq raises for many of them."""
+
+
+class ArgumentTypeError(TypeError, AssertionError):
+    """An argument of the wrong type. An ``AssertionError`` too, as in torchdiffeq."""

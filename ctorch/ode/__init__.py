@@ -1,1 +1,20 @@
 """Ordinary differential equations: problems in, solutions out."""
+
+from ctorch.ode.continuous import ContinuousAdjoint as ContinuousAdjoint
+from ctorch.ode.control import StepController as StepController
+from ctorch.ode.events import Event as Event
+from ctorch.ode.methods import ALL as METHODS
+from ctorch.ode.odeint import odeint as odeint
+from ctorch.ode.odeint import odeint_adjoint as odeint_adjoint
+from ctorch.ode.odeint import odeint_dense as odeint_dense
+from ctorch.ode.odeint import odeint_event as odeint_event
+from ctorch.ode.solution import Solution as Solution
+from ctorch.ode.solution import Stats as Stats
+from ctorch.ode.solution import Status as Status
+from ctorch.ode.solve import solve_ode as solve_ode
+from ctorch.ode.tableaus import TABLEAUS as TABLEAUS
+
+__all__ = [
+    "METHODS", "TABLEAUS", "ContinuousAdjoint", "Event", "Solution", "Stats", "Status", "StepController", "odeint",
+    "odeint_adjoint", "odeint_dense", "odeint_event", "solve_ode",
+]  # fmt: skip

@@ -14,6 +14,8 @@ from ctorch.ode.field import Stage
 FREE = -1
 #: a step's end is a constant (a time in step_t or jump_t): its length changes with its start
 FIXED = -2
+#: in place of a row's time: an event's, which is a constant to the solve
+EVENT = -3
 
 
 @dataclasses.dataclass(slots=True)

@@ -1,0 +1,124 @@
+"""The adaptive loop: attempt, judge, accept or shorten."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctorch.ode.control import NEUTRAL, initial_step
+from ctorch.ode.field import Stage
+from ctorch.ode.loop import Loop
+from ctorch.ode.run import Failure, max_steps_failure, nonfinite_failure, underflow_failure
+from ctorch.ode.solution import Status
+from ctorch.ode.steps import FIXED, FREE, Step
+
+
+class AdaptiveLoop(Loop):
+    """One solve with error control."""
+
+    def integrate(self, y: Tensor, first: Stage, first_rng: Any) -> Tensor:
+        problem, stepper, stats = self.problem, self.stepper, self.stats
+        direction, controller, last = problem.direction, problem.controller, stepper.method.n - 1
+        order = stepper.method.tableau.error_order
+        calling = bool(problem.callbacks)
+        knots, knot = self._knots(), 0
+        tau, fresh, error = self.goals[0], True, math.nan
+        history = (NEUTRAL, NEUTRAL)
+        h = self._first_step(y, first)
+        while self.reading:
+            if stats.accepted + stats.rejected >= problem.max_steps:
+                self.failure = max_steps_failure(problem, direction * tau, h, error)
+                break
+            length = min(max(h, problem.min_step), problem.max_step)
+            tau1, end, jumps = tau + length, FREE, False
+            while knot < len(knots) and knots[knot][0] <= tau:
+                knot += 1
+            if knot < len(knots) and tau1 >= knots[knot][0] - 1e-14 * abs(knots[knot][0]):
+                tau1, end, jumps = knots[knot]
+                length = tau1 - tau
+            if not (tau1 > tau and length < math.inf):
+                self.failure = self._underflow(y, first, tau, length, error)
+                break
+            t, signed, t1 = direction * tau, direction * length, direction * tau1
+            if calling:
+                problem.call_back("callback_step", t, y, length)
+            self.rng = [first_rng] if problem.random else None
+            start = 0 if stats.accepted == 0 else FREE
+            y1, stages = stepper.attempt(
+                y, first, t, signed, t1, self.evaluate, start, end
+            )  # fmt: skip
+            error = stepper.error(y, y1, stages)
+            factor = controller.factor(error, order, history)
+            if error > 1.0 and length > problem.min_step or not math.isfinite(error):
+                stats.rejected += 1
+                if calling:
+                    problem.call_back("callback_reject_step", t, y, length)
+                h = length * min(factor, 1.0)
+                continue
+            stats.accepted += 1
+            if calling:
+                problem.call_back("callback_accept_step", t, y, length)
+            stepper.finish(y1, stages, t, signed, t1, self.evaluate)
+            record = Step(t, signed, t1, y, start, end, fresh)
+            self.read(record, stages, y1)
+            self.store(record, stages, stages[0 if fresh else 1 :])
+            history = (max(error, 1e-10), history[0])
+            # a step cut short to end on a given time says little against the length tried before
+            h = length * factor if end == FREE else max(length * factor, h)
+            tau, y, first, fresh = tau1, y1, stages[last], False
+            first_rng = None if self.rng is None else self.rng[last]
+            if jumps and self.reading:
+                after = stepper.beside(t1, direction * math.inf)
+                after_t = stepper.first_time(after, FREE)
+                first, fresh = self.evaluate(after_t, self.recorder.leaf(y)), True
+                first_rng = None if self.rng is None else self.rng[-1]
+            if problem.progress is not None:
+                problem.progress(t1)
+        return y
+
+    def _knots(self) -> list[tuple[float, int, bool]]:
+        """(tau, anchor, jumps) at which steps have to end."""
+        problem, goals = self.problem, self.goals
+        knots = [(tau, FIXED, False) for tau in problem.step_t if tau > goals[0]]
+        knots += [(tau, FIXED, True) for tau in problem.jump_t if tau > goals[0]]
+        if not problem.overshoot:
+            end = (goals[-1], len(goals) - 1, False)
+            knots = [knot for knot in knots if knot[0] < goals[-1]] + [end]
+        return sorted(knots)
+
+    def _first_step(self, y: Tensor, first: Stage) -> float:
+        problem = self.problem
+        if problem.first_step is not None:
+            return problem.first_step
+        endless = problem.watch is not None and problem.watch.until_event
+        span = math.inf if endless else self.goals[-1] - self.goals[0]
+        t0, direction = problem.times[0], problem.direction
+        one = torch.ones((), dtype=y.dtype, device=y.device)
+
+        def slope(h: float, y1: Tensor) -> Tensor:
+            return problem.field.value(problem.time(t0 + direction * h), y1).k
+
+        def norm(x: Tensor) -> float:
+            return float(problem.error_norm(x, one).item())
+
+        scale = problem.error_scale(y, torch.zeros_like(y))
+        order = self.stepper.method.tableau.error_order
+        return initial_step(slope, norm, y, first.k.detach(), scale, order, direction, span)
+
+    def _underflow(
+        self, y: Tensor, first: Stage, tau: float, length: float, error: float
+    ) -> Failure:
+        problem = self.problem
+        t = problem.direction * tau
+        if not bool(torch.isfinite(y).all()):
+            return nonfinite_failure(t, length, "the state y")
+        if not bool(torch.isfinite(first.k).all()):
+            return nonfinite_failure(t, length, "the vector field func(t, y) (underflow in dt)")
+        if not length < math.inf or not math.isfinite(tau):
+            message = f"the event did not fire before t={t:.3e}, where the step has no bound."
+            return Failure(Status.MAX_STEPS, message, t, length, error)
+        worst = self.stepper.error_vector(y, y) if self.stats.rejected else None
+        return underflow_failure(problem, t, length, error, worst)

@@ -1,0 +1,185 @@
+"""Checking and normalizing the arguments of a solve."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ctorch._exceptions import ArgumentError, ArgumentTypeError
+from ctorch.ode.layout import Layout
+from ctorch.ode.problem import Tolerances
+
+ADAPTIVE_OPTIONS = {
+    "norm", "first_step", "step_t", "jump_t", "safety", "ifactor", "dfactor", "max_num_steps", "min_step",
+    "max_step", "dtype",
+}  # fmt: skip
+FIXED_OPTIONS = {"norm", "step_size", "grid_constructor", "interp", "perturb", "max_num_steps"}
+ADAMS_OPTIONS = FIXED_OPTIONS | {"max_order", "max_iters"}
+SCIPY_OPTIONS = {"norm", "solver", "min_step", "max_step"}
+CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+
+
+def check_func(func: Any) -> None:
+    """``func`` must be callable."""
+    if not callable(func):
+        raise ArgumentTypeError(
+            f"func must be callable as func(t, y), but is {type(func).__name__}."
+        )
+
+
+def check_times(t: Any, device: torch.device, strict: bool, batched: bool) -> Tensor:
+    """Times as a floating tensor, 1-D or (batched) 2-D, monotone; moved to ``device`` with a warning.
+
+    Raises:
+        ArgumentTypeError: no tensor (AssertionError, TypeError).
+        TypeError: not floating point.
+        ArgumentError: wrong dimensions, NaN, or not monotone (AssertionError, ValueError).
+        IndexError: empty.
+    """
+    if not isinstance(t, Tensor):
+        raise ArgumentTypeError(
+            f"t must be a torch.Tensor of times, but is {type(t).__name__}: use torch.tensor([...])."
+        )
+    if not t.is_floating_point():
+        raise TypeError(f"t must be a floating point tensor, but is {t.dtype}: use t.double().")
+    if t.dim() != 1 and not (batched and t.dim() == 2):
+        allowed = "[T] or [B, T]" if batched else "one dimensional, [T]"
+        raise ArgumentError(f"t must be {allowed}, but has shape {list(t.shape)}.")
+    if t.shape[-1] == 0:
+        raise IndexError("t is empty: it must hold at least the initial time.")
+    if t.device != device:
+        warnings.warn(
+            f"t is on {t.device} and y0 on {device}: t is moved there.", stacklevel=4
+        )
+        t = t.to(device)
+    if not _transformed(t):
+        _check_monotone(t.detach(), strict)
+    return t
+
+
+def _check_monotone(t: Tensor, strict: bool) -> None:
+    if not bool(torch.isfinite(t).all()):
+        raise ArgumentError(f"t must be finite, but is {t}.")
+    steps = t[..., 1:] - t[..., :-1]
+    up, down = (steps > 0, steps < 0) if strict else (steps >= 0, steps <= 0)
+    if not bool((up.all(-1) | down.all(-1)).all()):
+        word = "strictly increasing or decreasing" if strict else "monotone (repeats are allowed)"
+        rows = up.all(-1) | down.all(-1)
+        where = "" if t.dim() == 1 else f" in row {int((~rows).nonzero()[0])}"
+        raise ArgumentError(f"t must be {word}{where}, but is {t.tolist() if t.numel() < 20 else t}.")
+
+
+def _transformed(x: Tensor) -> bool:
+    return bool(torch._C._functorch.is_batchedtensor(x))
+
+
+def make_tolerances(layout: Layout, y0: Any, rtol: Any, atol: Any) -> Tolerances:
+    """Tolerances for the kernels, from numbers, tensors that broadcast to y0, or (pytree y0) one for each part."""
+    r, a = _tolerance("rtol", rtol, layout, y0), _tolerance("atol", atol, layout, y0)
+    if r.dim() != a.dim():
+        shape = r.shape if r.dim() else a.shape
+        reference = r if r.dim() else a
+        r, a = (x.to(reference).expand(shape).contiguous() for x in (r, a))
+    if not bool((a.cpu() + r.cpu() > 0).all()):
+        raise ArgumentError(
+            "rtol and atol must not both be 0 for any element: no step could be accepted."
+        )
+    return Tolerances(r, a)
+
+
+def _tolerance(name: str, value: Any, layout: Layout, y0: Any) -> Tensor:
+    parts = pytree.tree_leaves(value) if not layout.is_tensor else [value]
+    for part in parts:
+        if isinstance(part, Tensor) and part.requires_grad:
+            raise ArgumentError(f"{name} cannot require gradient.")
+    if isinstance(value, (int, float)) or isinstance(value, Tensor) and value.dim() == 0:
+        tolerance = torch.tensor(float(value), dtype=torch.float64)
+    elif layout.is_tensor:
+        tolerance = _expand(name, torch.as_tensor(value), y0, layout)
+    else:
+        if isinstance(value, Tensor) and value.dim() == 1:
+            parts = list(value.unbind())
+        leaves = pytree.tree_leaves(y0)
+        if len(parts) != len(leaves):
+            raise ArgumentError(
+                f"{name} has {len(parts)} parts, but y0 has {len(leaves)}: give a number, or one for each part."
+            )
+        expanded = [_expand(name, torch.as_tensor(p), leaf, layout) for p, leaf in zip(parts, leaves, strict=True)]
+        start = 1 if layout.batched else 0
+        tolerance = torch.cat([x.reshape(*x.shape[:start], -1) for x in expanded], dim=start)
+    if not bool((tolerance >= 0).all()):
+        raise ArgumentError(f"{name} must be at least 0 and not NaN, but is {value}.")
+    return tolerance
+
+
+def _expand(name: str, value: Tensor, y: Tensor, layout: Layout) -> Tensor:
+    try:
+        return value.to(layout.device, layout.dtype).expand(y.shape).contiguous()
+    except RuntimeError:
+        raise ArgumentError(
+            f"{name} has shape {list(value.shape)}, which does not broadcast to the state's {list(y.shape)}."
+        ) from None
+
+
+def check_options(options: dict[str, Any], known: set[str], solver: str, strict: bool) -> None:
+    """Unknown options are an error (``strict``) or, as in torchdiffeq, a warning."""
+    unknown = {key: value for key, value in options.items() if key not in known}
+    if not unknown:
+        return
+    message = f"{solver}: Unexpected arguments {unknown}; known options are {sorted(known)}."
+    if strict:
+        raise ValueError(message)
+    warnings.warn(message, stacklevel=4)
+
+
+def number(options: dict[str, Any], name: str, default: float, positive: bool = False) -> float:
+    """A number from the options."""
+    value = options.get(name, default)
+    value = default if value is None else float(value)
+    if math.isnan(value) or value < 0 or positive and value == 0:
+        allowed = "positive" if positive else "at least 0"
+        raise ArgumentError(f"options[{name!r}] must be {allowed}, but is {value}.")
+    return value
+
+
+def special_times(options: dict[str, Any], direction: int) -> tuple[list[float], list[float]]:
+    """(step_t, jump_t) in tau = direction * t, increasing.
+
+    Raises:
+        ValueError: a time occurs twice between them.
+    """
+    both = []
+    for name in ("step_t", "jump_t"):
+        value = options.get(name)
+        given = [] if value is None else torch.as_tensor(value, dtype=torch.float64).reshape(-1)
+        both.append(sorted(direction * float(x) for x in given))
+    merged = both[0] + both[1]
+    if len(set(merged)) != len(merged):
+        raise ValueError(
+            "`step_t` and `jump_t` must not have any repeated elements between them, but are"
+            f" {options.get('step_t')} and {options.get('jump_t')}."
+        )
+    return both[0], both[1]
+
+
+def find_callbacks(func: Any, supported: tuple[str, ...], method: str) -> dict[str, Callable[..., None]]:
+    """The user's callbacks on ``func``; a warning for those that the method never calls."""
+    found = {}
+    for name in CALLBACKS:
+        callback = getattr(func, name, None)
+        if callback is not None and callable(callback):
+            found[name] = callback
+    missing = sorted(set(found) - set(supported))
+    if missing:
+        warnings.warn(
+            f"Solver '{method}' does not support callbacks {missing}: they are not called.",
+            stacklevel=4,
+        )
+    return {name: found[name] for name in found if name in supported}
+

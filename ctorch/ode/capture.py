@@ -1,0 +1,214 @@
+"""Finding every tensor that a vector field uses, so that gradients reach it without being told.
+
+Three sources: what ``func`` visibly holds (parameters of modules, tensors in closures and attributes), what one
+recorded evaluation touches, and the graph of every evaluation that is differentiated: a tensor that first appears
+there (a branch on t, say) is noticed, never lost.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from ctorch.ode.field import Stage
+
+Node = torch.autograd.graph.Node
+
+
+class UnknownTensor(Exception):
+    """An evaluation used tensors that the solve does not differentiate in."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        super().__init__()
+        self.tensors = tensors
+
+
+class Captured:
+    """The tensors, other than state and time, in which a vector field is differentiated.
+
+    Args:
+        tensors: candidates; those without gradient are dropped. A tensor computed from another one in the list
+            stands for its own history there, which would be counted twice: then leaves replace all such tensors.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        unique = list({id(x): x for x in tensors if x.requires_grad}.values())
+        nodes = {_node(x) for x in unique}
+        computed = [x for x in unique if x.grad_fn is not None]
+        if any(_reaches(x, nodes - {_node(x)}) for x in computed):
+            leaves = [x for x in unique if x.grad_fn is None]
+            leaves += [leaf for x in computed for leaf in leaves_of([_node(x)])]
+            unique = list({id(x): x for x in leaves}.values())
+        self.tensors: tuple[Tensor, ...] = tuple(unique)
+        self._known = {_node(x) for x in unique}
+
+    def audit(self, stage: Stage) -> None:
+        """Raise ``UnknownTensor`` where the graph of an evaluation reaches a leaf outside the known tensors."""
+        if stage.k.grad_fn is None:
+            return
+        known = self._known
+        seen = set(known)
+        todo = [stage.k.grad_fn]
+        unknown: list[Tensor] = []
+        while todo:
+            node = todo.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            following = node.next_functions
+            if not following:
+                leaf = getattr(node, "variable", None)
+                if leaf is not None and leaf is not stage.y and leaf is not stage.t:
+                    unknown.append(leaf)
+            for other, _ in following:
+                if other is not None:
+                    todo.append(other)
+        if unknown:
+            raise UnknownTensor(unknown)
+
+
+def leaves_of(nodes: Iterable[Node]) -> list[Tensor]:
+    """The leaf tensors at the ends of a graph."""
+    seen: set[Node] = set()
+    todo = list(nodes)
+    leaves = []
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if not node.next_functions and hasattr(node, "variable"):
+            leaves.append(node.variable)
+        todo.extend(other for other, _ in node.next_functions if other is not None)
+    return leaves
+
+
+def _node(x: Tensor) -> Node:
+    return torch.autograd.graph.get_gradient_edge(x).node
+
+
+def _reaches(x: Tensor, targets: set[Node]) -> bool:
+    seen: set[Node] = set()
+    todo = [_node(x)]
+    while todo:
+        node = todo.pop()
+        if node in targets:
+            return True
+        if node not in seen:
+            seen.add(node)
+            todo.extend(other for other, _ in node.next_functions if other is not None)
+    return False
+
+
+class Recording(TorchFunctionMode):
+    """Notes every tensor that requires grad and comes from outside the evaluation that it watches."""
+
+    def __init__(self, inside: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.outside: dict[int, Tensor] = {}
+        self._inside: dict[int, Any] = {id(x): x for x in inside}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and id(leaf) not in self._inside and leaf.requires_grad:
+                self.outside[id(leaf)] = leaf
+        result = func(*args, **kwargs)
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor) and id(leaf) not in self.outside:
+                self._inside[id(leaf)] = leaf  # kept alive, so that its id is not used again
+        return result
+
+
+def discover(evaluate: Callable[[], Stage], inside: list[Tensor], held: Any) -> tuple[Stage, list[Tensor]]:
+    """Evaluate once, watching; returns the stage and all tensors that it or ``held`` (func and args) bring in.
+
+    Args:
+        evaluate: evaluates the field with its graph.
+        inside: the state and time that it is given.
+        held: objects to look through.
+    """
+    with Recording(inside) as recording:
+        stage = evaluate()
+    found = list(recording.outside.values())
+    found += held_tensors(held)
+    known = {_node(x) for x in found if x.requires_grad}
+    if stage.k.grad_fn is not None:
+        # what C++ code reached without a torch function call
+        stop = known | {_node(stage.y)}
+        found += [leaf for leaf in _leaves_beyond(stage, stop) if leaf is not stage.t]
+    return stage, found
+
+
+def _leaves_beyond(stage: Stage, stop: set[Node]) -> Iterator[Tensor]:
+    try:
+        probe = Captured(())
+        probe._known = stop
+        probe.audit(stage)
+    except UnknownTensor as unknown:
+        yield from unknown.tensors
+
+
+def held_tensors(held: Any) -> list[Tensor]:
+    """Tensors that require grad in modules, closures, bound objects, partials and containers."""
+    found: dict[int, Tensor] = {}
+    seen: set[int] = set()
+
+    def look(item: Any, depth: int) -> None:
+        if isinstance(item, Tensor):
+            if item.requires_grad:
+                found[id(item)] = item
+            return
+        if depth < 0 or id(item) in seen or isinstance(item, (type, types.ModuleType)):
+            return
+        seen.add(id(item))
+        for part in _parts(item):
+            look(part, depth - 1)
+
+    look(held, 6)
+    return list(found.values())
+
+
+def _parts(item: Any) -> Iterable[Any]:
+    if isinstance(item, torch.nn.Module):
+        return [*item.parameters(), *item.buffers(), *_attributes(item)]
+    if isinstance(item, functools.partial):
+        return [item.func, *item.args, *item.keywords.values()]
+    if isinstance(item, types.MethodType):
+        return [item.__self__, item.__func__]
+    if isinstance(item, types.FunctionType):
+        return _function_parts(item)
+    if isinstance(item, dict):
+        return list(item.values())
+    if isinstance(item, (list, tuple, set)):
+        return list(item)
+    if type(item).__module__.startswith(("torch", "builtins", "numpy")):
+        return ()
+    return _attributes(item)
+
+
+def _attributes(item: Any) -> list[Any]:
+    return [v for k, v in getattr(item, "__dict__", {}).items() if not k.startswith("__")]
+
+
+def _function_parts(function: types.FunctionType) -> list[Any]:
+    parts: list[Any] = list(function.__defaults__ or ())
+    for cell in function.__closure__ or ():
+        try:
+            parts.append(cell.cell_contents)
+        except ValueError:  # a name not bound yet
+            continue
+    named = (function.__globals__.get(name) for name in function.__code__.co_names)
+    parts += [
+        x for x in named if isinstance(x, (Tensor, torch.nn.Module, types.FunctionType, list, tuple, dict))
+    ]
+    return parts

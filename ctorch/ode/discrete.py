@@ -1,0 +1,244 @@
+"""A solve as one node of the autograd graph, with its exact discrete adjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctorch.ode.adaptive import AdaptiveLoop
+from ctorch.ode.capture import Captured, UnknownTensor, discover
+from ctorch.ode.coefficients import Coefficients
+from ctorch.ode.field import Stage
+from ctorch.ode.fixed import FixedLoop
+from ctorch.ode.loop import Loop
+from ctorch.ode.plain import PlainRecorder, PlainStepper, replay
+from ctorch.ode.problem import Problem
+from ctorch.ode.run import Run
+from ctorch.ode.stepper import Recorder, Stepper
+from ctorch.ode.steps import random_state, set_random_state
+from ctorch.ode.sweep import Cotangents, Sweep
+
+
+class Job:
+    """A Runge-Kutta solve that can be run, swept back, and made again.
+
+    Args:
+        problem: what to solve.
+        method: how; adaptive where it has an error estimate and no knots are given.
+        knots: makes the grid of a fixed-step solve.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        method: Coefficients,
+        knots: Callable[[], Iterator[tuple[float, int]]] | None = None,
+    ) -> None:
+        self.problem = problem
+        self.method = method
+        self.knots = knots
+        self.adaptive = knots is None
+        self.graphs = False
+        self.keep = False
+        self.time_grad = False
+        self.captured = Captured(())
+        self.stepper: Stepper | None = None
+
+    def first(self, recorder: Recorder, stepper: Stepper) -> Stage:
+        """Evaluate at the first time."""
+        problem = self.problem
+        value = problem.times[0]
+        if problem.perturb and not self.adaptive and len(problem.times) > 1:
+            value = stepper.beside(value, problem.times[-1])
+        return recorder.evaluate(stepper.first_time(value, 0), recorder.leaf(problem.y0))
+
+    def loop(self, stepper: Stepper, recorder: Recorder) -> Loop:
+        """The loop that makes the steps."""
+        if self.adaptive:
+            return AdaptiveLoop(self.problem, stepper, recorder, self.keep)
+        loop = FixedLoop(self.problem, stepper, recorder, self.keep)
+        assert self.knots is not None
+        loop.knots = self.knots()
+        return loop
+
+    def run(self, first: Stage | None, first_rng: Any) -> Run:
+        """Make the steps through the kernels. Under ``no_grad``."""
+        self.stepper = Stepper(self.problem, self.method, self.adaptive)
+        audit = self.captured.audit if self.graphs else None
+        recorder = Recorder(self.problem, self.graphs, self.time_grad, audit)
+        if first is None:
+            first = self.first(recorder, self.stepper)
+        return self.loop(self.stepper, recorder).run(first, first_rng)
+
+    def run_plain(self) -> Run:
+        """Make the steps in differentiable operations: for transforms."""
+        stepper = PlainStepper(self.problem, self.method, self.adaptive, self.problem.t)
+        recorder = PlainRecorder(self.problem)
+        loop = self.loop(stepper, recorder)
+        loop.checks = self.adaptive
+        return loop.run(self.first(recorder, stepper))
+
+    def sweep(self, run: Run, grad_rows: Tensor, wanted: Sequence[bool]) -> Cotangents:
+        """Pull cotangents of the rows back through the steps of a run."""
+        assert self.stepper is not None
+        sweep = Sweep(
+            self.problem, self.stepper, self.captured, run, self.time_grad, self.initial_rows
+        )
+        return sweep.run(grad_rows, wanted)
+
+    def replay(self, run: Run, y0: Tensor, t: Tensor) -> Tensor:
+        """The rows of a run as a differentiable function of y0, the times and what the field uses."""
+        device = self.problem.layout.device
+        stepper = PlainStepper(self.problem, self.method, self.adaptive, t)
+        state = random_state(device) if self.problem.random else None
+        before = self.problem.field.nfe
+        with self.problem.field.recomputing(), torch.enable_grad():
+            rows = replay(
+                self.problem,
+                stepper,
+                run.steps,
+                y0,
+                self.initial_rows,
+                run.rows.shape[0] - 1 if run.fired is not None else -1,
+                lambda states: set_random_state(device, states),
+            )
+        run.stats.nfe_backward += self.problem.field.nfe - before
+        self.problem.field.nfe = before
+        if state is not None:
+            set_random_state(device, state)
+        return rows
+
+    @property
+    def initial_rows(self) -> int:
+        """How many of the first rows are y0 itself."""
+        times = self.problem.times
+        return sum(t == times[0] for t in times)
+
+
+def solve_without_gradient(job: Job, first: Stage | None = None) -> Run:
+    """Solve; the result has no graph."""
+    with torch.no_grad():
+        return job.run(first, None)
+
+
+def solve_differentiably(job: Job, graphs: bool) -> tuple[Tensor, Run]:
+    """Solve with an exact gradient.
+
+    Args:
+        job: the solve.
+        graphs: keep the graphs of the accepted stages (``gradient="backprop"``); else recompute them step by step.
+
+    Returns:
+        The rows, with their graph, and the run.
+    """
+    problem = job.problem
+    device = problem.layout.device
+    job.time_grad = problem.t.requires_grad
+    start = random_state(device)
+    extra: list[Tensor] = []
+    while True:
+        first, found = _first_evaluation(job)
+        problem.random = problem.random or not _same(start, random_state(device))
+        job.captured = Captured([*found, *extra])
+        inputs = (problem.y0, problem.t, *job.captured.tensors)
+        differentiable = any(x.requires_grad for x in inputs)
+        job.keep = differentiable
+        job.graphs = graphs and differentiable
+        if not job.graphs:
+            first = Stage(first.t.detach(), first.y.detach(), first.k.detach())
+        try:
+            before = random_state(device)
+            if not differentiable:
+                with torch.no_grad():
+                    run = job.run(first, start)
+                return run.rows, run
+            holder: list[Run] = []
+            rows = _Solve.apply(job, holder, first, start, *inputs)
+        except UnknownTensor as unknown:
+            extra += unknown.tensors
+            set_random_state(device, start)
+            continue
+        if not problem.random and not _same(before, random_state(device)):
+            problem.random = True  # it draws, though not in its first evaluation: note the states this time
+            set_random_state(device, start)
+            continue
+        return rows, holder[0]
+
+
+def _first_evaluation(job: Job) -> tuple[Stage, list[Tensor]]:
+    problem = job.problem
+    stepper = Stepper(problem, job.method, job.adaptive)
+    value = problem.times[0]
+    if problem.perturb and not job.adaptive and len(problem.times) > 1:
+        value = stepper.beside(value, problem.times[-1])
+    t, y = problem.time(value), problem.y0.detach()
+    return discover(
+        lambda: problem.field.record(t, y, job.time_grad),
+        [t, y],
+        (problem.field.func, problem.field.args),
+    )
+
+
+def _same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+class _Solve(torch.autograd.Function):
+    """Rows of a solve as a function of y0, the user's times and the captured tensors."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, job: Job, holder: list[Run], first: Stage, first_rng: Any, *inputs: Tensor
+    ) -> Tensor:
+        run = job.run(first, first_rng)
+        holder.append(run)
+        ctx.job, ctx.run = job, run
+        ctx.save_for_backward(*inputs)
+        return run.rows
+
+    @staticmethod
+    def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        y0, t, *captured = ctx.saved_tensors
+        job, run = ctx.job, ctx.run
+        needed = ctx.needs_input_grad[4:]
+        if torch.is_grad_enabled():
+            grads = _replayed(job, run, y0, t, captured, grad_rows, needed)
+        else:
+            cotangents = job.sweep(run, grad_rows, needed[2:])
+            grads = [cotangents.y0, cotangents.t, *cotangents.captured]
+            if not _keeps_graph():
+                for step in run.steps:
+                    step.stages = None
+        return (None, None, None, None, *grads)
+
+
+def _replayed(
+    job: Job,
+    run: Run,
+    y0: Tensor,
+    t: Tensor,
+    captured: list[Tensor],
+    grad_rows: Tensor,
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradient as a differentiable function of everything, by making the steps again from y0, t and tensors."""
+    start = y0.clone()  # so that other paths from y0 into what func holds are not counted here
+    times = t.clone()
+    rows = job.replay(run, start, times)
+    inputs = [start, times, *captured]
+    chosen = [i for i, need in enumerate(needed) if need and inputs[i].requires_grad]
+    grads = torch.autograd.grad(
+        rows, [inputs[i] for i in chosen], grad_rows, create_graph=True, allow_unused=True
+    )
+    results: list[Tensor | None] = [None] * len(inputs)
+    for i, grad in zip(chosen, grads, strict=True):
+        results[i] = grad
+    return results
+
+
+def _keeps_graph() -> bool:
+    keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if keeps is None else bool(keeps())

@@ -1,0 +1,144 @@
+"""The outcome of integrating a problem, and the errors that explain a failed one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctorch._exceptions import SolveError
+from ctorch.ode.problem import Problem
+from ctorch.ode.solution import Stats, Status
+from ctorch.ode.steps import Step
+
+
+@dataclasses.dataclass
+class Piece:
+    """One step of a continuous solution: start (in tau), length, state and slopes."""
+
+    tau: float
+    h: float
+    y: Tensor
+    k: Tensor
+
+
+@dataclasses.dataclass
+class Failure:
+    """Why a solve stopped."""
+
+    status: Status
+    message: str
+    t: float = math.nan
+    step: float = math.nan
+    error_norm: float = math.nan
+
+    def raise_(self, solution: Any = None) -> None:
+        """Raise it as a ``SolveError``."""
+        raise SolveError(
+            self.message,
+            status=self.status,
+            t=self.t,
+            step=self.step,
+            error_norm=self.error_norm,
+            solution=solution,
+        )
+
+
+@dataclasses.dataclass
+class Run:
+    """What an integrator returns.
+
+    Attributes:
+        rows: the packed state at the user's times, [T, *shape] (batched [B, T, *shape]); rows not reached are NaN.
+        steps: accepted steps, where they are kept.
+        final: packed state at the end of the last step.
+        status: Status; batched [B] int64.
+        fired: (time, index of event) where an event ended the solve.
+        pieces: the continuous solution, where it was asked for.
+    """
+
+    rows: Tensor
+    steps: list[Step]
+    final: Tensor
+    stats: Stats
+    status: Any = Status.SUCCESS
+    failure: Failure | None = None
+    fired: tuple[float, int] | None = None
+    pieces: list[Piece] = dataclasses.field(default_factory=list)
+    event_tensor: Tensor | None = None
+    dense_data: Any = None
+
+    def event_time(self, t: Tensor) -> Tensor:
+        """The event's time in the dtype of ``t``."""
+        assert self.fired is not None
+        if self.event_tensor is not None:
+            return self.event_tensor.to(t)
+        return torch.tensor(self.fired[0], dtype=t.dtype, device=t.device)
+
+
+def collect(problem: Problem, rows: list[Tensor]) -> Tensor:
+    """Stack the rows computed so far; the missing ones are NaN."""
+    missing = len(problem.times) - len(rows)
+    if missing > 0:
+        nothing = torch.full_like(problem.y0, math.nan)
+        rows = [*rows, *[nothing] * missing]
+    return torch.stack(rows)
+
+
+def max_steps_failure(problem: Problem, t: float, h: float, error: float) -> Failure:
+    """The solve needs more steps than allowed."""
+    goal = "the event" if problem.watch is not None else f"t={problem.times[-1]:.6g}"
+    return Failure(
+        Status.MAX_STEPS,
+        f"max_steps: {problem.max_steps} steps were not enough to reach {goal}: the solve is at t={t:.9g} with step"
+        f" h={h:.3e}, error norm {error:.3g}. Loosen rtol and atol, raise max_steps (max_num_steps in the options of"
+        " odeint), or, if the problem is stiff, use an implicit method (scipy_solver).",
+        t,
+        h,
+        error,
+    )
+
+
+def underflow_failure(
+    problem: Problem, t: float, h: float, error: float, worst: Tensor | None
+) -> Failure:
+    """Steps became shorter than the resolution of time."""
+    where = ""
+    if worst is not None and worst.numel():
+        flat = worst.abs().reshape(-1)
+        index = int(torch.where(torch.isfinite(flat), flat, math.inf).argmax())
+        where = f"; the largest error is in element {index} of the flattened state"
+    if not math.isfinite(error):
+        return Failure(
+            Status.NONFINITE,
+            f"underflow in dt: the vector field (or the state) is not finite for any step from t={t:.9g}"
+            f" (h={h:.3e}, error norm {error}{where}). The solution may blow up there, or func returns NaN or"
+            " infinity: evaluate func(t, y) at this point.",
+            t,
+            h,
+            error,
+        )
+    return Failure(
+        Status.STEP_UNDERFLOW,
+        f"underflow in dt: at t={t:.9g} the error test asks for a step below the resolution of time (h={h:.3e},"
+        f" error norm {error:.3g}{where}). Likely the field jumps there (give the time in options['jump_t']), the"
+        " tolerances are below what the dtype resolves (use float64 or a larger rtol), the solution blows up, or the"
+        " problem is stiff.",
+        t,
+        h,
+        error,
+    )
+
+
+def nonfinite_failure(t: float, h: float, what: str) -> Failure:
+    """A NaN or infinity that no shorter step can avoid."""
+    return Failure(
+        Status.NONFINITE,
+        f"non-finite values in {what} at t={t:.9g} (step h={h:.3e}): check y0, the parameters of func and its domain.",
+        t,
+        h,
+        math.nan,
+    )

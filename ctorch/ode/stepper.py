@@ -1,0 +1,182 @@
+"""Attempting one explicit Runge-Kutta step through the fused kernels, without a graph of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctorch.ode.coefficients import Coefficients
+from ctorch.ode.field import Stage
+from ctorch.ode.problem import Problem
+from ctorch.ode.steps import FREE
+from ctorch.ops import runge_kutta  # noqa: F401  defines the operators used below
+
+_stage = torch.ops.ctorch.rk_stage.default
+_combine = torch.ops.ctorch.rk_combine.default
+_error = torch.ops.ctorch.rk_error.default
+_interpolate = torch.ops.ctorch.rk_interpolate.default
+
+#: evaluates a stage at (t, y), with its graph where that is kept
+Evaluate = Callable[[Tensor, Tensor], Stage]
+
+
+class Stepper:
+    """One method on one problem. Holds the buffer of slopes; to be used under ``no_grad``.
+
+    Args:
+        problem: the problem.
+        coefficients: the method.
+        adaptive: stages at the end of a step see the time just before it, in case the field jumps there (torchdiffeq
+            does the same); a fixed-step solve does so only with the option ``perturb``.
+    """
+
+    def __init__(self, problem: Problem, coefficients: Coefficients, adaptive: bool) -> None:
+        self.problem = problem
+        self.method = coefficients
+        self.before_end = adaptive or problem.perturb
+        shape = problem.y0.shape
+        self.k = torch.empty(
+            (coefficients.total, *shape), dtype=problem.layout.dtype, device=problem.layout.device
+        )
+        self.h = torch.zeros((), dtype=torch.float64)
+        self._plain_norm = problem.norm is None and not problem.layout.is_complex
+        self._float32 = problem.time_dtype is not torch.float64
+
+    # -- times ----------------------------------------------------------------------------------------------------
+
+    def time(self, i: int, t: float, h: float, t1: float) -> Tensor:
+        """Time of stage i, as the vector field takes it."""
+        return self.problem.time(self.time_value(i, t, h, t1))
+
+    def first_time(self, value: float, start: int) -> Tensor:
+        """Time of a first stage that is evaluated anew, at the user's time ``start`` or where the last step ended."""
+        return self.problem.time(value)
+
+    def time_value(self, i: int, t: float, h: float, t1: float) -> float:
+        """Time of stage i as a number: in the state's precision, inside the step."""
+        c = self.method.c[i]
+        if c == 1.0:
+            return self.beside(t1, t) if self.before_end else t1
+        if c == 0.0:
+            return self.beside(t, t1) if self.problem.perturb else t
+        return t + c * h
+
+    def beside(self, t: float, toward: float) -> float:
+        """The number next to ``t``, in the precision of the state."""
+        far = math.inf if toward > t else -math.inf
+        if self._float32:
+            dtype = np.float32
+            return float(np.nextafter(dtype(t), dtype(far)))
+        return math.nextafter(t, far)
+
+    # -- one step -------------------------------------------------------------------------------------------------
+
+    def attempt(
+        self,
+        y: Tensor,
+        first: Stage,
+        t: float,
+        h: float,
+        t1: float,
+        evaluate: Evaluate,
+        start: int = FREE,
+        end: int = FREE,
+    ) -> tuple[Tensor, list[Stage]]:
+        """All stages of a step from y. Returns the new state and the stages (without a late last one).
+
+        ``start`` and ``end`` say on which of the user's times the step hangs, for steppers that follow derivatives.
+        """
+        method, k = self.method, self.k
+        self.h = step = torch.scalar_tensor(h, dtype=torch.float64)
+        stages, slope = [first], first.k
+        last = method.n - 1 if method.fsal else method.n
+        for i in range(1, last):
+            y_i = _stage(y, k, slope, i - 1, method.a[i], step)
+            stage = evaluate(self.time(i, t, h, t1), y_i)
+            slope = stage.k
+            stages.append(stage)
+        y1 = _stage(y, k, slope, last - 1, method.a[last] if method.fsal else method.b, step)
+        if method.fsal and not method.late:
+            stages.append(evaluate(self.time(last, t, h, t1), y1))
+        return y1, stages
+
+    def error(self, y: Tensor, y1: Tensor, stages: list[Stage]) -> float:
+        """Scaled norm of the error estimate of the attempted step: the one number that the host waits for."""
+        method, problem = self.method, self.problem
+        slope = None if method.late else stages[-1].k
+        if self._plain_norm:
+            tol = problem.tolerances
+            norm = _error(
+                y, y1, self.k, slope, method.n - 1, method.e, self.h, tol.rtol, tol.atol,
+                problem.layout.segments, problem.max_norm, False,
+            )  # fmt: skip
+            return float(norm.item())
+        if slope is not None:
+            self.k[method.n - 1].copy_(slope)
+        estimate = _combine(None, self.k, method.e, self.h)
+        return float(problem.error_norm(estimate, problem.error_scale(y, y1)).item())
+
+    def error_vector(self, y: Tensor, y1: Tensor) -> Tensor:
+        """The scaled error of every element of the last attempt, for messages."""
+        assert self.method.e is not None
+        estimate = _combine(None, self.k, self.method.e, self.h)
+        return estimate / self.problem.error_scale(y, y1)
+
+    def finish(
+        self, y1: Tensor, stages: list[Stage], t: float, h: float, t1: float, evaluate: Evaluate
+    ) -> None:
+        """Evaluate the slope at the end of an accepted step, where that was put off."""
+        if self.method.late:
+            stages.append(evaluate(self.time(self.method.n - 1, t, h, t1), y1))
+
+    # -- the interpolant ------------------------------------------------------------------------------------------
+
+    def extend(
+        self, y: Tensor, stages: list[Stage], t: float, h: float, t1: float, evaluate: Evaluate
+    ) -> bool:
+        """Evaluate the interpolant's further stages, if it has any; says whether it did.
+
+        The slopes of the step itself must be in the buffer, but for the last.
+        """
+        method, k = self.method, self.k
+        slope, slot = stages[-1].k, method.n - 1
+        if method.n == method.total:
+            k[slot].copy_(slope)
+            return False
+        for i in range(method.n, method.total):
+            y_i = _stage(y, k, slope, slot, method.a[i], self.h)
+            stage = evaluate(self.time(i, t, h, t1), y_i)
+            slope, slot = stage.k, i
+            stages.append(stage)
+        k[slot].copy_(slope)
+        return True
+
+    def interpolate(self, y: Tensor, found: list[tuple[int, float]]) -> Tensor:
+        """The interpolant of the step just made, at (row, theta): [M, *shape]."""
+        theta = torch.tensor([theta for _, theta in found], dtype=torch.float64)
+        return _interpolate(y, self.k, self.method.p, theta, self.h, None)
+
+
+class Recorder:
+    """What is kept while steps are made: nothing, the steps, or the steps with the graphs of their stages."""
+
+    def __init__(self, problem: Problem, graphs: bool, time_grad: bool, audit: Any = None) -> None:
+        self.problem = problem
+        self.graphs = graphs
+        self.time_grad = time_grad
+        self.audit = audit
+
+    def evaluate(self, t: Tensor, y: Tensor) -> Stage:
+        """Evaluate the field as the mode wants it."""
+        if self.graphs:
+            return self.problem.field.record(t, y, self.time_grad)
+        return self.problem.field.value(t, y)
+
+    def leaf(self, y: Tensor) -> Tensor:
+        """The same state as another tensor, which may be the leaf of another graph."""
+        return y.detach()

@@ -1,0 +1,309 @@
+"""The exact discrete adjoint: the derivative of the accepted steps as they were made, from the last to the first.
+
+One stage at a time its vector-Jacobian product is taken in the stage's own small graph; what lies between stages is
+linear in their slopes and is done by the step kernels, with the tableau read backwards. With cotangents yb of the new
+state and kb_i of the slopes, u_i = (df/dy)^T kb_i and G the cotangents of interpolated outputs,
+
+    kb_j = h (b_j yb + sum_(i>j) a_ij u_i + sum_m b_j(theta_m) G_m),    yb <- yb + sum_i u_i + sum_m G_m.
+
+The step sequence is frozen; a step's length has a cotangent only where its end hangs on a time of the user's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Variable
+
+from ctorch._exceptions import GradientError
+from ctorch.ode.capture import Captured, UnknownTensor
+from ctorch.ode.field import Stage
+from ctorch.ode.problem import Problem
+from ctorch.ode.run import Run
+from ctorch.ode.stepper import Stepper
+from ctorch.ode.steps import FIXED, FREE, Step, random_state, set_random_state
+
+_stage = torch.ops.ctorch.rk_stage.default
+_combine = torch.ops.ctorch.rk_combine.default
+_run_backward = Variable._execution_engine.run_backward
+
+
+@dataclasses.dataclass
+class Cotangents:
+    """Gradients that a sweep returns: of y0, of the user's times (or None) and of the captured tensors."""
+
+    y0: Tensor
+    t: Tensor | None
+    captured: list[Tensor | None]
+
+
+class Pullback:
+    """Vector-Jacobian products of single evaluations, gathering the captured tensors' share.
+
+    Args:
+        captured: the tensors in which to differentiate; only those that ``wanted`` marks.
+        time_grad: also return the cotangent of t.
+    """
+
+    def __init__(self, captured: Captured, wanted: Sequence[bool], time_grad: bool) -> None:
+        self.wanted = [i for i, want in enumerate(wanted) if want]
+        self._inputs = tuple(captured.tensors[i] for i in self.wanted)
+        self._sums: list[Tensor] | None = None
+        self._time_grad = time_grad
+        self.count = 0
+
+    def __call__(self, stage: Stage, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """(cotangent of y, cotangent of t) of one evaluation."""
+        k = stage.k
+        if k.grad_fn is None and not k.requires_grad:
+            return None, None
+        self.count += 1
+        inputs = (stage.y, stage.t, *self._inputs) if self._time_grad else (stage.y, *self._inputs)
+        lead = 2 if self._time_grad else 1
+        grads = _run_backward(
+            (k,), (cotangent,), True, False, inputs, allow_unreachable=True, accumulate_grad=False
+        )
+        self._add(grads[lead:])
+        return grads[0], grads[1] if self._time_grad else None
+
+    def _add(self, grads: Sequence[Tensor | None]) -> None:
+        if not grads:
+            return
+        if self._sums is None:
+            self._sums = [None] * len(grads)  # type: ignore[list-item]
+            self._all = False
+        if self._all and None not in grads:
+            torch._foreach_add_(self._sums, list(grads))
+            return
+        for i, grad in enumerate(grads):
+            if grad is None:
+                continue
+            if self._sums[i] is None:
+                self._sums[i] = grad.clone()
+            else:
+                self._sums[i].add_(grad)
+        self._all = all(s is not None for s in self._sums)
+
+    def results(self, total: int) -> list[Tensor | None]:
+        """The sums, at the places of the captured tensors; None where nothing was used or wanted."""
+        results: list[Tensor | None] = [None] * total
+        for place, i in enumerate(self.wanted):
+            results[i] = None if self._sums is None else self._sums[place]
+        return results
+
+
+class Sweep:
+    """The reverse sweep over a run of one step size for the whole state.
+
+    Args:
+        problem, stepper: what made the run.
+        captured: tensors that the field uses.
+        run: the run, with its steps.
+        time_grad: the user's times require grad.
+        initial_rows: how many of the first rows are y0 itself.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        stepper: Stepper,
+        captured: Captured,
+        run: Run,
+        time_grad: bool,
+        initial_rows: int,
+    ) -> None:
+        self.problem = problem
+        self.stepper = stepper
+        self.method = stepper.method
+        self.captured = captured
+        self.recorded = run
+        self.time_grad = time_grad
+        self.initial_rows = initial_rows
+        self.event_row = run.rows.shape[0] - 1 if run.fired is not None else -1
+
+    def run(self, grad_rows: Tensor, wanted: Sequence[bool]) -> Cotangents:
+        """Pull the cotangents of the rows [T, *shape] back. To be called under ``no_grad``."""
+        self.pullback = Pullback(self.captured, wanted, self.time_grad)
+        problem = self.problem
+        self.tb = [0.0] * len(problem.times)
+        grad_rows = grad_rows.contiguous()
+        steps = self.recorded.steps
+        yb = torch.zeros_like(problem.y0)
+        self.kap: Tensor | None = None  # cotangent of the slope that the next step takes over
+        self.tau = 0.0  # cotangent of the end of the step
+        self.ones = torch.ones(self.method.total + 1, dtype=torch.float64)
+        self.one = torch.ones((), dtype=torch.float64)
+        self.v = torch.zeros(
+            (self.method.total + 1, *yb.shape), dtype=yb.dtype, device=yb.device
+        )
+        graphs = bool(steps) and steps[0].stages is not None
+        random = problem.random and not graphs
+        state = random_state(problem.layout.device) if random else None
+        self._next_first: Stage | None = None
+        with problem.field.recomputing() if not graphs else torch.no_grad():
+            for index in range(len(steps) - 1, -1, -1):
+                yb = self._step(index, steps[index], yb, grad_rows)
+        if state is not None:
+            set_random_state(problem.layout.device, state)
+        for row in range(self.initial_rows):
+            yb = yb + grad_rows[row]
+        self.recorded.stats.vjps += self.pullback.count
+        t = None
+        if self.time_grad:
+            t = torch.tensor(self.tb, dtype=problem.t.dtype, device=problem.t.device)
+        return Cotangents(yb, t, self.pullback.results(len(self.captured.tensors)))
+
+    # -- one step -------------------------------------------------------------------------------------------------
+
+    def _step(self, index: int, step: Step, yb: Tensor, grad_rows: Tensor) -> Tensor:
+        method, time_grad = self.method, self.time_grad
+        total = method.total if step.extended else method.n
+        back = method.back_extended if step.extended else method.back
+        stages = step.stages if step.stages is not None else self._recompute(index, step)
+        for row, theta in step.outputs:
+            if theta is None:
+                yb = yb + grad_rows[row]
+        inner = [(row, theta) for row, theta in step.outputs if theta is not None]
+        base = direct = None
+        hb = tb = 0.0
+        if inner:
+            base, direct, hb, tb = self._pull_outputs(step, inner, grad_rows, stages, total)
+        v, h = self.v, torch.scalar_tensor(step.h, dtype=torch.float64)
+        last, kap, self.kap = method.n - 1, self.kap, None
+        new, slot = yb, 0
+        for j in range(total - 1, -1, -1):
+            kb = _stage(None if base is None else base[j], v, new, slot, back[j], h)
+            if time_grad and step.h:
+                # kb is all that depends on this slope times h, so kb / h is what depends on h through it
+                hb += _dot(kb, stages[j].k) / step.h
+            if j == last and method.fsal:
+                if kap is not None:
+                    kb = kb + kap
+                elif base is None:  # the slope at the end was used by nothing
+                    new, slot = torch.zeros_like(yb), total - j
+                    continue
+            if j == 0 and not step.fresh:
+                self.kap = kb
+                break
+            u, ct = self.pullback(stages[j], kb)
+            if ct is not None:
+                value = float(ct)
+                tb += value
+                hb += method.c[j] * value
+            new, slot = torch.zeros_like(yb) if u is None else u, total - j
+        if step.fresh:
+            yb = _stage(direct, v, new, slot, self.ones[: total + 1], self.one)
+        else:
+            yb = _combine(direct, v, self.ones[:total], self.one)
+        if time_grad:
+            self._pull_times(step, tb, hb)
+        recomputed = step.stages is None and not step.fresh
+        self._next_first = stages[0] if recomputed else None
+        return yb
+
+    def _pull_outputs(
+        self, step: Step, inner: list[tuple[int, float]], grad_rows: Tensor, stages: list[Stage], total: int
+    ) -> tuple[Tensor, Tensor, float, float]:
+        """Cotangents of the slopes and of the state at the start from interpolated rows; and of h and t."""
+        method = self.method
+        rows = [row for row, _ in inner]
+        thetas = torch.tensor([theta for _, theta in inner], dtype=torch.float64)
+        g = grad_rows[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] + 1 == len(rows) else grad_rows[rows]
+        flat = g.reshape(len(rows), -1)
+        weights = (method.weights(thetas) * step.h).to(flat)
+        base = (weights.T @ flat).reshape(-1, *g.shape[1:])
+        direct = g.sum(0)
+        hb = tb = 0.0
+        if self.time_grad:
+            k = torch.stack([stage.k.detach().reshape(-1) for stage in stages[:total]])
+            slopes = method.slope_weights(thetas).to(flat)
+            moved = ((slopes @ k) * flat).sum(1).double().tolist()
+            for (row, theta), s in zip(inner, moved, strict=True):
+                if row != self.event_row and row < len(self.tb):
+                    self.tb[row] += s
+                tb -= s
+                hb -= theta * s
+        return base, direct, hb, tb
+
+    def _pull_times(self, step: Step, tb: float, hb: float) -> None:
+        """Hand the cotangents of a step's start and length to the times on which they hang."""
+        hb += self.tau
+        if step.end == FREE:
+            tb += self.tau
+        elif step.end == FIXED:
+            tb -= hb - self.tau
+        else:
+            self.tb[step.end] += hb
+            tb += self.tau - hb
+        if step.start >= 0:
+            self.tb[step.start] += tb
+            self.tau = 0.0
+        else:
+            self.tau = tb
+
+    # -- recomputing ----------------------------------------------------------------------------------------------
+
+    def _recompute(self, index: int, step: Step) -> list[Stage]:
+        """The stages of a step with their graphs, as the forward pass evaluated them."""
+        stepper, method = self.stepper, self.method
+        y, k, h = step.y, stepper.k, torch.scalar_tensor(step.h, dtype=torch.float64)
+
+        def stage_at(i: int, y_i: Tensor) -> Stage:
+            return self._evaluate(step, i, stepper.time(i, step.t, step.h, step.t1), y_i)
+
+        first_time = self.problem.time(self._first_time(index, step))
+        stages = [self._evaluate(step, 0, first_time, y.detach())]
+        last = method.n - 1 if method.fsal else method.n
+        for i in range(1, last):
+            stages.append(stage_at(i, _stage(y, k, stages[-1].k, i - 1, method.a[i], h)))
+        if method.fsal:
+            y1 = _stage(y, k, stages[-1].k, last - 1, method.a[last], h)
+            if self._next_first is not None:  # the next step began with this very slope
+                stages.append(self._next_first)
+            elif self.kap is not None or step.extended or step.outputs:
+                stages.append(stage_at(last, y1))
+            else:
+                stages.append(Stage(first_time, y1, torch.zeros_like(y1)))
+        if step.extended:
+            for i in range(method.n, method.total):
+                y_i = _stage(y, k, stages[-1].k, i - 1, method.a[i], h)
+                stages.append(stage_at(i, y_i))
+        return stages
+
+    def _evaluate(self, step: Step, i: int, t: Tensor, y: Tensor) -> Stage:
+        field = self.problem.field
+        if step.rng is not None:
+            set_random_state(self.problem.layout.device, step.rng[i])
+        stage = field.record(t, y, self.time_grad)
+        field.nfe -= 1
+        self.recorded.stats.nfe_backward += 1
+        try:
+            self.captured.audit(stage)
+        except UnknownTensor as unknown:
+            raise _unknown(unknown, float(t.reshape(-1)[0])) from None
+        return stage
+
+    def _first_time(self, index: int, step: Step) -> float:
+        stepper = self.stepper
+        if step.fresh:
+            if index and self.method.fsal:
+                return stepper.beside(step.t, self.problem.direction * float("inf"))
+            return stepper.time_value(0, step.t, step.h, step.t1)
+        before = self.recorded.steps[index - 1]
+        return stepper.time_value(self.method.n - 1, before.t, before.h, before.t1)
+
+
+def _dot(x: Tensor, y: Tensor) -> float:
+    return float(torch.dot(x.reshape(-1), y.detach().reshape(-1)))
+
+
+def _unknown(unknown: UnknownTensor, t: float) -> GradientError:
+    shapes = ", ".join(str(list(x.shape)) for x in unknown.tensors)
+    return GradientError(
+        f"func used tensors that require grad (shapes {shapes}) at t={t:.6g}, which were not seen in its first"
+        ' evaluation: pass them in args, hold them in a module, or use gradient="backprop".'
+    )
