@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 from ctorch._version import __version__
@@ -23,7 +24,6 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header"]
 
 # An API page may stand here before its part of the package does; then it is left out.
 for page in Path(__file__).parent.glob("api/*.md"):
@@ -44,3 +44,22 @@ html_theme = "furo"
 html_title = f"ctorch {version}"
 html_theme_options = {"navigation_with_keys": True}
 html_show_sourcelink = False
+
+
+def _plain_text(app, what, name, obj, options, lines):  # type: ignore[no-untyped-def]
+    """Take ``[T, *shape]`` and ``|y|`` in docstrings as they are read, not as markup."""
+    literal: int | None = None  # indentation above which a literal block goes on
+    for i, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if literal is not None and line.strip() and indent <= literal:
+            literal = None
+        if literal is None and not line.lstrip().startswith((">>>", "...")):
+            parts = re.split(r"(``.+?``|\*\*\w[^*]*\w\*\*|:math:`.+?`)", line)
+            parts[::2] = [re.sub(r"([*|])", r"\\\1", part) for part in parts[::2]]
+            lines[i] = "".join(parts)
+            literal = indent if line.endswith("::") else None
+
+
+def setup(app):  # type: ignore[no-untyped-def]
+    """Run before napoleon does (priority 500)."""
+    app.connect("autodoc-process-docstring", _plain_text, priority=400)

@@ -23,6 +23,7 @@ class AdaptiveLoop(Loop):
         problem, stepper, stats = self.problem, self.stepper, self.stats
         direction, controller, last = problem.direction, problem.controller, stepper.method.n - 1
         order = stepper.method.tableau.error_order
+        evaluate = self.evaluate
         calling = bool(problem.callbacks)
         knots, knot = self._knots(), 0
         tau, fresh, error = self.goals[0], True, math.nan
@@ -47,9 +48,7 @@ class AdaptiveLoop(Loop):
                 problem.call_back("callback_step", t, y, length)
             self.rng = [first_rng] if problem.random else None
             start = 0 if stats.accepted == 0 else FREE
-            y1, stages = stepper.attempt(
-                y, first, t, signed, t1, self.evaluate, start, end
-            )  # fmt: skip
+            y1, stages = stepper.attempt(y, first, t, signed, t1, evaluate, start, end)
             error = stepper.error(y, y1, stages)
             factor = controller.factor(error, order, history)
             if error > 1.0 and length > problem.min_step or not math.isfinite(error):
@@ -61,7 +60,7 @@ class AdaptiveLoop(Loop):
             stats.accepted += 1
             if calling:
                 problem.call_back("callback_accept_step", t, y, length)
-            stepper.finish(y1, stages, t, signed, t1, self.evaluate)
+            stepper.finish(y1, stages, evaluate)
             record = Step(t, signed, t1, y, start, end, fresh)
             self.read(record, stages, y1)
             self.store(record, stages, stages[0 if fresh else 1 :])
@@ -73,7 +72,7 @@ class AdaptiveLoop(Loop):
             if jumps and self.reading:
                 after = stepper.beside(t1, direction * math.inf)
                 after_t = stepper.first_time(after, FREE)
-                first, fresh = self.evaluate(after_t, self.recorder.leaf(y)), True
+                first, fresh = evaluate(after_t, self.recorder.leaf(y)), True
                 first_rng = None if self.rng is None else self.rng[-1]
             if problem.progress is not None:
                 problem.progress(t1)

@@ -279,7 +279,8 @@ class _Augmented:
         backward = self._backward
         y, a = state[1], state[2]
         field = backward.problem.field
-        stage = field.record(t.detach().clone(), y.detach().clone(), backward.time_grad)
+        record = field.record_with_time if backward.time_grad else field.record
+        stage = record(t.detach().clone(), y.detach().clone())
         k = stage.k
         if backward.audited is not None:
             try:

@@ -36,21 +36,22 @@ class VectorField:
         self.args = args
         self.nfe = 0
         self.autocast = _autocast_state(layout.device.type)
-        self._shape: torch.Size | None = None
+        self._shape = layout.shape
+        self._dtype = layout.dtype
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """The slope at ``(t, y)``, packed. ``t``: 0-dim, or ``[B, 1, ..., 1]`` in a batched solve."""
         self.nfe += 1
         if self.layout.plain:
             k = self.func(t, y, *self.args)
-            if isinstance(k, Tensor) and k.shape == y.shape and k.dtype is y.dtype:
+            if isinstance(k, Tensor) and k.shape == self._shape and k.dtype is self._dtype:
                 return k
             self.layout.check_like(k, "func")
-            return k.to(y.dtype)
+            return k.to(self._dtype)
         k = self.func(t, self.layout.unpack(y), *self.args)
         self.layout.check_like(k, "func")
         packed = self.layout.pack(k)
-        return packed if packed.dtype is y.dtype else packed.to(y.dtype)
+        return packed if packed.dtype is self._dtype else packed.to(self._dtype)
 
     def value(self, t: Tensor, y: Tensor) -> Stage:
         """Evaluate without a graph. To be called under ``no_grad``."""
@@ -63,13 +64,16 @@ class VectorField:
             )
         return Stage(t, y, k)
 
-    def record(self, t: Tensor, y: Tensor, time_grad: bool = False) -> Stage:
-        """Evaluate with a graph whose leaves are ``y`` and, with ``time_grad``, ``t``: both fresh tensors."""
+    def record(self, t: Tensor, y: Tensor) -> Stage:
+        """Evaluate with a graph whose leaf is ``y``, a fresh tensor."""
         y.requires_grad_(True)
-        if time_grad:
-            t.requires_grad_(True)
         with torch.enable_grad():
             return Stage(t, y, self(t, y))
+
+    def record_with_time(self, t: Tensor, y: Tensor) -> Stage:
+        """Evaluate with a graph whose leaves are ``y`` and ``t``, fresh tensors."""
+        t.requires_grad_(True)
+        return self.record(t, y)
 
     @contextlib.contextmanager
     def recomputing(self) -> Iterator[None]:

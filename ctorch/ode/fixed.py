@@ -42,7 +42,7 @@ class FixedLoop(Loop):
                 first_time = stepper.first_time(stepper.time_value(0, t, h, t1), start)
                 first = self.evaluate(first_time, self.recorder.leaf(y))
             y1, stages = stepper.attempt(y, first, t, h, t1, self.evaluate, start, end)
-            stepper.finish(y1, stages, t, h, t1, self.evaluate)
+            stepper.finish(y1, stages, self.evaluate)
             stats.accepted += 1
             record = Step(t, h, t1, y, start, end, fresh=True)
             self.read(record, stages, y1)

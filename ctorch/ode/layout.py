@@ -38,6 +38,8 @@ class Layout:
         self.dtype = dtype.to_real()
         self.device = leaves[0].device
         self.plain = self.is_tensor and not self.is_complex
+        #: shape of a plain state; what a packed one has is known when it is packed
+        self.shape = leaves[0].shape
         per_leaf = [shape[1:].numel() if batched else shape.numel() for shape in self._shapes]
         self._sizes = per_leaf
         #: lengths of the parts whose norms are taken apart; empty for a single part

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ctorch.ode.field import Stage
 from ctorch.ode.problem import Problem
-from ctorch.ode.run import Failure, Piece, Run, collect, nonfinite_failure
+from ctorch.ode.run import Failure, Run, collect, nonfinite_failure
 from ctorch.ode.solution import Stats, Status
 from ctorch.ode.stepper import Recorder, Stepper
 from ctorch.ode.steps import EVENT, Step, random_state
@@ -35,12 +35,13 @@ class Loop:
         self.stats = Stats()
         self.rows: list[Tensor] = []
         self.steps: list[Step] = []
-        self.pieces: list[Piece] = []
+        self.pieces: list[Any] = []
         self.goals = [problem.direction * t for t in problem.times]
         self.failure: Failure | None = None
         self.fired: tuple[float, int] | None = None
         self.rng: list[Any] | None = None
         self.checks = True  # look at the values of the final state
+        self.evaluate = self._evaluate_random if problem.random else recorder.evaluate
 
     def run(self, first: Stage, first_rng: Any = None) -> Run:
         """Integrate; ``first`` is the evaluation at the first time, ``first_rng`` the random state before it."""
@@ -78,8 +79,8 @@ class Loop:
         watch = self.problem.watch
         return len(self.rows) < len(self.goals) or (watch is not None and watch.until_event)
 
-    def evaluate(self, t: Tensor, y: Tensor) -> Stage:
-        """Evaluate a stage, noting the random state before it where the field draws random numbers."""
+    def _evaluate_random(self, t: Tensor, y: Tensor) -> Stage:
+        """Evaluate a stage of a field that draws random numbers, noting the generators' state before it."""
         if self.rng is not None:
             self.rng.append(random_state(self.problem.layout.device))
         return self.recorder.evaluate(t, y)
@@ -97,7 +98,7 @@ class Loop:
                 record.y, stages, record.t, record.h, record.t1, self.evaluate
             )
         if problem.dense:
-            self.pieces.append(Piece(tau, tau1 - tau, record.y.detach(), stepper.k.clone()))
+            self.pieces.append(stepper.piece(tau, tau1 - tau, record.y))
         event = None
         if watch is not None:
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ctorch.ode.capture import held_tensors
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import Failure, Run, collect
 from ctorch.ode.solution import Stats, Status
@@ -74,16 +76,22 @@ def solve(problem: Problem, options: dict[str, Any]) -> Run:
     return Run(collect(problem, rows), [], y0, stats, failure.status, failure)
 
 
-def refuse_gradient(problem: Problem) -> None:
-    """scipy's steps have no graph: say so where a gradient would silently be missing."""
-    wanted = problem.y0.requires_grad or problem.t.requires_grad
-    module = problem.field.func
-    if isinstance(module, torch.nn.Module):
-        wanted = wanted or any(p.requires_grad for p in module.parameters())
-    if wanted:
+def without_gradient(problem: Problem, run: Run) -> Tensor:
+    """The rows, tied to what they depend on, so that asking for their gradient is an error and not silence."""
+    held = held_tensors((problem.field.func, problem.field.args))
+    return _NoGradient.apply(run.rows, problem.y0, problem.t, *held)
+
+
+class _NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, *inputs: Tensor) -> Tensor:  # type: ignore[override]
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad_rows: Tensor) -> Any:  # type: ignore[override]
         raise NotImplementedError(
-            'method="scipy_solver" has no exact gradient: use gradient="adjoint" (odeint_adjoint), gradient="none" or'
-            " torch.no_grad(), or another method."
+            'method="scipy_solver" has no exact gradient: use gradient="adjoint" (odeint_adjoint), or'
+            " another method."
         )
 
 

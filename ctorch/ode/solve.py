@@ -194,15 +194,12 @@ class Request:
         if problem.watch is not None:
             problem.watch.start(problem.times[0], problem.y0.detach())
         if self.method in methods.SCIPY:
-            run = scipy_solver.solve(problem, self.options)
-            if self.differentiates and not self.adjoint:
-                scipy_solver.refuse_gradient(problem)
-            return (*self._with_adjoint(problem, run), problem) if self.adjoint else (run, run.rows, problem)
+            return (*self._scipy(problem), problem)
         if self.method in methods.ADAMS:
             return adams.solve(self, problem)
         job = Job(problem, self.coefficients(), self.knots(problem))
         if transforms_active():
-            run = job.run_plain()
+            run = _run_plain(job)
             return run, run.rows, problem
         if not self.differentiates:
             run = solve_without_gradient(job)
@@ -223,15 +220,20 @@ class Request:
         """Whether the continuous adjoint is wanted."""
         return self.gradient == "adjoint" or isinstance(self.gradient, ContinuousAdjoint)
 
-    def _with_adjoint(self, problem: Problem, run: Run) -> tuple[Run, Tensor]:
-        return continuous.solve(self, problem, lambda first: run)
+    def _scipy(self, problem: Problem) -> tuple[Run, Tensor]:
+        if self.adjoint and self.differentiates:
+            return continuous.solve(
+                self, problem, lambda first: scipy_solver.solve(problem, self.options)
+            )
+        run = scipy_solver.solve(problem, self.options)
+        return run, scipy_solver.without_gradient(problem, run) if self.differentiates else run.rows
 
     # -- what the machinery needs ---------------------------------------------------------------------------------
 
     def problem(self) -> Problem:
         """Everything checked and normalized."""
         layout, options, method = self.layout, self.options, self.method
-        times = [float(x) for x in self.t.detach().double().tolist()]
+        times = [] if layout.batched else [float(x) for x in self.t.detach().double().tolist()]
         direction = -1 if len(times) > 1 and times[-1] < times[0] else 1
         adaptive = method in methods.ADAPTIVE
         known = (
@@ -244,7 +246,7 @@ class Request:
         norm, max_norm = _norm(options.get("norm"))
         step_t, jump_t = arguments.special_times(options, direction)
         first = options.get("first_step") if self.dt0 is None else self.dt0
-        supported = arguments.CALLBACKS if adaptive else () if method in methods.SCIPY else ("callback_step",)
+        supported = () if layout.batched else arguments.CALLBACKS if adaptive else () if method in methods.SCIPY else ("callback_step",)
         field = VectorField(self.func, layout, self.args)
         problem = Problem(
             field=field,
@@ -369,6 +371,18 @@ def transforms_active() -> bool:
     )
 
 
+def _run_plain(job: Job) -> Run:
+    try:
+        return job.run_plain()
+    except RuntimeError as error:
+        if "vmap" in str(error) and ".item()" in str(error):
+            raise NotImplementedError(
+                "an adaptive solve chooses its steps by the values of its state, which vmap hides: use batched=True"
+                " (each sample steps on its own), or a fixed-step method."
+            ) from error
+        raise
+
+
 def _norm(norm: Any) -> tuple[Any, bool]:
     if norm is None or norm == "rms":
         return None, False
@@ -401,5 +415,5 @@ def _solution(request: Request, problem: Problem, run: Run, rows: Tensor, y0: An
         event = EventRecord(time, state, index)
         times = torch.cat([t[: count - 1], time.reshape(1).to(t)])
         y = pytree.tree_map(lambda x, s: torch.cat([x[:-1], s.unsqueeze(0)]), y, state)
-    dense = run.dense_output(problem) if request.dense else None
+    dense = run.dense_output(problem, request.coefficients().p) if request.dense else None
     return Solution(times, y, run.stats, run.status, event, dense)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from ctorch.ode.coefficients import Coefficients
 from ctorch.ode.field import Stage
 from ctorch.ode.problem import Problem
+from ctorch.ode.run import Piece
 from ctorch.ode.steps import FREE
 from ctorch.ops import runge_kutta  # noqa: F401  defines the operators used below
 
@@ -33,11 +34,24 @@ class Stepper:
         coefficients: the method.
         adaptive: stages at the end of a step see the time just before it, in case the field jumps there (torchdiffeq
             does the same); a fixed-step solve does so only with the option ``perturb``.
+        time_leaves: stage times become leaves of graphs, so that each is a tensor of its own.
     """
 
-    def __init__(self, problem: Problem, coefficients: Coefficients, adaptive: bool) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        coefficients: Coefficients,
+        adaptive: bool,
+        time_leaves: bool = False,
+    ) -> None:
         self.problem = problem
         self.method = coefficients
+        inner = coefficients.n - 1 if coefficients.fsal else coefficients.n
+        self._inner = coefficients.a[1:inner]
+        self._last = coefficients.a[inner] if coefficients.fsal else coefficients.b
+        self._abscissae = coefficients.c[1 : coefficients.n]
+        self._time_leaves = time_leaves
+        self.times: Sequence[Tensor] = ()
         self.before_end = adaptive or problem.perturb
         shape = problem.y0.shape
         self.k = torch.empty(
@@ -58,13 +72,22 @@ class Stepper:
         return self.problem.time(value)
 
     def time_value(self, i: int, t: float, h: float, t1: float) -> float:
-        """Time of stage i as a number: in the state's precision, inside the step."""
+        """Time of stage i as a number, inside the step."""
         c = self.method.c[i]
         if c == 1.0:
             return self.beside(t1, t) if self.before_end else t1
         if c == 0.0:
             return self.beside(t, t1) if self.problem.perturb else t
         return t + c * h
+
+    def stage_times(self, t: float, h: float, t1: float) -> Sequence[Tensor]:
+        """Times of the stages after the first, as the vector field takes them."""
+        problem = self.problem
+        if self._time_leaves or problem.layout.device.type != "cpu":
+            return [self.time(i, t, h, t1) for i in range(1, self.method.n)]
+        end = self.beside(t1, t) if self.before_end else t1
+        values = [end if c == 1.0 else t + c * h for c in self._abscissae]
+        return torch.tensor(values, dtype=problem.layout.dtype).unbind()
 
     def beside(self, t: float, toward: float) -> float:
         """The number next to ``t``, in the precision of the state."""
@@ -93,16 +116,16 @@ class Stepper:
         """
         method, k = self.method, self.k
         self.h = step = torch.scalar_tensor(h, dtype=torch.float64)
-        stages, slope = [first], first.k
-        last = method.n - 1 if method.fsal else method.n
-        for i in range(1, last):
-            y_i = _stage(y, k, slope, i - 1, method.a[i], step)
-            stage = evaluate(self.time(i, t, h, t1), y_i)
+        stages, slope, slot = [first], first.k, 0
+        self.times = times = self.stage_times(t, h, t1)
+        for a, time in zip(self._inner, times, strict=False):
+            stage = evaluate(time, _stage(y, k, slope, slot, a, step))
             slope = stage.k
+            slot += 1
             stages.append(stage)
-        y1 = _stage(y, k, slope, last - 1, method.a[last] if method.fsal else method.b, step)
+        y1 = _stage(y, k, slope, slot, self._last, step)
         if method.fsal and not method.late:
-            stages.append(evaluate(self.time(last, t, h, t1), y1))
+            stages.append(evaluate(times[-1], y1))
         return y1, stages
 
     def error(self, y: Tensor, y1: Tensor, stages: list[Stage]) -> float:
@@ -127,12 +150,10 @@ class Stepper:
         estimate = _combine(None, self.k, self.method.e, self.h)
         return estimate / self.problem.error_scale(y, y1)
 
-    def finish(
-        self, y1: Tensor, stages: list[Stage], t: float, h: float, t1: float, evaluate: Evaluate
-    ) -> None:
+    def finish(self, y1: Tensor, stages: list[Stage], evaluate: Evaluate) -> None:
         """Evaluate the slope at the end of an accepted step, where that was put off."""
         if self.method.late:
-            stages.append(evaluate(self.time(self.method.n - 1, t, h, t1), y1))
+            stages.append(evaluate(self.times[-1], y1))
 
     # -- the interpolant ------------------------------------------------------------------------------------------
 
@@ -161,21 +182,33 @@ class Stepper:
         theta = torch.tensor([theta for _, theta in found], dtype=torch.float64)
         return _interpolate(y, self.k, self.method.p, theta, self.h, None)
 
+    def piece(self, tau: float, length: float, y: Tensor) -> Piece:
+        """The step just made, as a piece of the continuous solution; ``extend`` must have been called."""
+        start, span = (torch.tensor(x, dtype=torch.float64) for x in (tau, length))
+        return Piece(start, span, y.detach(), self.k.clone())
+
 
 class Recorder:
-    """What is kept while steps are made: nothing, the steps, or the steps with the graphs of their stages."""
+    """How stages are evaluated: without a graph, or each with a graph of its own.
+
+    Attributes:
+        evaluate: evaluates the field at (t, y).
+        graphs: the graphs of the stages are kept.
+        time_grad: stage times are leaves of these graphs.
+        audit: looks at every accepted stage's graph.
+    """
+
+    evaluate: Evaluate
 
     def __init__(self, problem: Problem, graphs: bool, time_grad: bool, audit: Any = None) -> None:
-        self.problem = problem
         self.graphs = graphs
         self.time_grad = time_grad
         self.audit = audit
-
-    def evaluate(self, t: Tensor, y: Tensor) -> Stage:
-        """Evaluate the field as the mode wants it."""
-        if self.graphs:
-            return self.problem.field.record(t, y, self.time_grad)
-        return self.problem.field.value(t, y)
+        field = problem.field
+        if not graphs:
+            self.evaluate = field.value
+        else:
+            self.evaluate = field.record_with_time if time_grad else field.record
 
     def leaf(self, y: Tensor) -> Tensor:
         """The same state as another tensor, which may be the leaf of another graph."""

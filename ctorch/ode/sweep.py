@@ -125,8 +125,17 @@ class Sweep:
         self.initial_rows = initial_rows
         self.event_row = run.rows.shape[0] - 1 if run.fired is not None else -1
 
-    def run(self, grad_rows: Tensor, wanted: Sequence[bool]) -> Cotangents:
-        """Pull the cotangents of the rows [T, *shape] back. To be called under ``no_grad``."""
+    def run(
+        self,
+        grad_rows: Tensor,
+        wanted: Sequence[bool],
+        grad_pieces: Sequence[Tensor | None] = (),
+    ) -> Cotangents:
+        """Pull cotangents of the rows [T, *shape], and of the pieces of a continuous solution, back.
+
+        To be called under ``no_grad``.
+        """
+        self._grad_pieces = grad_pieces or (None, None, None, None)
         self.pullback = Pullback(self.captured, wanted, self.time_grad)
         problem = self.problem
         self.tb = [0.0] * len(problem.times)
@@ -172,6 +181,7 @@ class Sweep:
         hb = tb = 0.0
         if inner:
             base, direct, hb, tb = self._pull_outputs(step, inner, grad_rows, stages, total)
+        extra, direct, hb, tb = self._pull_piece(index, direct, hb, tb)
         v, h = self.v, torch.scalar_tensor(step.h, dtype=torch.float64)
         last, kap, self.kap = method.n - 1, self.kap, None
         new, slot = yb, 0
@@ -180,10 +190,12 @@ class Sweep:
             if time_grad and step.h:
                 # kb is all that depends on this slope times h, so kb / h is what depends on h through it
                 hb += _dot(kb, stages[j].k) / step.h
+            if extra is not None:
+                kb = kb + extra[j]
             if j == last and method.fsal:
                 if kap is not None:
                     kb = kb + kap
-                elif base is None:  # the slope at the end was used by nothing
+                elif base is None and extra is None:  # the slope at the end was used by nothing
                     new, slot = torch.zeros_like(yb), total - j
                     continue
             if j == 0 and not step.fresh:
@@ -229,6 +241,18 @@ class Sweep:
                 hb -= theta * s
         return base, direct, hb, tb
 
+    def _pull_piece(
+        self, index: int, direct: Tensor | None, hb: float, tb: float
+    ) -> tuple[Tensor | None, Tensor | None, float, float]:
+        """Cotangents that a piece of the continuous solution hands to its step: (of the slopes, of y, of h and t)."""
+        starts, lengths, y, k = self._grad_pieces
+        if y is not None:
+            direct = y[index] if direct is None else direct + y[index]
+        if self.time_grad and starts is not None and lengths is not None:
+            tb += self.problem.direction * float(starts[index])
+            hb += self.problem.direction * float(lengths[index])
+        return None if k is None else k[:, index].contiguous(), direct, hb, tb
+
     def _pull_times(self, step: Step, tb: float, hb: float) -> None:
         """Hand the cotangents of a step's start and length to the times on which they hang."""
         hb += self.tau
@@ -264,7 +288,7 @@ class Sweep:
             y1 = _stage(y, k, stages[-1].k, last - 1, method.a[last], h)
             if self._next_first is not None:  # the next step began with this very slope
                 stages.append(self._next_first)
-            elif self.kap is not None or step.extended or step.outputs:
+            elif self.kap is not None or step.extended or step.outputs or self.problem.dense:
                 stages.append(stage_at(last, y1))
             else:
                 stages.append(Stage(first_time, y1, torch.zeros_like(y1)))
@@ -278,13 +302,13 @@ class Sweep:
         field = self.problem.field
         if step.rng is not None:
             set_random_state(self.problem.layout.device, step.rng[i])
-        stage = field.record(t, y, self.time_grad)
+        stage = field.record_with_time(t, y) if self.time_grad else field.record(t, y)
         field.nfe -= 1
         self.recorded.stats.nfe_backward += 1
         try:
             self.captured.audit(stage)
         except UnknownTensor as unknown:
-            raise _unknown(unknown, float(t.reshape(-1)[0])) from None
+            raise unknown_tensor(unknown, float(t.reshape(-1)[0])) from None
         return stage
 
     def _first_time(self, index: int, step: Step) -> float:
@@ -301,7 +325,8 @@ def _dot(x: Tensor, y: Tensor) -> float:
     return float(torch.dot(x.reshape(-1), y.detach().reshape(-1)))
 
 
-def _unknown(unknown: UnknownTensor, t: float) -> GradientError:
+def unknown_tensor(unknown: UnknownTensor, t: float) -> GradientError:
+    """The error for a tensor that is used, but was not seen in the first evaluation."""
     shapes = ", ".join(str(list(x.shape)) for x in unknown.tensors)
     return GradientError(
         f"func used tensors that require grad (shapes {shapes}) at t={t:.6g}, which were not seen in its first"

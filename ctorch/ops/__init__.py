@@ -1,4 +1,4 @@
-"""Operators: each a schema, a reference in plain PyTorch, derivative rules, and where built a kernel."""
+"""Operators: each a schema, a reference in plain PyTorch, derivative rules, and often a kernel."""
 
 from ctorch.ops import _kernels
 from ctorch.ops import runge_kutta as runge_kutta

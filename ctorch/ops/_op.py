@@ -1,11 +1,12 @@
 """Defines an operator once: schema, reference, fake kernel, derivative and batching rules.
 
-A compiled kernel alone is opaque to PyTorch's transforms, and ``torch.library`` has no rule for forward
-mode: under ``torch.func.jvp`` a library operator silently returns zero tangents. A
+A compiled kernel alone is opaque to PyTorch's transforms, and ``torch.library`` has no rule for
+forward mode: under ``torch.func.jvp`` a library operator silently returns zero tangents. A
 ``torch.autograd.Function`` has one, but nested forward mode through it is zero as well, and
 ``torch.compile`` drops it. No mechanism serves all cases, so an operator chooses at each call:
 
-- no transform active: the library operator, with its registered autograd formula (eager, compile, export);
+- no transform active: the library operator, with its registered autograd formula (so in eager mode,
+  when compiling, when exporting);
 - a transform or forward mode active: an ``autograd.Function`` around the same kernel;
 - transforms while compiling, or forward mode over forward mode: the reference, in plain PyTorch.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -25,7 +27,7 @@ LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 Function = Callable[..., Any]
 
-# What torch keeps private but has kept in every release from 2.10 on; a test fails where one is gone.
+# Private to torch, but in every release from 2.10 on; a test fails where one is gone.
 try:
     from torch._C._functorch import TransformType
     from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
@@ -49,19 +51,19 @@ def define(
 ) -> Function:
     """Registers ``ctorch::<schema>`` and returns the function to call, with positional arguments.
 
-    An operator with only a reference and a fake kernel has no graph: it is for loops that run without
-    gradients, and the returned function is the bare ``torch.ops`` overload.
+    An operator with only a reference and a fake kernel has no graph: it is for loops that run
+    without gradients, and the returned function is the bare ``torch.ops`` overload.
 
     Args:
         schema: ``name(Tensor x, ...) -> Tensor``, without the namespace.
-        reference: the same computation in plain, differentiable PyTorch. It serves devices without a
-            kernel, and it is what a kernel is tested against.
+        reference: the same computation in plain, differentiable PyTorch. It serves devices without
+            a kernel, and it is what a kernel is tested against.
         fake: from (fake) arguments to empty outputs, for shape inference.
         backward: ``(args, needed, *grads) -> grads of args``: ``needed`` says which are wanted, a
             grad may be None. Written in differentiable operations, for double backward.
         jvp: ``(args, tangents) -> tangent(s) of the output(s)``; tangents may be None.
-        vmap: ``(size, batched, args) -> (output(s), out_dims)``: ``batched`` says which arguments carry
-            the mapped dimension, always as their first.
+        vmap: ``(call, size, batched, args) -> (output(s), out_dims)``: ``batched`` says which
+            arguments carry the mapped dimension, always as their first; ``call`` is the operator.
     """
     name = schema.partition("(")[0]
     qualified = f"{NAMESPACE}::{name}"
@@ -71,12 +73,14 @@ def define(
     overload = getattr(getattr(torch.ops, NAMESPACE), name).default
     if backward is None or jvp is None or vmap is None:
         return cast(Function, overload)
-    node = _autograd_function(name, overload, backward, jvp, vmap)
+    call: Function = lambda *args: chosen(*args)  # noqa: E731  the rules call the operator itself
+    node = _autograd_function(name, overload, backward, jvp, partial(vmap, call))
     torch.library.register_autograd(
         qualified, node.backward, setup_context=node.setup_context, lib=LIBRARY
     )
     torch.library.register_vmap(qualified, node.vmap, lib=LIBRARY)
-    return _choose(overload, node, reference)
+    chosen = _choose(overload, node, reference)
+    return chosen
 
 
 def _choose(overload: Function, node: Any, reference: Function) -> Function:
@@ -145,7 +149,7 @@ def _autograd_function(
                 return super().apply(*args)
             # Function.apply binds the signature of forward at every call, which costs five times
             # the rest; without transforms the C++ implementation underneath is all there is to do.
-            return super(torch.autograd.Function, cls).apply(*args)
+            return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
     Node.__name__ = Node.__qualname__ = name
     return Node
@@ -154,6 +158,10 @@ def _autograd_function(
 def _batch_first(
     in_dims: Sequence[Any], args: Sequence[Any]
 ) -> tuple[tuple[Any, ...], tuple[bool, ...]]:
-    batched = tuple(dim is not None and isinstance(x, Tensor) for dim, x in zip(in_dims, args))
-    moved = tuple(x.movedim(d, 0) if b else x for x, d, b in zip(args, in_dims, batched))
+    batched = tuple(
+        dim is not None and isinstance(x, Tensor) for dim, x in zip(in_dims, args, strict=True)
+    )
+    moved = tuple(
+        x.movedim(d, 0) if b else x for x, d, b in zip(args, in_dims, batched, strict=True)
+    )
     return moved, batched

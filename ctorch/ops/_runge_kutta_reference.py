@@ -36,7 +36,7 @@ def weighted_sum(k: Tensor, a: Tensor) -> Tensor:
 
 
 def combine(y: Tensor | None, k: Tensor, a: Tensor, h: Tensor) -> Tensor:
-    """y + h sum_j a_j k_j."""
+    """State plus h sum_j a_j k_j."""
     change = per_sample(h, k, k.dim() - 1) * weighted_sum(k, a)
     return (change if y is None else y + change).to(k.dtype)
 
@@ -93,7 +93,7 @@ def tolerance(y: Tensor, y1: Tensor, rtol: Tensor, atol: Tensor) -> Tensor:
 
 def split(x: Tensor, segments: Sequence[int], by_sample: bool) -> list[Tensor]:
     """The segments of the flattened state, or of each flattened sample, in their last dimension."""
-    flat = x.reshape(x.shape[0], x[0].numel() if len(x) else 0) if by_sample else x.reshape(-1)
+    flat = x.reshape(x.shape[0], x.shape[1:].numel()) if by_sample else x.reshape(-1)
     return list(flat.split(list(segments), -1)) if segments else [flat]
 
 
@@ -127,23 +127,29 @@ def dense_weights(p: Tensor, theta: Tensor) -> Tensor:
     return weights
 
 
+def used_stages(p: Tensor, like: Tensor) -> Tensor:
+    """Which stages take part at all, in a shape that broadcasts against ``like`` [S, ...]."""
+    return (p != 0).any(-1).to(like.device).reshape((-1,) + (1,) * (like.dim() - 1))
+
+
+def dense_change(weights: Tensor, p: Tensor, k: Tensor, sample: Tensor | None) -> Tensor:
+    """Sum over the stages, of weights [M, S] times k: [M, *shape], or of one sample each."""
+    weights = to_number(weights, k)
+    rows = k[: p.shape[0]].to(weights.dtype)
+    rows = torch.where(used_stages(p, k), rows, torch.zeros_like(rows))
+    if sample is None:
+        return torch.tensordot(weights, rows, 1)
+    rows = rows[:, sample]
+    return (weights.t().reshape(rows.shape[:2] + (1,) * (rows.dim() - 2)) * rows).sum(0)
+
+
 def interpolate(
     y: Tensor, k: Tensor, p: Tensor, theta: Tensor, h: Tensor, sample: Tensor | None
 ) -> Tensor:
-    """y + h sum_i b_i(theta_m) k_i for every m; of sample[m] where that is given."""
-    used = (p != 0).any(-1)
-    weights = to_number(dense_weights(p, theta), k)
+    """State plus h sum_i b_i(theta_m) k_i for every m; of sample[m] where that is given."""
+    change = dense_change(dense_weights(p, theta), p, k, sample)
     h = per_sample(h, k, k.dim() - 1)
-    rows = k[: p.shape[0]].to(weights.dtype)
     if sample is not None:
-        rows = rows[:, sample]
         y = y[sample]
         h = h[sample] if h.dim() else h
-        weights = weights.t().reshape(weights.shape[::-1] + (1,) * (y.dim() - 1))
-        used = used.to(k.device).reshape((-1,) + (1,) * y.dim())
-        change = torch.where(used, weights * rows, torch.zeros_like(rows)).sum(0)
-    else:
-        used = used.to(k.device).reshape((-1,) + (1,) * y.dim())
-        rows = torch.where(used, rows, torch.zeros_like(rows))
-        change = torch.tensordot(weights, rows, 1)
     return (y + h * change).to(k.dtype)

@@ -187,6 +187,14 @@ def nonzero_digits() -> list[tuple[str, str, int, int]]:
     return places
 
 
+def check_everything(tableau: Tableau) -> None:
+    test_abscissae_are_the_row_sums(tableau)
+    test_the_order_is_what_is_said_and_no_higher(tableau)
+    test_the_interpolant_meets_the_step_in_value_and_slope(tableau)
+    if tableau.adaptive:
+        test_the_embedded_solution_has_the_order_below(tableau)
+
+
 @settings(max_examples=60, deadline=None)
 @given(place=st.sampled_from(nonzero_digits()), size=st.sampled_from([1e-9, -1e-6, 1e-3]))
 def test_a_wrong_digit_is_noticed(place: tuple[str, str, int, int], size: float) -> None:
@@ -194,17 +202,13 @@ def test_a_wrong_digit_is_noticed(place: tuple[str, str, int, int], size: float)
     tableau = TABLEAUS[name]
     value = getattr(tableau, field)
     if field in ("b", "e"):
-        planted = value[:j] + (value[j] + size,) + value[j + 1 :]
+        planted = (*value[:j], value[j] + size, *value[j + 1 :])
     else:
-        row = value[i][:j] + (value[i][j] + size,) + value[i][j + 1 :]
-        planted = value[:i] + (row,) + value[i + 1 :]
+        row = (*value[i][:j], value[i][j] + size, *value[i][j + 1 :])
+        planted = (*value[:i], row, *value[i + 1 :])
     wrong = replace(tableau, **{field: planted})
     with pytest.raises(AssertionError):
-        test_abscissae_are_the_row_sums(wrong)
-        test_the_order_is_what_is_said_and_no_higher(wrong)
-        test_the_interpolant_meets_the_step_in_value_and_slope(wrong)
-        if wrong.adaptive:
-            test_the_embedded_solution_has_the_order_below(wrong)
+        check_everything(wrong)
 
 
 @pytest.mark.parametrize("order", range(1, MAX_ADAMS_ORDER + 1))

@@ -1,0 +1,317 @@
+"""Ordinary differential equations: ctorch beside torchdiffeq, torchode, scipy and diffrax.
+
+    python benchmarks/ode.py                        everything, some minutes
+    python benchmarks/ode.py --quick                a taste in under 20 s
+    python benchmarks/ode.py lv mlp --rounds 31     these sections, more rounds
+
+All solvers run in one process and in shuffled rounds, so that a busy machine is busy for all;
+figures are medians, ratios are of medians, with the quartiles of the ratio over the rounds.
+Columns: milliseconds, interquartile range, times faster than torchdiffeq's dopri5, evaluations of
+the field (forward, backward), accepted and rejected steps, microseconds per accepted step beyond
+the evaluations, time over the floor (evaluations at the field's own price), error of the worst
+sample and of the gradient against a tight solution, seconds of the first call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import _peers as peers
+import torch
+from _measure import CLOCKS, Case, Ratio, Report, held_bytes, interleave
+from _problems import Problem, ffjord, lotka_volterra, small_mlp, van_der_pol, wide_mlp
+from _reference import reference_gradients, reference_solution
+from _table import Floor, Goal, show, show_goals
+
+SECTIONS = ("lv", "vdp", "mlp", "wide", "ffjord", "memory")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="few rounds, small problems")
+    parser.add_argument("--rounds", type=int, default=15, help="timings of each solver")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch and XLA")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: processor time, fairer on a busy machine; one thread only",
+    )
+    parser.add_argument("--json", type=Path, help="write rows and goals to this file")
+    parser.add_argument("--without", nargs="*", default=[], help="peers to leave out")
+    chosen = parser.parse_args()
+    if unknown := set(chosen.sections) - set(SECTIONS):
+        parser.error(f"unknown section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    if chosen.clock == "cpu" and chosen.threads != 1:
+        parser.error("--clock cpu adds up the time of all threads: it needs --threads 1")
+    return chosen
+
+
+@dataclass
+class Bench:
+    """One run: what is installed, how long it may take, what it found."""
+
+    rounds: int
+    shortest: float
+    clock: str
+    installed: set[str]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    goals: list[Goal] = field(default_factory=list)
+
+    def measure(
+        self, problem: Problem, cases: list[Case | None], *, slow: bool = False
+    ) -> tuple[dict[str, Case], Floor]:
+        """Time the cases, and with them the field; VJPs too if there are gradients to compare."""
+        there = [case for case in cases if case is not None]
+        gradients = any(case.differentiates for case in there)
+        floor = Floor(evaluation(problem), with_vjp(problem) if gradients else None)
+        field_cases = [case for case in (floor.evaluation, floor.with_vjp) if case is not None]
+        rounds = max(3, self.rounds // 3) if slow else self.rounds
+        everyone = [*there, *field_cases]
+        timed = interleave(everyone, rounds, shortest=self.shortest, clock=self.clock)
+        return {case.name: case for case in timed if case not in field_cases}, floor
+
+    def faster(self, text: str, cases: dict[str, Case], fast: str, slow: str, bound: float) -> None:
+        ratio = None
+        if fast in cases and slow in cases:
+            ratio = Ratio.of(cases[slow], cases[fast])
+        reached = None if ratio is None else ratio.value
+        self.goals.append(Goal(f"{text} against {slow}", reached, bound, ratio=ratio))
+
+    def at_most(self, text: str, reached: float | None, bound: float, unit: str = "x") -> None:
+        self.goals.append(Goal(text, reached, bound, at_least=False, unit=unit))
+
+    def peer(self, package: str, build: Any, *args: Any) -> Case | None:
+        return build(*args) if package in self.installed else None
+
+    def diffrax(self, function: str, *args: Any) -> Case | None:
+        if "diffrax" not in self.installed:
+            return None
+        import _diffrax
+
+        return getattr(_diffrax, function)(*args)
+
+
+def evaluation(problem: Problem) -> Case:
+    time = torch.zeros((), dtype=problem.dtype)
+
+    @torch.no_grad()
+    def call() -> None:
+        problem.field(time, problem.y0)
+
+    return Case("one evaluation", call, lambda _: Report())
+
+
+def with_vjp(problem: Problem) -> Case:
+    time = torch.zeros((), dtype=problem.dtype)
+    parameters = problem.parameters
+
+    def call() -> None:
+        y = problem.fresh_y0()
+        out = problem.field(time, y)
+        leaves = list(y) if isinstance(y, tuple) else [y]
+        outs = list(out) if isinstance(out, tuple) else [out]
+        cotangents = [x.detach() for x in outs]
+        torch.autograd.grad(outs, leaves + parameters, cotangents, allow_unused=True)
+
+    return Case("one evaluation with its VJP", call, lambda _: Report())
+
+
+def forward_cases(bench: Bench, problem: Problem) -> list[Case | None]:
+    return [
+        peers.ours_forward(problem),
+        peers.ours_odeint(problem),
+        bench.peer("torchdiffeq", peers.torchdiffeq_forward, problem),
+        bench.peer("torchode", peers.torchode_forward, problem),
+        bench.peer("scipy", peers.scipy_forward, problem),
+        bench.diffrax("diffrax_forward", problem),
+    ]
+
+
+def gradient_cases(bench: Bench, problem: Problem, quick: bool) -> list[Case | None]:
+    cases = [peers.ours_gradient(problem, g) for g in ("backprop", "checkpoint", "adjoint")]
+    for variant in ("backprop", "adjoint") if quick else ("backprop", "adjoint", "seminorm"):
+        cases.append(bench.peer("torchdiffeq", peers.torchdiffeq_gradient, problem, variant))
+    if not quick and not isinstance(problem.y0, tuple):
+        cases.append(bench.peer("torchode", peers.torchode_gradient, problem))
+    for variant in ("checkpoint", "backsolve"):
+        cases.append(bench.diffrax("diffrax_gradient", problem, variant))
+    return cases
+
+
+OURS, OURS_BATCHED = "ctorch: dopri5", "ctorch: dopri5, each sample its own steps"
+TORCHDIFFEQ, TORCHODE = "torchdiffeq: dopri5", "torchode: dopri5"
+
+
+def lv(bench: Bench, quick: bool) -> None:
+    sizes = [1] if quick else [1, 256]
+    dtypes = [torch.float32] if quick else [torch.float32, torch.float64]
+    for batch in sizes:
+        for dtype in dtypes:
+            problem = lotka_volterra(batch, dtype)
+            cases, floor = bench.measure(problem, forward_cases(bench, problem))
+            bench.rows += show(
+                problem.name, list(cases.values()), floor, reference_solution(problem)
+            )
+            for peer in (TORCHDIFFEQ, TORCHODE):
+                bench.faster(problem.name, cases, OURS, peer, 4)
+            bench.at_most(
+                f"{problem.name}: overhead per step over torchdiffeq's",
+                overhead_ratio(floor, cases),
+                1 / 8,
+            )
+
+
+def overhead_ratio(floor: Floor, cases: dict[str, Case]) -> float | None:
+    if OURS not in cases or TORCHDIFFEQ not in cases:
+        return None
+    ours, theirs = floor.overhead(cases[OURS]), floor.overhead(cases[TORCHDIFFEQ])
+    return None if ours is None or theirs is None else ours / theirs
+
+
+def vdp(bench: Bench, quick: bool) -> None:
+    for dtype in [torch.float64] if quick else [torch.float32, torch.float64]:
+        problem = van_der_pol(256, dtype, end=2.0 if quick else 20.0)
+        solvers = [peers.ours_forward(problem, batched=True), *forward_cases(bench, problem)]
+        cases, floor = bench.measure(problem, solvers, slow=True)
+        every = 16
+        reference = reference_solution(problem, every)
+        bench.rows += show(problem.name, list(cases.values()), floor, reference, every=every)
+        bench.faster(problem.name, cases, OURS_BATCHED, TORCHODE, 4)
+        bench.faster(problem.name, cases, OURS_BATCHED, TORCHDIFFEQ, 8)
+        ours, theirs = cases.get(OURS_BATCHED), cases.get(TORCHODE)
+        known = ours is not None and theirs is not None
+        more = ours.report.nfe / theirs.report.nfe if known else None  # type: ignore[union-attr]
+        bench.at_most(f"{problem.name}: evaluations over torchode's", more, 1)
+
+
+def mlp(bench: Bench, quick: bool) -> None:
+    bounds = {1: (3.8, 2.0, 9.0), 256: (2.6, 1.6, 7.5)}
+    for batch in [1] if quick else [1, 256]:
+        problem = small_mlp(batch, torch.float32)
+        forward, backprop, adjoint = bounds[batch]
+        cases, _ = network_forward(bench, problem)
+        bench.faster(f"{problem.name} forward", cases, OURS, TORCHDIFFEQ, forward)
+        cases, _ = network_gradient(bench, problem, quick)
+        text, ours = f"{problem.name} forward+backward", "ctorch: dopri5, backprop"
+        bench.faster(text, cases, ours, "torchdiffeq: dopri5, backprop", backprop)
+        bench.faster(text, cases, ours, "torchdiffeq: dopri5, adjoint", adjoint)
+        checkpoint = cases.get("ctorch: dopri5, checkpoint")
+        more = checkpoint.median / cases[ours].median if checkpoint and ours in cases else None
+        bench.at_most(f"{text}: checkpoint over backprop", more, 1.4)
+
+
+def wide(bench: Bench, quick: bool) -> None:
+    problem = wide_mlp(torch.float32, batch=64 if quick else 512)
+    cases, floor = network_forward(bench, problem)
+    bench.at_most(f"{problem.name} forward over its evaluations", over(floor, cases, OURS), 1.1)
+    cases, floor = network_gradient(bench, problem, quick)
+    text, ours = f"{problem.name} forward+backward", "ctorch: dopri5, backprop"
+    bench.at_most(f"{text} over evaluations with VJPs", over(floor, cases, ours), 1.1)
+    bench.faster(text, cases, ours, "torchdiffeq: dopri5, backprop", 1.5)
+    bench.faster(text, cases, ours, "torchdiffeq: dopri5, adjoint", 4.5)
+    bench.faster(text, cases, ours, "diffrax: Dopri5, checkpoint", 1.8)
+
+
+def flow(bench: Bench, quick: bool) -> None:
+    problem = ffjord(torch.float32, batch=64 if quick else 512)
+    cases, floor = network_gradient(bench, problem, quick)
+    text, ours = f"{problem.name} forward+backward", "ctorch: dopri5, backprop"
+    bench.at_most(f"{text} over evaluations with VJPs", over(floor, cases, ours), 1.15)
+    bench.faster(text, cases, ours, "torchdiffeq: dopri5, adjoint", 2)
+
+
+def over(floor: Floor, cases: dict[str, Case], name: str) -> float | None:
+    """Time over the floor; the floor has a VJP for each evaluation where there are gradients."""
+    least = floor.seconds(cases[name]) if name in cases else None
+    return None if least is None else cases[name].median / least
+
+
+def network_forward(bench: Bench, problem: Problem) -> tuple[dict[str, Case], Floor]:
+    cases, floor = bench.measure(problem, forward_cases(bench, problem))
+    reference = reference_solution(problem)
+    bench.rows += show(f"{problem.name}, forward", list(cases.values()), floor, reference)
+    return cases, floor
+
+
+def network_gradient(bench: Bench, problem: Problem, quick: bool) -> tuple[dict[str, Case], Floor]:
+    cases, floor = bench.measure(problem, gradient_cases(bench, problem, quick), slow=True)
+    tight, gradients = (None, None) if quick else reference_gradients(problem)
+    title = f"{problem.name}, forward+backward"
+    bench.rows += show(title, list(cases.values()), floor, tight, gradients)
+    return cases, floor
+
+
+def memory(bench: Bench, quick: bool) -> None:
+    """What a solve holds between forward and backward: its result, saved tensors, graphs."""
+    print("\nheld between forward and backward, MB")
+    problems = [small_mlp(256, torch.float32), wide_mlp(torch.float32)]
+    for problem in problems[:1] if quick else problems:
+        state = sum(x.numel() * x.element_size() for x in problem.leaves)
+        print(f"{problem.name} (one state {state / 1e6:.3f})")
+        held = {name: held_bytes(build) / 1e6 for name, build in holders(bench, problem)}
+        for name, size in held.items():
+            print(f"  {name:40s}{size:10.3f}", flush=True)
+            bench.rows.append({"problem": problem.name, "solver": name, "held_mb": size})
+        if problem is problems[0]:
+            text = f"{problem.name}: checkpoint holds"
+            bench.at_most(text, held.get("ctorch: checkpoint"), 0.3, " MB")
+
+
+def holders(bench: Bench, problem: Problem) -> list[tuple[str, Any]]:
+    import ctorch
+
+    options = {"rtol": problem.tolerance, "atol": problem.tolerance}
+    # The leaves stay alive outside, for what they weigh is not the solver's doing.
+    y0, times, field_ = problem.fresh_y0(), problem.times(), problem.field
+
+    def ours(gradient: str) -> Any:
+        return lambda: ctorch.solve_ode(field_, y0, times, gradient=gradient, **options)
+
+    found = [(f"ctorch: {g}", ours(g)) for g in ("backprop", "checkpoint", "adjoint")]
+    if "torchdiffeq" in bench.installed:
+        import torchdiffeq
+
+        for name in ("odeint", "odeint_adjoint"):
+            solve = getattr(torchdiffeq, name)
+            found.append((f"torchdiffeq: {name}", lambda f=solve: f(field_, y0, times, **options)))
+    return found
+
+
+RUN = {"lv": lv, "vdp": vdp, "mlp": mlp, "wide": wide, "ffjord": flow, "memory": memory}
+
+
+def main() -> None:
+    chosen = arguments()
+    quick = chosen.quick
+    torch.set_num_threads(chosen.threads)
+    if chosen.threads == 1:  # XLA reads this when it is first imported
+        os.environ.setdefault(
+            "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        )
+    wanted = ["torchdiffeq", "torchode", "scipy"] + ([] if quick else ["diffrax"])
+    installed = peers.present([name for name in wanted if name not in chosen.without])
+    versions = ", ".join(f"{p} {peers.version(p)}" for p in ["torch", *sorted(installed)])
+    print(f"{versions}; {chosen.threads} thread(s), {chosen.clock} clock")
+    bench = Bench(
+        rounds=3 if quick else chosen.rounds,
+        shortest=0.002 if quick else 0.02,
+        clock=chosen.clock,
+        installed=installed,
+    )
+    for section in chosen.sections or (("lv", "mlp", "memory") if quick else SECTIONS):
+        RUN[section](bench, quick)
+        if chosen.json is not None:
+            found = {"rows": bench.rows, "goals": [goal.as_dict() for goal in bench.goals]}
+            chosen.json.write_text(json.dumps({"versions": versions, **found}, indent=1))
+    show_goals(bench.goals)
+
+
+if __name__ == "__main__":
+    main()

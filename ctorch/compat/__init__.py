@@ -1,0 +1,1 @@
+"""Other libraries' module names over ctorch, for code that migrates."""
