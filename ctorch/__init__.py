@@ -1,5 +1,8 @@
 """ctorch: differentiable scientific computing on PyTorch."""
 
+import importlib
+from typing import Any
+
 from ctorch import ode as ode
 from ctorch._exceptions import GradientError as GradientError
 from ctorch._exceptions import SolveError as SolveError
@@ -9,3 +12,16 @@ from ctorch.ode import odeint_adjoint as odeint_adjoint
 from ctorch.ode import odeint_dense as odeint_dense
 from ctorch.ode import odeint_event as odeint_event
 from ctorch.ode import solve_ode as solve_ode
+
+_PARTS = ("compat", "nn", "testing", "training")
+
+
+def __getattr__(name: str) -> Any:
+    """Parts that are imported when they are first used."""
+    if name in _PARTS:
+        return importlib.import_module(f"ctorch.{name}")
+    raise AttributeError(f"module 'ctorch' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PARTS])

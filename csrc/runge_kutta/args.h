@@ -197,12 +197,13 @@ struct Queries {
                     k.op, ": sample must be a contiguous int64 tensor [M] with M = ", count, ", the length of theta");
     require(k.sizes.size() > 1, k.op, ": sample needs a state with a batch dimension");
     k.check_device("sample", *sample);
-    samples = sample->const_data_ptr<int64_t>();
+    of_samples = true;
+    samples = sample->const_data_ptr<int64_t>();  // null where there are no queries
   }
 
   Tensor new_output(const Slopes& k) const {
     std::vector<int64_t> sizes{count};
-    sizes.insert(sizes.end(), k.sizes.begin() + (samples ? 2 : 1), k.sizes.end());
+    sizes.insert(sizes.end(), k.sizes.begin() + (of_samples ? 2 : 1), k.sizes.end());
     return new_tensor(k.tensor, sizes.data(), static_cast<int64_t>(sizes.size()));
   }
 
@@ -214,6 +215,7 @@ struct Queries {
 
   const double* weights;
   int64_t rows, degree, count;
+  bool of_samples = false;
   const int64_t* samples = nullptr;
 };
 

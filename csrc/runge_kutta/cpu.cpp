@@ -481,7 +481,7 @@ Tensor rk_interpolate(const Tensor& y_, const Tensor& k_, const Tensor& p, const
   Tensor out = queries.new_output(k);
   dispatch_floating(k.dtype, k.op, [&](auto zero) {
     using T = decltype(zero);
-    const auto compute = queries.samples == nullptr ? interpolate_all<T> : interpolate_samples<T>;
+    const auto compute = queries.of_samples ? interpolate_samples<T> : interpolate_all<T>;
     compute(k, state_pointer<T>(k, "y", y), queries, theta.const_data_ptr<double>(), step, out.mutable_data_ptr<T>());
   });
   return out;

@@ -193,7 +193,7 @@ class AdamsJob:
         except UnknownTensor as unknown:
             raise unknown_tensor(unknown, t) from None
 
-    def replay(self, run: Run, y0: Tensor, t: Tensor) -> Tensor:
+    def replay(self, run: Run, y0: Tensor, t: Tensor) -> list[Tensor]:
         """The rows as a differentiable function of y0, the times and what the field uses."""
         problem = self.problem
         device, before = problem.layout.device, problem.field.nfe
@@ -208,7 +208,7 @@ class AdamsJob:
             set_random_state(device, state)
         run.stats.nfe_backward += problem.field.nfe - before
         problem.field.nfe = before
-        return rows
+        return [rows]
 
     @property
     def initial_rows(self) -> int:

@@ -119,7 +119,7 @@ class BatchedJob:
         """Pull cotangents of the rows back through the steps of a run."""
         return BatchedSweep(self, run).run(grad_rows, wanted)
 
-    def replay(self, run: Run, y0: Tensor, t: Tensor) -> Tensor:
+    def replay(self, run: Run, y0: Tensor, t: Tensor) -> list[Tensor]:
         """The rows of a run as a differentiable function of y0, the times and what the field uses."""
         field = self.problem.field
         before = field.nfe
@@ -127,7 +127,7 @@ class BatchedJob:
             rows = replay_batched(self, run, y0, t)
         run.stats.nfe_backward += field.nfe - before
         field.nfe = before
-        return rows
+        return [rows]
 
 
 class BatchedLoop:
@@ -169,7 +169,7 @@ class BatchedLoop:
         stats = Stats(problem.field.nfe - before + 1, self.accepted, self.rejected)
         run = Run(self.rows, self.steps, y, stats, self.status)
         run.failure = self._failure()
-        run.dense_data = first if self.recorder.graphs else None
+        run.first_stage = first if self.recorder.graphs else None
         return run
 
     def _integrate(self, y: Tensor, first: Stage, row: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class BatchedSweep:
         with problem.field.recomputing():
             for step in reversed(self.recorded.steps):
                 yb = self._step(step, yb)
-            first = self.recorded.dense_data
+            first = self.recorded.first_stage
             if self.kap is not None and first is not None:
                 u, ct = self.pullback(first, self.kap)
                 yb = yb if u is None else yb + u

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ctorch.ode.layout import Layout
 from ctorch.ops import runge_kutta
 
 
@@ -12,29 +15,27 @@ class DenseOutput:
     """The state at any time of a solved interval.
 
     Args:
-        starts: [P] float64, start of every step in tau = direction * t, increasing.
-        lengths: [P] float64, lengths (positive).
-        y: [P, *shape], packed state at the starts.
-        k: [stages, P, *shape], slopes.
+        pieces: starts [P] float64 of all steps in tau = direction * t, increasing, their (positive) lengths [P],
+            packed states at the starts [P, *shape] and slopes [stages, P, *shape].
         p: the interpolant's polynomials.
         direction: +1 or -1.
-        unpack: packed state [*S, *shape] and S to the user's state.
+        layout: of the state.
     """
 
-    def __init__(self, starts, lengths, y, k, p, direction, unpack) -> None:  # type: ignore[no-untyped-def]
-        self.starts, self.lengths = starts, lengths
-        self.y, self.k, self.p = y, k, p
+    def __init__(self, pieces: Any, p: Tensor, direction: int, layout: Layout) -> None:
+        self.starts, self.lengths, self.y, self.k = pieces
+        ends = (self.starts[0], self.starts[-1] + self.lengths[-1])
+        self._low, self._high = (float(end.detach()) for end in ends)
+        self.p = p
         self.direction = direction
-        self._unpack = unpack
+        self._unpack = layout.unpack
 
     @property
     def interval(self) -> tuple[float, float]:
         """The times between which it is defined, in the order of the solve."""
-        first = float(self.starts[0])
-        last = float(self.starts[-1] + self.lengths[-1])
-        return self.direction * first, self.direction * last
+        return self.direction * self._low, self.direction * self._high
 
-    def __call__(self, t: Tensor) -> object:
+    def __call__(self, t: Tensor) -> Any:
         """The state at ``t``: [*S] -> [*S, *shape], differentiable."""
         starts = self.starts.detach()
         tau = self.direction * t.to(starts.device, torch.float64).reshape(-1)
@@ -44,14 +45,13 @@ class DenseOutput:
         signed = self.direction * self.lengths
         device = self.y.device
         flat = runge_kutta.interpolate(
-            self.y, self.k, self.p, theta.to(device), signed.to(device), place.to(device)
+            self.y, self.k, self.p, theta.to(device), signed.to(device), sample=place.to(device)
         )
         shape = tuple(t.shape)
         return self._unpack(flat.reshape(*shape, *self.y.shape[1:]), shape)
 
     def _check(self, tau: Tensor, t: Tensor) -> None:
-        low = float(self.starts[0])
-        high = float(self.starts[-1] + self.lengths[-1])
+        low, high = self._low, self._high
         slack = 1e-12 * max(abs(low), abs(high), 1e-300)
         if tau.numel() and bool(((tau < low - slack) | (tau > high + slack) | tau.isnan()).any()):
             first, last = self.interval

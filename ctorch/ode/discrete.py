@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from ctorch.ode.fixed import FixedLoop
 from ctorch.ode.loop import Loop
 from ctorch.ode.plain import PlainRecorder, PlainStepper, replay
 from ctorch.ode.problem import Problem
-from ctorch.ode.run import Run
+from ctorch.ode.run import Pieces, Run
 from ctorch.ode.stepper import Recorder, Stepper
 from ctorch.ode.steps import random_state, set_random_state
 from ctorch.ode.sweep import Cotangents, Sweep
@@ -84,22 +85,28 @@ class Job:
         loop.checks = self.adaptive
         return loop.run(recorder.evaluate(self.initial_time(stepper), self.problem.y0))
 
-    def sweep(self, run: Run, grad_rows: Tensor, wanted: Sequence[bool]) -> Cotangents:
-        """Pull cotangents of the rows back through the steps of a run."""
+    def sweep(
+        self,
+        run: Run,
+        grad_rows: Tensor,
+        wanted: Sequence[bool],
+        grad_pieces: Sequence[Tensor | None] = (),
+    ) -> Cotangents:
+        """Pull cotangents of the rows, and of the pieces of a continuous solution, back through the steps of a run."""
         assert self.stepper is not None
         sweep = Sweep(
             self.problem, self.stepper, self.captured, run, self.time_grad, self.initial_rows
         )
-        return sweep.run(grad_rows, wanted)
+        return sweep.run(grad_rows, wanted, grad_pieces)
 
-    def replay(self, run: Run, y0: Tensor, t: Tensor) -> Tensor:
-        """The rows of a run as a differentiable function of y0, the times and what the field uses."""
+    def replay(self, run: Run, y0: Tensor, t: Tensor) -> list[Tensor]:
+        """The rows of a run (and its pieces, stacked) as functions of y0, the times and what the field uses."""
         device = self.problem.layout.device
         stepper = PlainStepper(self.problem, self.method, self.adaptive, t)
         state = random_state(device) if self.problem.random else None
         before = self.problem.field.nfe
         with self.problem.field.recomputing(), torch.enable_grad():
-            rows = replay(
+            rows, pieces = replay(
                 self.problem,
                 stepper,
                 run.steps,
@@ -112,7 +119,7 @@ class Job:
         self.problem.field.nfe = before
         if state is not None:
             set_random_state(device, state)
-        return rows
+        return [rows, *(dataclasses.replace(run, pieces=pieces).stacked() if pieces else ())]
 
     @property
     def initial_rows(self) -> int:
@@ -159,7 +166,7 @@ def solve_differentiably(job: Any, graphs: bool) -> tuple[Tensor, Run]:
                     run = job.run(first, start)
                 return run.rows, run
             holder: list[Run] = []
-            rows = _Solve.apply(job, holder, first, start, *inputs)
+            outputs = _Solve.apply(job, holder, first, start, *inputs)
         except UnknownTensor as unknown:
             extra += unknown.tensors
             set_random_state(device, start)
@@ -168,7 +175,11 @@ def solve_differentiably(job: Any, graphs: bool) -> tuple[Tensor, Run]:
             problem.random = True  # it draws, though not in its first evaluation: note the states this time
             set_random_state(device, start)
             continue
-        return rows, holder[0]
+        run = holder[0]
+        if isinstance(outputs, tuple):
+            run.attached = Pieces(*outputs[1:])
+            return outputs[0], run
+        return outputs, run
 
 
 def _first_evaluation(job: Any) -> tuple[Stage, list[Tensor]]:
@@ -188,22 +199,28 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, job: Any, holder: list[Run], first: Stage, first_rng: Any, *inputs: Tensor
-    ) -> Tensor:
+    ) -> Any:
         run = job.run(first, first_rng)
         holder.append(run)
         ctx.job, ctx.run = job, run
         ctx.save_for_backward(*inputs)
-        return run.rows
+        ctx.set_materialize_grads(False)
+        return (run.rows, *run.stacked()) if run.pieces else run.rows
 
     @staticmethod
-    def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_rows: Tensor | None, *grad_pieces: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         y0, t, *captured = ctx.saved_tensors
         job, run = ctx.job, ctx.run
         needed = ctx.needs_input_grad[4:]
         if torch.is_grad_enabled():
-            grads = _replayed(job, run, y0, t, captured, grad_rows, needed)
+            grads = _replayed(job, run, y0, t, captured, [grad_rows, *grad_pieces], needed)
         else:
-            cotangents = job.sweep(run, grad_rows, needed[2:])
+            if grad_rows is None:
+                grad_rows = torch.zeros_like(run.rows)
+            pieces = (grad_pieces,) if grad_pieces else ()
+            cotangents = job.sweep(run, grad_rows, needed[2:], *pieces)
             grads = [cotangents.y0, cotangents.t, *cotangents.captured]
             if not _keeps_graph():
                 for step in run.steps:
@@ -217,20 +234,27 @@ def _replayed(
     y0: Tensor,
     t: Tensor,
     captured: list[Tensor],
-    grad_rows: Tensor,
+    grads: list[Tensor | None],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradient as a differentiable function of everything, by making the steps again from y0, t and tensors."""
     start = y0.clone()  # so that other paths from y0 into what func holds are not counted here
     times = t.clone()
-    rows = job.replay(run, start, times)
+    outputs = job.replay(run, start, times)
+    pairs = [(x, g) for x, g in zip(outputs, grads, strict=True) if g is not None and x.requires_grad]
     inputs = [start, times, *captured]
     chosen = [i for i, need in enumerate(needed) if need and inputs[i].requires_grad]
-    grads = torch.autograd.grad(
-        rows, [inputs[i] for i in chosen], grad_rows, create_graph=True, allow_unused=True
-    )
     results: list[Tensor | None] = [None] * len(inputs)
-    for i, grad in zip(chosen, grads, strict=True):
+    if not pairs:
+        return results
+    found = torch.autograd.grad(
+        [x for x, _ in pairs],
+        [inputs[i] for i in chosen],
+        [g for _, g in pairs],
+        create_graph=True,
+        allow_unused=True,
+    )
+    for i, grad in zip(chosen, found, strict=True):
         results[i] = grad
     return results
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ctorch.ode.field import Stage
 from ctorch.ode.problem import Problem
-from ctorch.ode.run import Failure, Piece, Run, collect, nonfinite_failure
+from ctorch.ode.run import Failure, Run, collect, nonfinite_failure
 from ctorch.ode.solution import Stats, Status
 from ctorch.ode.stepper import Recorder, Stepper
 from ctorch.ode.steps import EVENT, Step, random_state
@@ -35,7 +35,7 @@ class Loop:
         self.stats = Stats()
         self.rows: list[Tensor] = []
         self.steps: list[Step] = []
-        self.pieces: list[Piece] = []
+        self.pieces: list[Any] = []
         self.goals = [problem.direction * t for t in problem.times]
         self.failure: Failure | None = None
         self.fired: tuple[float, int] | None = None
@@ -98,7 +98,7 @@ class Loop:
                 record.y, stages, record.t, record.h, record.t1, self.evaluate
             )
         if problem.dense:
-            self.pieces.append(Piece(tau, tau1 - tau, record.y.detach(), stepper.k.clone()))
+            self.pieces.append(stepper.piece(tau, tau1 - tau, record.y))
         event = None
         if watch is not None:
 

@@ -16,6 +16,7 @@ from ctorch.ode.coefficients import Coefficients
 from ctorch.ode.field import Stage
 from ctorch.ode.problem import Problem
 from ctorch.ode.stepper import Evaluate, Recorder, Stepper
+from ctorch.ode.run import Piece
 from ctorch.ode.steps import EVENT, FIXED, FREE, Step
 
 
@@ -87,6 +88,14 @@ class PlainStepper(Stepper):
     def interpolate(self, y: Tensor, found: list[tuple[int, float]]) -> Tensor:
         assert self.method.p is not None
         return torch.stack([self._interpolated(y, row, theta) for row, theta in found])
+
+    def piece(self, tau: float, length: float, y: Tensor) -> Piece:
+        start, span = (torch.tensor(x, dtype=torch.float64) for x in (tau, length))
+        if isinstance(self._start, Tensor):
+            start = self.problem.direction * self._start
+        if isinstance(self._length, Tensor):
+            span = self.problem.direction * self._length
+        return Piece(start, span, y, torch.stack(self._slopes))
 
     def time(self, i: int, t: float, h: float, t1: float) -> Tensor:
         value = self.time_value(i, t, h, t1)
@@ -170,12 +179,14 @@ def replay(
     initial_rows: int,
     event_row: int,
     random_states: Any = None,
-) -> Tensor:
-    """Make recorded steps again, differentiably: rows [T, *shape] as a function of y0, the times and what func holds.
+) -> tuple[Tensor, list[Piece]]:
+    """Make recorded steps again, differentiably: rows [T, *shape] (and the pieces of a continuous solution) as functions
+    of y0, the times and what func holds.
 
     Rows that no step returned are NaN.
     """
     recorder = PlainRecorder(problem)
+    pieces: list[Piece] = []
     rows: dict[int, Tensor] = dict.fromkeys(range(initial_rows), y0)
     y, first = y0, None
     method = stepper.method
@@ -201,6 +212,9 @@ def replay(
         stepper.finish(y1, stages, evaluate)
         if step.extended:
             stepper.extend(y, stages, step.t, step.h, step.t1, evaluate)
+        if problem.dense:
+            tau, tau1 = problem.direction * step.t, problem.direction * step.t1
+            pieces.append(stepper.piece(tau, tau1 - tau, y))
         for row, theta in step.outputs:
             rows[row] = y1 if theta is None else stepper.interpolate(
                 y, [(EVENT if row == event_row else row, theta)]
@@ -208,7 +222,7 @@ def replay(
         y, first = y1, stages[method.n - 1]
     count = max(rows) + 1 if event_row >= 0 else len(problem.times)
     nothing = torch.full_like(y0, math.nan)
-    return torch.stack([rows.get(row, nothing) for row in range(count)])
+    return torch.stack([rows.get(row, nothing) for row in range(count)]), pieces
 
 
 def _differentiable(times: Tensor) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ctorch._exceptions import SolveError
+from ctorch.ode.dense import DenseOutput
+from ctorch.ode.field import Stage
 from ctorch.ode.problem import Problem
 from ctorch.ode.solution import Stats, Status
 from ctorch.ode.steps import Step
@@ -17,10 +19,19 @@ from ctorch.ode.steps import Step
 
 @dataclasses.dataclass
 class Piece:
-    """One step of a continuous solution: start (in tau), length, state and slopes."""
+    """One step of a continuous solution: start and length in tau (float64), state and slopes."""
 
-    tau: float
-    h: float
+    start: Tensor
+    length: Tensor
+    y: Tensor
+    k: Tensor
+
+
+class Pieces(NamedTuple):
+    """All steps of a continuous solution: starts [P], lengths [P], states [P, *shape], slopes [stages, P, *shape]."""
+
+    starts: Tensor
+    lengths: Tensor
     y: Tensor
     k: Tensor
 
@@ -57,7 +68,9 @@ class Run:
         final: packed state at the end of the last step.
         status: Status; batched [B] int64.
         fired: (time, index of event) where an event ended the solve.
-        pieces: the continuous solution, where it was asked for.
+        pieces: the continuous solution, where it was asked for; ``attached``: the same with its graph.
+        event_tensor: the event's time with its graph, where it has one.
+        first_stage: the first evaluation with its graph, where a batched solve keeps it.
     """
 
     rows: Tensor
@@ -69,7 +82,23 @@ class Run:
     fired: tuple[float, int] | None = None
     pieces: list[Piece] = dataclasses.field(default_factory=list)
     event_tensor: Tensor | None = None
-    dense_data: Any = None
+    attached: Pieces | None = None
+    first_stage: Stage | None = None
+
+    def stacked(self) -> Pieces:
+        """The pieces as one set of tensors."""
+        pieces = self.pieces
+        return Pieces(
+            torch.stack([piece.start for piece in pieces]),
+            torch.stack([piece.length for piece in pieces]),
+            torch.stack([piece.y for piece in pieces]),
+            torch.stack([piece.k for piece in pieces], dim=1),
+        )
+
+    def dense_output(self, problem: Problem, p: Tensor) -> DenseOutput:
+        """The continuous solution; ``p`` are the polynomials of the method's interpolant."""
+        pieces = self.attached if self.attached is not None else self.stacked()
+        return DenseOutput(pieces, p, problem.direction, problem.layout)
 
     def event_time(self, t: Tensor) -> Tensor:
         """The event's time in the dtype of ``t``."""

@@ -199,7 +199,7 @@ class Request:
             return adams.solve(self, problem)
         job = Job(problem, self.coefficients(), self.knots(problem))
         if transforms_active():
-            run = job.run_plain()
+            run = _run_plain(job)
             return run, run.rows, problem
         if not self.differentiates:
             run = solve_without_gradient(job)
@@ -371,6 +371,18 @@ def transforms_active() -> bool:
     )
 
 
+def _run_plain(job: Job) -> Run:
+    try:
+        return job.run_plain()
+    except RuntimeError as error:
+        if "vmap" in str(error) and ".item()" in str(error):
+            raise NotImplementedError(
+                "an adaptive solve chooses its steps by the values of its state, which vmap hides: use batched=True"
+                " (each sample steps on its own), or a fixed-step method."
+            ) from error
+        raise
+
+
 def _norm(norm: Any) -> tuple[Any, bool]:
     if norm is None or norm == "rms":
         return None, False
@@ -403,5 +415,5 @@ def _solution(request: Request, problem: Problem, run: Run, rows: Tensor, y0: An
         event = EventRecord(time, state, index)
         times = torch.cat([t[: count - 1], time.reshape(1).to(t)])
         y = pytree.tree_map(lambda x, s: torch.cat([x[:-1], s.unsqueeze(0)]), y, state)
-    dense = run.dense_output(problem) if request.dense else None
+    dense = run.dense_output(problem, request.coefficients().p) if request.dense else None
     return Solution(times, y, run.stats, run.status, event, dense)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ctorch.ode.coefficients import Coefficients
 from ctorch.ode.field import Stage
 from ctorch.ode.problem import Problem
+from ctorch.ode.run import Piece
 from ctorch.ode.steps import FREE
 from ctorch.ops import runge_kutta  # noqa: F401  defines the operators used below
 
@@ -180,6 +181,11 @@ class Stepper:
         """The interpolant of the step just made, at (row, theta): [M, *shape]."""
         theta = torch.tensor([theta for _, theta in found], dtype=torch.float64)
         return _interpolate(y, self.k, self.method.p, theta, self.h, None)
+
+    def piece(self, tau: float, length: float, y: Tensor) -> Piece:
+        """The step just made, as a piece of the continuous solution; ``extend`` must have been called."""
+        start, span = (torch.tensor(x, dtype=torch.float64) for x in (tau, length))
+        return Piece(start, span, y.detach(), self.k.clone())
 
 
 class Recorder:

@@ -76,7 +76,8 @@ class Pullback:
         if self._sums is None:
             self._sums = [None] * len(grads)  # type: ignore[list-item]
             self._all = False
-        if self._all and None not in grads:
+        # (`None in grads` would compare tensors)
+        if self._all and all(grad is not None for grad in grads):
             torch._foreach_add_(self._sums, list(grads))
             return
         for i, grad in enumerate(grads):
@@ -125,8 +126,17 @@ class Sweep:
         self.initial_rows = initial_rows
         self.event_row = run.rows.shape[0] - 1 if run.fired is not None else -1
 
-    def run(self, grad_rows: Tensor, wanted: Sequence[bool]) -> Cotangents:
-        """Pull the cotangents of the rows [T, *shape] back. To be called under ``no_grad``."""
+    def run(
+        self,
+        grad_rows: Tensor,
+        wanted: Sequence[bool],
+        grad_pieces: Sequence[Tensor | None] = (),
+    ) -> Cotangents:
+        """Pull cotangents of the rows [T, *shape], and of the pieces of a continuous solution, back.
+
+        To be called under ``no_grad``.
+        """
+        self._grad_pieces = grad_pieces or (None, None, None, None)
         self.pullback = Pullback(self.captured, wanted, self.time_grad)
         problem = self.problem
         self.tb = [0.0] * len(problem.times)
@@ -172,6 +182,7 @@ class Sweep:
         hb = tb = 0.0
         if inner:
             base, direct, hb, tb = self._pull_outputs(step, inner, grad_rows, stages, total)
+        extra, direct, hb, tb = self._pull_piece(index, direct, hb, tb)
         v, h = self.v, torch.scalar_tensor(step.h, dtype=torch.float64)
         last, kap, self.kap = method.n - 1, self.kap, None
         new, slot = yb, 0
@@ -180,10 +191,12 @@ class Sweep:
             if time_grad and step.h:
                 # kb is all that depends on this slope times h, so kb / h is what depends on h through it
                 hb += _dot(kb, stages[j].k) / step.h
+            if extra is not None:
+                kb = kb + extra[j]
             if j == last and method.fsal:
                 if kap is not None:
                     kb = kb + kap
-                elif base is None:  # the slope at the end was used by nothing
+                elif base is None and extra is None:  # the slope at the end was used by nothing
                     new, slot = torch.zeros_like(yb), total - j
                     continue
             if j == 0 and not step.fresh:
@@ -229,6 +242,18 @@ class Sweep:
                 hb -= theta * s
         return base, direct, hb, tb
 
+    def _pull_piece(
+        self, index: int, direct: Tensor | None, hb: float, tb: float
+    ) -> tuple[Tensor | None, Tensor | None, float, float]:
+        """Cotangents that a piece of the continuous solution hands to its step: (of the slopes, of y, of h and t)."""
+        starts, lengths, y, k = self._grad_pieces
+        if y is not None:
+            direct = y[index] if direct is None else direct + y[index]
+        if self.time_grad and starts is not None and lengths is not None:
+            tb += self.problem.direction * float(starts[index])
+            hb += self.problem.direction * float(lengths[index])
+        return None if k is None else k[:, index].contiguous(), direct, hb, tb
+
     def _pull_times(self, step: Step, tb: float, hb: float) -> None:
         """Hand the cotangents of a step's start and length to the times on which they hang."""
         hb += self.tau
@@ -264,7 +289,7 @@ class Sweep:
             y1 = _stage(y, k, stages[-1].k, last - 1, method.a[last], h)
             if self._next_first is not None:  # the next step began with this very slope
                 stages.append(self._next_first)
-            elif self.kap is not None or step.extended or step.outputs:
+            elif self.kap is not None or step.extended or step.outputs or self.problem.dense:
                 stages.append(stage_at(last, y1))
             else:
                 stages.append(Stage(first_time, y1, torch.zeros_like(y1)))

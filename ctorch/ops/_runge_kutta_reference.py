@@ -93,7 +93,7 @@ def tolerance(y: Tensor, y1: Tensor, rtol: Tensor, atol: Tensor) -> Tensor:
 
 def split(x: Tensor, segments: Sequence[int], by_sample: bool) -> list[Tensor]:
     """The segments of the flattened state, or of each flattened sample, in their last dimension."""
-    flat = x.reshape(x.shape[0], x[0].numel() if len(x) else 0) if by_sample else x.reshape(-1)
+    flat = x.reshape(x.shape[0], x.shape[1:].numel()) if by_sample else x.reshape(-1)
     return list(flat.split(list(segments), -1)) if segments else [flat]
 
 

@@ -9,8 +9,8 @@ The functions here check their arguments. A solver's inner loop calls the bare o
 ``rk_combine``, ``rk_stage``, ``rk_error``, ``rk_step`` and ``rk_interpolate``, with all numbers as
 float64 tensors on the CPU: a call costs a few microseconds.
 
-dtypes: float32 and float64; ``combine`` and ``stage_`` take float16 and bfloat16 too, accumulated in
-float32. Steps, coefficients and times are float64 whatever the state.
+Dtypes: float32 and float64; ``combine`` and ``stage_`` take float16 and bfloat16 too, and add them
+up in float32. Steps, coefficients and times are float64 whatever the state.
 """
 
 from __future__ import annotations
