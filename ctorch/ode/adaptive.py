@@ -52,7 +52,7 @@ class AdaptiveLoop(Loop):
             y1, stages = stepper.attempt(y, first, t, signed, t1, evaluate, start, end)
             error = stepper.error(y, y1, stages)
             factor = controller.factor(error, order, history)
-            if error > 1.0 and length > problem.min_step or not math.isfinite(error):
+            if (error > 1.0 and length > problem.min_step) or not math.isfinite(error):
                 stats.rejected += 1
                 if calling:
                     problem.call_back("callback_reject_step", t, y, length)

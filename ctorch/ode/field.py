@@ -1,4 +1,6 @@
-"""The vector field as the solver calls it: packed, counted, checked, and with its graph where one is wanted."""
+"""The vector field as the solver calls it: packed, counted, checked, and with its graph where one
+is wanted.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from ctorch.ode.layout import Layout
 
 
 class Stage:
-    """One evaluation ``k = f(t, y)``; where a gradient is wanted, ``y`` (and ``t``) are leaves of its graph."""
+    """One evaluation ``k = f(t, y)``; where a gradient is wanted, ``y`` (and ``t``) are leaves of
+    its graph.
+    """
 
     __slots__ = ("k", "t", "y")
 
@@ -41,7 +45,9 @@ class VectorField:
         self._dtype = layout.dtype
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        """The slope at ``(t, y)``, packed. ``t``: 0-dim, or ``[B, 1, ..., 1]`` in a batched solve."""
+        """The slope at ``(t, y)``, packed. ``t``: 0-dim, or ``[B, 1, ..., 1]`` in a batched
+        solve.
+        """
         self.nfe += 1
         if self.layout.plain:
             k = self.func(t, y, *self.args)
@@ -67,7 +73,8 @@ class VectorField:
             k = self(t, y)
         if y._version != version:
             raise RuntimeError(
-                "func changed its argument y in place, which would corrupt the solve: work on a copy (y.clone())"
+                "func changed its argument y in place, which would corrupt the solve: work on a"
+                " copy (y.clone())"
                 " or use out-of-place operations."
             )
         return Stage(t, y, k)
@@ -85,7 +92,9 @@ class VectorField:
 
     @contextlib.contextmanager
     def recomputing(self) -> Iterator[None]:
-        """Evaluate again as in the forward pass: its autocast state, and buffers as they are after it."""
+        """Evaluate again as in the forward pass: its autocast state, and buffers as they are after
+        it.
+        """
         modules = [m for m in (self.func, *self.args) if isinstance(m, torch.nn.Module)]
         buffers = [b for m in modules for b in m.buffers()]
         saved = [b.detach().clone() for b in buffers]
