@@ -223,8 +223,8 @@ def train(
         >>> from ctorch.training import train
         >>> x = torch.zeros(3, requires_grad=True)
         >>> optimizer = torch.optim.SGD([x], lr=0.1)
-        >>> train(lambda: ((x - 1) ** 2).sum(), [x], optimizer, steps=50, progress=False)
-        History(50 steps, loss 9.611e-10)
+        >>> train(lambda: ((x - 1) ** 2).sum(), [x], optimizer, steps=10, progress=False)
+        History(10 steps, loss 0.05404)
     """
     _validate(optimizer, steps, every, keep, clip)
     run = _Run(model, optimizer, scheduler, state or {}, checkpoint, keep)

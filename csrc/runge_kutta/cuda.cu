@@ -6,7 +6,7 @@
 
 #include "../core/stream.h"
 #include "args.h"
-#include "kernels.cuh"
+#include "cuda_kernels.h"
 
 namespace ct::rk {
 namespace {

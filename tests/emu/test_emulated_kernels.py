@@ -52,4 +52,4 @@ def test_has_no_race(program: str, tmp_path: Path) -> None:
 def test_a_missing_barrier_is_reported(program: str, tmp_path: Path) -> None:
     done = run(build(program, tmp_path, "-O1", "-fsanitize=thread", "-DEMU_WITHOUT_BARRIER"))
     assert "WARNING: ThreadSanitizer: data race" in done.stderr
-    assert "kernels.cuh" in done.stderr
+    assert "cuda_kernels.h" in done.stderr
