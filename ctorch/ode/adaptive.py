@@ -38,7 +38,8 @@ class AdaptiveLoop(Loop):
             tau1, end, jumps = tau + length, FREE, False
             while knot < len(knots) and knots[knot][0] <= tau:
                 knot += 1
-            if knot < len(knots) and tau1 >= knots[knot][0] - 1e-14 * abs(knots[knot][0]):
+            # a knot that lies just beyond the step is taken along: no sliver of a step remains
+            if knot < len(knots) and tau + 1.001 * length >= knots[knot][0]:
                 tau1, end, jumps = knots[knot]
                 length = tau1 - tau
             if not (tau1 > tau and length < math.inf):
@@ -52,9 +53,9 @@ class AdaptiveLoop(Loop):
             y1, stages = stepper.attempt(y, first, t, signed, t1, evaluate, start, end)
             error = stepper.error(y, y1, stages)
             factor = controller.factor(error, order, history)
-            # by what was asked for: ending on a knot may lengthen a step of min_step by a rounding error
+            # by what was asked for: ending on a knot may lengthen min_step by a rounding error
             forced = forced or length <= problem.min_step
-            if error > 1.0 and not forced or not math.isfinite(error):
+            if (error > 1.0 and not forced) or not math.isfinite(error):
                 stats.rejected += 1
                 if calling:
                     problem.call_back("callback_reject_step", t, y, length)
