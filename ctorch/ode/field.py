@@ -62,7 +62,7 @@ class VectorField:
 
     def value(self, t: Tensor, y: Tensor) -> Stage:
         """Evaluate without a graph. To be called under ``no_grad``."""
-        version = y._version
+        version = _version(y)
         if self._plain:  # the frequent case, without a further call
             self.nfe += 1
             k = self.func(t, y, *self.args)
@@ -71,7 +71,7 @@ class VectorField:
                 k = k.to(self._dtype)
         else:
             k = self(t, y)
-        if y._version != version:
+        if _version(y) != version:
             raise RuntimeError(
                 "func changed its argument y in place, which would corrupt the solve: work on a"
                 " copy (y.clone())"
@@ -106,6 +106,10 @@ class VectorField:
             for buffer, value in zip(buffers, saved, strict=True):
                 if buffer._version and not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+def _version(y: Tensor) -> int:
+    return 0 if y.is_inference() else y._version
 
 
 def _autocast_state(device_type: str) -> Callable[[], list[Any]]:

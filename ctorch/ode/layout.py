@@ -125,7 +125,7 @@ class Layout:
 
 def _pairs_as_complex(packed: Tensor) -> Tensor:
     packed = packed.contiguous()
-    # a part of a larger state (that of the adjoint equation) may begin at an odd place of its storage
+    # a part of a larger state (the adjoint equation's) may begin at an odd place of its storage
     return torch.view_as_complex(packed.clone() if packed.storage_offset() % 2 else packed)
 
 

@@ -132,5 +132,5 @@ def same(actual: Sequence[Tensor], expected: Sequence[Tensor], tol: float = 1e-1
     """Tensors agree to ``tol``, relative to the largest element of each."""
     assert len(actual) == len(expected)
     for a, e in zip(actual, expected, strict=True):
-        size = max(1.0, float(e.abs().max()) if e.numel() else 1.0)
+        size = max(1.0, e.abs().max().item() if e.numel() else 1.0)
         torch.testing.assert_close(a, e, rtol=tol, atol=tol * size)

@@ -1,4 +1,4 @@
-"""The exact gradients against finite differences, against each other, and against a plain reference.
+"""Exact gradients against finite differences, each other, and a textbook loop under autograd.
 
 Steps are frozen in all of them: that is what the gradients are the derivative of.
 """
