@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from ctorch.ops import _kernels
 from ctorch.ops import _runge_kutta_reference as reference
 from ctorch.ops import runge_kutta as rk
 from tests.ops.obligations import ForwardObligations, Obligations, Problem, needs_cuda
@@ -25,6 +26,11 @@ from tests.ops.runge_kutta_problems import (
     rand,
     spoil,
 )
+
+
+def of_kernels(*calls: Any) -> list[Any]:
+    """Wrong calls of bare operators: their kernels refuse them, a reference takes what it can."""
+    return list(calls) if _kernels.HAS_KERNELS else []
 
 
 class TestCombine(Obligations):
@@ -80,9 +86,10 @@ class TestCombine(Obligations):
             (lambda: rk.combine(y.int(), k.int(), [1], 0.1), TypeError, "k must .*float64"),
             (lambda: rk.combine(None, k[0, 0, 0], [1], 0.1), ValueError, "k must"),
             (lambda: op(y[:2], k, numbers(1), one[0]), RuntimeError, "y must|size"),
+        ] + of_kernels(
             (lambda: op(y, k, numbers(1).float(), one[0]), RuntimeError, "a must"),
             (lambda: op(y, k, numbers(1), torch.ones(())), RuntimeError, "h must"),
-        ]
+        )
 
     def test_law(self) -> None:
         """Linear in the state and the slopes together."""
@@ -163,10 +170,12 @@ class TestStage(ForwardObligations):
                 RuntimeError,
                 "combine",
             ),
-            (lambda: op(y, k, y[:2], 0, one, h), RuntimeError, "slope must|size"),
-            (lambda: op(y, k, y, 4, one, h), RuntimeError, "slot must|index"),
-            (lambda: op(y, k, y.double(), 0, one, h.float()), RuntimeError, "must"),
-        ]
+        ] + of_kernels(
+            (lambda: op(y, k, y[:2], 0, one, h), RuntimeError, "slope must"),
+            (lambda: op(y, k, y, 4, one, h), RuntimeError, "slot must"),
+            (lambda: op(y, loose, y, 0, one, h), RuntimeError, "k must be contiguous"),
+            (lambda: op(y, k, y.double(), 0, one, h), RuntimeError, "slope must"),
+        )
 
     def test_law(self) -> None:
         """A stage is a store and a combination."""
@@ -464,7 +473,7 @@ class TestInterpolate(Obligations):
         sample = torch.tensor([2, 0, 2, 1], device=self.device)
         whole = rk.interpolate(y, k, rand((3, 3), 5), theta, h)
         picked = rk.interpolate(y, k, rand((3, 3), 5), theta, h, sample=sample)
-        assert torch.equal(picked, whole[torch.arange(4, device=self.device), sample])
+        assert_close(picked, whole[torch.arange(4, device=self.device), sample])
 
 
 class TestCombineCUDA(TestCombine):
