@@ -110,8 +110,8 @@ def interleave(
     shuffle = random.Random(seed)
     for _ in range(rounds):
         shuffle.shuffle(order)
+        gc.collect()
         for case in order:
-            gc.collect()
             case.seconds.append(timed(case.run, case.calls, clock))
     return alive
 

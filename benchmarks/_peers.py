@@ -44,16 +44,22 @@ def version(name: str) -> str:
 
 
 class Counted(nn.Module):
-    """Counts calls of a field, and steps by torchdiffeq's callbacks."""
+    """Counts calls of a field."""
 
     def __init__(self, field: Callable[..., Any]) -> None:
         super().__init__()
         self.field = field
-        self.nfe = self.accepted = self.rejected = 0
+        self.nfe = 0
 
     def forward(self, t: Tensor, y: Any, *args: Any) -> Any:
         self.nfe += 1
         return self.field(t, y, *args)
+
+
+class CountedSteps(Counted):
+    """Counts steps too, by torchdiffeq's callbacks."""
+
+    accepted = rejected = 0
 
     def callback_accept_step(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
         self.accepted += 1
@@ -172,7 +178,7 @@ def _odeint(odeint: Any, problem: Problem, name: str) -> Case:
         return odeint(field, problem.y0, times, method="dopri5", **options)
 
     def describe(states: Any) -> Report:
-        counted = Counted(problem.field)
+        counted = CountedSteps(problem.field)
         solve(counted)
         y = first(final(states)).double().numpy()
         return Report(y=y, nfe=counted.nfe, accepted=counted.accepted, rejected=counted.rejected)
@@ -196,7 +202,7 @@ def torchdiffeq_gradient(problem: Problem, variant: str) -> Case:
         return *backward(problem, y0, end), calls
 
     def describe(result: Any) -> Report:
-        counted = Counted(problem.field)
+        counted = CountedSteps(problem.field)
         y, gradients, calls = solve(counted)
         return Report(
             y=y.double().numpy(),

@@ -8,8 +8,8 @@ from typing import Any
 class SolveError(RuntimeError, AssertionError):
     """A solve could not go on.
 
-    It is an ``AssertionError`` as well, since that is what torchdiffeq raises for the same failures and what
-    code written for it catches.
+    It is an ``AssertionError`` as well, since that is what torchdiffeq raises for the same failures
+    and what code written for it catches.
 
     Attributes:
         status: the ``ctorch.ode.Status`` that a solve with ``throw=False`` would have returned.
@@ -38,11 +38,15 @@ class SolveError(RuntimeError, AssertionError):
 
 
 class GradientError(RuntimeError):
-    """A gradient that was asked for cannot be given exactly; the message says why and what to do."""
+    """A gradient that was asked for cannot be given exactly; the message says why and what to
+    do.
+    """
 
 
 class ArgumentError(ValueError, AssertionError):
-    """A bad value of an argument. An ``AssertionError`` too, which is what torchdiffeq raises for many of them."""
+    """A bad value of an argument. An ``AssertionError`` too, which is what torchdiffeq raises for
+    many of them.
+    """
 
 
 class ArgumentTypeError(TypeError, AssertionError):

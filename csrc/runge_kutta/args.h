@@ -1,5 +1,6 @@
-// Reads and checks the arguments of the operators; the same for CPU and CUDA. Messages name the argument: the operators
-// are called directly by the solver's inner loop, without the checks of the public functions.
+// Reads and checks the arguments of the operators; the same for CPU and CUDA. Messages name the
+// argument: the operators are called directly by the solver's inner loop, without the checks of the
+// public functions.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -18,8 +19,8 @@ namespace ct::rk {
 
 using torch::stable::Tensor;
 
-// Raises RuntimeError with the parts of the message put together, without the C++ file and line that torch's own check
-// would put in front of it.
+// Raises RuntimeError with the parts of the message put together, without the C++ file and line
+// that torch's own check would put in front of it.
 template <typename... Parts>
 void require(bool condition, const Parts&... parts) {
   if (condition) [[likely]]
@@ -49,14 +50,15 @@ struct Slopes {
     for (size_t d = 0; same && d < given.size(); ++d) same = given[d] == sizes[d + 1];
     require(same, op, ": ", name, " must have the shape of a row of k");
     require(x.scalar_type() == dtype, op, ": ", name, " must have the dtype of k (",
-                    torch::headeronly::toString(dtype), "), got ", torch::headeronly::toString(x.scalar_type()));
+            torch::headeronly::toString(dtype), "), got ",
+            torch::headeronly::toString(x.scalar_type()));
     check_device(name, x);
     require(!contiguous || x.is_contiguous(), op, ": ", name, " must be contiguous");
   }
 
   void check_device(const char* name, const Tensor& x) const {
     require(x.is_cpu() == tensor.is_cpu() && x.get_device_index() == device, op, ": ", name,
-                    " must be on the device of k");
+            " must be on the device of k");
   }
 
   void check_slot(int64_t slot) const {
@@ -73,21 +75,16 @@ struct Slopes {
 
 // A small float64 tensor on the CPU, which is read here and now.
 inline const double* host_numbers(const char* op, const char* name, const Tensor& x, int64_t dim) {
-  require(x.is_cpu() && x.scalar_type() == ScalarType::Double && x.dim() == dim && x.is_contiguous(), op, ": ",
-                  name, " must be a contiguous float64 tensor on the CPU with ", dim, " dimension(s)");
+  require(
+      x.is_cpu() && x.scalar_type() == ScalarType::Double && x.dim() == dim && x.is_contiguous(),
+      op, ": ", name, " must be a contiguous float64 tensor on the CPU with ", dim,
+      " dimension(s)");
   return x.const_data_ptr<double>();
 }
 
-// The step: a number, or one per sample (or one for all, where it lives on the GPU).
-struct Step {
-  const double* data = nullptr;  // null: `value` holds it
-  int64_t stride = 0;            // 0: one for all samples
-  double value = 0;
-};
-
 inline Step read_step(const Slopes& k, const Tensor& h) {
   require(h.scalar_type() == ScalarType::Double, k.op, ": h must be float64, got ",
-                  torch::headeronly::toString(h.scalar_type()));
+          torch::headeronly::toString(h.scalar_type()));
   Step step;
   if (h.dim() == 0 && h.is_cpu()) {
     step.value = *h.const_data_ptr<double>();
@@ -96,36 +93,32 @@ inline Step read_step(const Slopes& k, const Tensor& h) {
   k.check_device("h", h);
   step.data = h.const_data_ptr<double>();
   if (h.dim() == 0) return step;
-  require(h.dim() == 1 && h.size(0) == k.batch && k.sizes.size() > 1, k.op, ": h must be 0-dim or [B] with B = ",
-                  k.batch, ", the first size of the state");
+  require(h.dim() == 1 && h.size(0) == k.batch && k.sizes.size() > 1, k.op,
+          ": h must be 0-dim or [B] with B = ", k.batch, ", the first size of the state");
   step.stride = h.stride(0);
   return step;
 }
 
-// The active terms of a combination. The row `fresh_slot` is read from `fresh`, where its slope has not reached k yet.
+// The active terms of a combination. The row `fresh_slot` is read from `fresh`, where its slope has
+// not reached k yet.
 template <typename T, typename A>
-Terms<T, A> read_terms(const Slopes& k, const char* name, const Tensor& coefficients, const T* fresh = nullptr,
-                       int64_t fresh_slot = -1) {
+Terms<T, A> read_terms(const Slopes& k, const char* name, const Tensor& coefficients,
+                       const T* fresh = nullptr, int64_t fresh_slot = -1) {
   const double* a = host_numbers(k.op, name, coefficients, 1);
   const int64_t count = coefficients.numel();
-  require(count <= k.stages, k.op, ": ", name, " has ", count, " entries, but k has ", k.stages, " rows");
+  require(count <= k.stages, k.op, ": ", name, " has ", count, " entries, but k has ", k.stages,
+          " rows");
   Terms<T, A> terms;
   const T* rows = k.tensor.template const_data_ptr<T>();
   for (int64_t j = 0; j < count; ++j) {
     if (a[j] == 0) continue;
-    require(terms.count < kMaxTerms, k.op, ": ", name, " has more than ", kMaxTerms, " nonzero entries");
+    require(terms.count < kMaxTerms, k.op, ": ", name, " has more than ", kMaxTerms,
+            " nonzero entries");
     terms.row[terms.count] = fresh != nullptr && j == fresh_slot ? fresh : rows + j * k.numel;
     terms.coefficient[terms.count++] = static_cast<A>(a[j]);
   }
   return terms;
 }
-
-// A tolerance: a number, or one per element of the state.
-template <typename T>
-struct Tolerance {
-  const T* data = nullptr;  // null: `value` holds it
-  T value = 0;
-};
 
 template <typename T>
 Tolerance<T> read_tolerance(const Slopes& k, const char* name, const Tensor& x) {
@@ -139,16 +132,18 @@ Tolerance<T> read_tolerance(const Slopes& k, const char* name, const Tensor& x) 
   return tolerance;
 }
 
-// What a norm is taken over: `units` times (the whole state, or each sample) a run of `length` elements, which the
-// segments partition.
+// What a norm is taken over: `units` times (the whole state, or each sample) a run of `length`
+// elements, which the segments partition.
 struct Norm {
   int64_t units, length;
   std::vector<int64_t> segments;
   bool maximum;
 };
 
-inline Norm read_norm(const Slopes& k, std::vector<int64_t> segments, bool maximum, bool per_sample) {
-  require(!per_sample || k.sizes.size() > 1, k.op, ": per_sample needs a state with a batch dimension");
+inline Norm read_norm(const Slopes& k, std::vector<int64_t> segments, bool maximum,
+                      bool per_sample) {
+  require(!per_sample || k.sizes.size() > 1, k.op,
+          ": per_sample needs a state with a batch dimension");
   Norm norm{per_sample ? k.batch : 1, per_sample ? k.row : k.numel, std::move(segments), maximum};
   int64_t total = 0;
   for (int64_t length : norm.segments) {
@@ -157,12 +152,13 @@ inline Norm read_norm(const Slopes& k, std::vector<int64_t> segments, bool maxim
   }
   if (norm.segments.empty()) norm.segments.push_back(total = norm.length);
   require(total == norm.length || norm.units == 0, k.op, ": segments add up to ", total,
-                  ", but must partition the ", norm.length, " elements of ", per_sample ? "a sample" : "the state");
+          ", but must partition the ", norm.length, " elements of ",
+          per_sample ? "a sample" : "the state");
   return norm;
 }
 
-// A new contiguous tensor with k's dtype and device. Through the C function, since the dispatcher looks an operator up
-// by its name at every call.
+// A new contiguous tensor with k's dtype and device. Through the C function, since the dispatcher
+// looks an operator up by its name at every call.
 inline Tensor new_tensor(const Tensor& k, const int64_t* sizes, int64_t dim) {
   std::vector<int64_t> strides(dim);
   int64_t stride = 1;
@@ -174,8 +170,8 @@ inline Tensor new_tensor(const Tensor& k, const int64_t* sizes, int64_t dim) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(k.get(), &dtype));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(k.get(), &device_type));
   AtenTensorHandle made = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dim, sizes, strides.data(), dtype, device_type, k.get_device_index(), &made));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides.data(), dtype, device_type,
+                                                  k.get_device_index(), &made));
   return Tensor(made);
 }
 
@@ -183,18 +179,21 @@ inline Tensor new_state(const Slopes& k) {
   return new_tensor(k.tensor, k.sizes.data() + 1, static_cast<int64_t>(k.sizes.size()) - 1);
 }
 
-// The queries of a dense output: theta [M], and, for a batched one, the sample [M] that each belongs to.
+// The queries of a dense output: theta [M], and, for a batched one, the sample [M] that each
+// belongs to.
 struct Queries {
-  Queries(const Slopes& k, const Tensor& p, const Tensor& theta, const std::optional<Tensor>& sample)
+  Queries(const Slopes& k, const Tensor& p, const Tensor& theta,
+          const std::optional<Tensor>& sample)
       : weights(host_numbers(k.op, "p", p, 2)), degree(p.size(1)), count(theta.numel()) {
     require(p.size(0) <= k.stages, k.op, ": p has ", p.size(0), " rows, but k has ", k.stages);
-    require(theta.dim() == 1 && theta.scalar_type() == ScalarType::Double && theta.is_contiguous(), k.op,
-                    ": theta must be a contiguous float64 tensor [M]");
+    require(theta.dim() == 1 && theta.scalar_type() == ScalarType::Double && theta.is_contiguous(),
+            k.op, ": theta must be a contiguous float64 tensor [M]");
     rows = p.size(0);
     if (!sample) return;
-    require(sample->dim() == 1 && sample->scalar_type() == ScalarType::Long && sample->is_contiguous() &&
-                        sample->numel() == count,
-                    k.op, ": sample must be a contiguous int64 tensor [M] with M = ", count, ", the length of theta");
+    require(sample->dim() == 1 && sample->scalar_type() == ScalarType::Long &&
+                sample->is_contiguous() && sample->numel() == count,
+            k.op, ": sample must be a contiguous int64 tensor [M] with M = ", count,
+            ", the length of theta");
     require(k.sizes.size() > 1, k.op, ": sample needs a state with a batch dimension");
     k.check_device("sample", *sample);
     of_samples = true;

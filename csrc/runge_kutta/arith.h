@@ -10,8 +10,8 @@ namespace ct::rk {
 // Terms with a nonzero coefficient in one combination; the largest tableau in use has 16 stages.
 constexpr int kMaxTerms = 32;
 
-// sum_j coefficient[j] row[j][i], over the rows of the slopes that have a nonzero coefficient. Skipping the others
-// keeps 0 * NaN, of a stage not computed yet, out of the sum.
+// sum_j coefficient[j] row[j][i], over the rows of the slopes that have a nonzero coefficient.
+// Skipping the others keeps 0 * NaN, of a stage not computed yet, out of the sum.
 template <typename T, typename A>
 struct Terms {
   const T* row[kMaxTerms];
@@ -25,6 +25,20 @@ CT_HD A add_terms(A sum, const T* const* row, const A* coefficient, int count, i
   for (int j = 0; j < count; ++j) sum += coefficient[j] * static_cast<A>(row[j][i]);
   return sum;
 }
+
+// The step: a number, or one per sample (or one for all, where it lives on the GPU).
+struct Step {
+  const double* data = nullptr;  // null: `value` holds it
+  int64_t stride = 0;            // 0: one for all samples
+  double value = 0;
+};
+
+// A tolerance: a number, or one per element of the state.
+template <typename T>
+struct Tolerance {
+  const T* data = nullptr;  // null: `value` holds it
+  T value = 0;
+};
 
 template <typename A>
 CT_HD A magnitude(A x) {

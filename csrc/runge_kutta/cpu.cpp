@@ -1,8 +1,9 @@
 // Runge-Kutta kernels for the CPU.
 //
-// A state is worked through in blocks of a fixed size that fit the first-level cache. Within a block, one plain loop a
-// task (gather, sum, finish, fold), which the compiler vectorizes. Threads share out whole blocks, and partial sums are
-// added in the order of the blocks: results do not depend on the number of threads.
+// A state is worked through in blocks of a fixed size that fit the first-level cache. Within a
+// block, one plain loop a task (gather, sum, finish, fold), which the compiler vectorizes. Threads
+// share out whole blocks, and partial sums are added in the order of the blocks: results do not
+// depend on the number of threads.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -12,9 +13,10 @@
 
 #include "args.h"
 
-// One version of a function per instruction set, chosen when the library is loaded. Sanitizers do not support that.
-#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__x86_64__) && defined(__linux__) && \
-    !defined(CT_SANITIZE) && !defined(CT_NO_CLONES)
+// One version of a function per instruction set, chosen when the library is loaded. Sanitizers do
+// not support that.
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__x86_64__) && \
+    defined(__linux__) && !defined(CT_SANITIZE) && !defined(CT_NO_CLONES)
 #define CT_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #define CT_INLINE __attribute__((always_inline)) inline
 #else
@@ -25,14 +27,16 @@
 namespace ct::rk {
 namespace {
 
-constexpr int kBlock = 512;           // elements
+constexpr int kBlock = 512;             // elements
 constexpr int64_t kBlocksAThread = 64;  // below that a thread is not worth its start
-constexpr int kUnrolled = 8;          // terms in one loop
+constexpr int kUnrolled = 8;            // terms in one loop
 
-// ---- loops over one block -------------------------------------------------------------------------------------------
+// ---- loops over one block
+// -------------------------------------------------------------------------------------------
 
 template <int kCount, bool kFirst, typename T, typename A>
-CT_INLINE void sum_loop(A* __restrict sum, const T* const* row, const A* coefficient, int64_t begin, int n) {
+CT_INLINE void sum_loop(A* __restrict sum, const T* const* row, const A* coefficient, int64_t begin,
+                        int n) {
   const T* k[kCount];
   A c[kCount];
   for (int j = 0; j < kCount; ++j) k[j] = row[j] + begin, c[j] = coefficient[j];
@@ -41,8 +45,8 @@ CT_INLINE void sum_loop(A* __restrict sum, const T* const* row, const A* coeffic
 }
 
 template <bool kFirst, typename T, typename A>
-CT_INLINE void sum_group(A* __restrict sum, const T* const* row, const A* coefficient, int count, int64_t begin,
-                         int n) {
+CT_INLINE void sum_group(A* __restrict sum, const T* const* row, const A* coefficient, int count,
+                         int64_t begin, int n) {
   switch (count) {
     case 1:
       return sum_loop<1, kFirst>(sum, row, coefficient, begin, n);
@@ -69,11 +73,13 @@ CT_INLINE void sum_terms(A* __restrict sum, const Terms<T, A>& terms, int64_t be
   if (terms.count == 0) return std::fill(sum, sum + n, A(0));
   sum_group<true>(sum, terms.row, terms.coefficient, std::min(terms.count, kUnrolled), begin, n);
   for (int j = kUnrolled; j < terms.count; j += kUnrolled)
-    sum_group<false>(sum, terms.row + j, terms.coefficient + j, std::min(terms.count - j, kUnrolled), begin, n);
+    sum_group<false>(sum, terms.row + j, terms.coefficient + j,
+                     std::min(terms.count - j, kUnrolled), begin, n);
 }
 
 template <typename A>
-CT_INLINE void multiply_by_step(A* __restrict sum, const Step& step, int64_t row, int64_t begin, int n) {
+CT_INLINE void multiply_by_step(A* __restrict sum, const Step& step, int64_t row, int64_t begin,
+                                int n) {
   if (step.data == nullptr || step.stride == 0 || n == 0) {
     const A h = static_cast<A>(step.data == nullptr || n == 0 ? step.value : *step.data);
     for (int i = 0; i < n; ++i) sum[i] *= h;
@@ -121,14 +127,16 @@ struct ErrorTask {
 };
 
 template <typename T>
-CT_INLINE void load_tolerance(T* __restrict to, const Tolerance<T>& tolerance, int64_t begin, int n) {
+CT_INLINE void load_tolerance(T* __restrict to, const Tolerance<T>& tolerance, int64_t begin,
+                              int n) {
   if (tolerance.data == nullptr) return std::fill(to, to + n, tolerance.value);
   std::memcpy(to, tolerance.data + begin, n * sizeof(T));
 }
 
 // sum[i] = |scaled error|, or its square for a root mean square
 template <typename T>
-CT_INLINE void error_body(const ErrorTask<T>& task, T* __restrict sum, bool maximum, int64_t begin, int n) {
+CT_INLINE void error_body(const ErrorTask<T>& task, T* __restrict sum, bool maximum, int64_t begin,
+                          int n) {
   T rtol[kBlock], atol[kBlock];
   sum_terms(sum, task.terms, begin, n);
   multiply_by_step(sum, task.step, task.row, begin, n);
@@ -143,7 +151,8 @@ CT_INLINE void error_body(const ErrorTask<T>& task, T* __restrict sum, bool maxi
     for (int i = 0; i < n; ++i) sum[i] *= sum[i];
 }
 
-// Sum or maximum by halves: vectorizes without reordering by the compiler, and its rounding error grows with log n.
+// Sum or maximum by halves: vectorizes without reordering by the compiler, and its rounding error
+// grows with log n.
 template <typename T>
 CT_INLINE T fold_body(T* values, bool maximum, int n) {
   if (n == 0) return T(0);
@@ -160,28 +169,35 @@ CT_INLINE T fold_body(T* values, bool maximum, int n) {
   return values[0];
 }
 
-CT_CLONES void combine_block(const Combination<float, float>& task, float* out, int64_t begin, int n) {
+CT_CLONES void combine_block(const Combination<float, float>& task, float* out, int64_t begin,
+                             int n) {
   combine_body(task, out, begin, n);
 }
-CT_CLONES void combine_block(const Combination<double, double>& task, double* out, int64_t begin, int n) {
+CT_CLONES void combine_block(const Combination<double, double>& task, double* out, int64_t begin,
+                             int n) {
   combine_body(task, out, begin, n);
 }
-CT_CLONES void combine_block(const Combination<Half, float>& task, Half* out, int64_t begin, int n) {
+CT_CLONES void combine_block(const Combination<Half, float>& task, Half* out, int64_t begin,
+                             int n) {
   combine_body(task, out, begin, n);
 }
-CT_CLONES void combine_block(const Combination<BFloat16, float>& task, BFloat16* out, int64_t begin, int n) {
+CT_CLONES void combine_block(const Combination<BFloat16, float>& task, BFloat16* out, int64_t begin,
+                             int n) {
   combine_body(task, out, begin, n);
 }
-CT_CLONES void error_block(const ErrorTask<float>& task, float* sum, bool maximum, int64_t begin, int n) {
+CT_CLONES void error_block(const ErrorTask<float>& task, float* sum, bool maximum, int64_t begin,
+                           int n) {
   error_body(task, sum, maximum, begin, n);
 }
-CT_CLONES void error_block(const ErrorTask<double>& task, double* sum, bool maximum, int64_t begin, int n) {
+CT_CLONES void error_block(const ErrorTask<double>& task, double* sum, bool maximum, int64_t begin,
+                           int n) {
   error_body(task, sum, maximum, begin, n);
 }
 CT_CLONES float fold(float* values, bool maximum, int n) { return fold_body(values, maximum, n); }
 CT_CLONES double fold(double* values, bool maximum, int n) { return fold_body(values, maximum, n); }
 
-// ---- loops over blocks ----------------------------------------------------------------------------------------------
+// ---- loops over blocks
+// ----------------------------------------------------------------------------------------------
 
 // body(first, last) over ranges of blocks, by several threads where there are many.
 template <typename Body>
@@ -193,7 +209,9 @@ void for_blocks(int64_t blocks, int64_t blocks_a_thread, const Body& body) {
   torch::stable::parallel_for(0, blocks, blocks_a_thread, body);
 }
 
-inline int block_size(int64_t begin, int64_t end) { return static_cast<int>(std::min<int64_t>(kBlock, end - begin)); }
+inline int block_size(int64_t begin, int64_t end) {
+  return static_cast<int>(std::min<int64_t>(kBlock, end - begin));
+}
 
 inline int64_t blocks_of(int64_t n) { return (n + kBlock - 1) / kBlock; }
 
@@ -258,7 +276,8 @@ double finish(double total, bool maximum, int64_t length) {
   return maximum ? total : std::sqrt(total / static_cast<double>(length));
 }
 
-// Norm of units that each fit a block: whole units are put together into blocks. values(q, begin, n) fills q.
+// Norm of units that each fit a block: whole units are put together into blocks. values(q, begin,
+// n) fills q.
 template <typename T, typename Values>
 void norm_of_small_units(const Norm& norm, T* out, const Values& values) {
   const int64_t together = std::max<int64_t>(1, kBlock / std::max<int64_t>(1, norm.length));
@@ -272,7 +291,8 @@ void norm_of_small_units(const Norm& norm, T* out, const Values& values) {
         double result = 0;
         for (int64_t length : norm.segments) {
           if (length == 0) continue;
-          result = larger(result, finish<T>(fold(next, norm.maximum, static_cast<int>(length)), norm.maximum, length));
+          result = larger(result, finish<T>(fold(next, norm.maximum, static_cast<int>(length)),
+                                            norm.maximum, length));
           next += length;
         }
         out[unit] = static_cast<T>(result);
@@ -282,7 +302,8 @@ void norm_of_small_units(const Norm& norm, T* out, const Values& values) {
   for_blocks((norm.units + together - 1) / together, kBlocksAThread, body);
 }
 
-// Norm of units larger than a block: blocks do not straddle segments; the last pass adds up their partial results.
+// Norm of units larger than a block: blocks do not straddle segments; the last pass adds up their
+// partial results.
 template <typename T, typename Values>
 void norm_of_large_units(const Norm& norm, T* out, const Values& values) {
   struct Piece {
@@ -292,7 +313,8 @@ void norm_of_large_units(const Norm& norm, T* out, const Values& values) {
   std::vector<Piece> pieces;
   int64_t segment_begin = 0;
   for (int64_t length : norm.segments) {
-    for (int64_t at = 0; at < length; at += kBlock) pieces.push_back({segment_begin + at, block_size(at, length)});
+    for (int64_t at = 0; at < length; at += kBlock)
+      pieces.push_back({segment_begin + at, block_size(at, length)});
     segment_begin += length;
   }
   const int64_t per_unit = static_cast<int64_t>(pieces.size());
@@ -331,7 +353,8 @@ Tensor new_norm(const Slopes& k, const Norm& norm, bool per_sample) {
   return new_tensor(k.tensor, &norm.units, per_sample ? 1 : 0);
 }
 
-// ---- operators ------------------------------------------------------------------------------------------------------
+// ---- operators
+// ------------------------------------------------------------------------------------------------------
 
 template <typename T>
 Tensor combine(const Slopes& k, const std::optional<Tensor>& y, const Tensor& a, const Tensor& h,
@@ -342,10 +365,11 @@ Tensor combine(const Slopes& k, const std::optional<Tensor>& y, const Tensor& a,
   const T* fresh = store.contiguous ? store.from : nullptr;
   Tensor out = new_state(k);
   T* to = out.mutable_data_ptr<T>();
-  const Combination<T, A> task{to, state_pointer<T>(k, "y", y), read_terms<T, A>(k, "a", a, fresh, slot),
-                               read_step(k, h), k.row};
+  const Combination<T, A> task{to, state_pointer<T>(k, "y", y),
+                               read_terms<T, A>(k, "a", a, fresh, slot), read_step(k, h), k.row};
   for_blocks(blocks_of(k.numel), kBlocksAThread, [&](int64_t first, int64_t last) {
-    for (int64_t begin = first * kBlock; begin < std::min(k.numel, last * kBlock); begin += kBlock) {
+    for (int64_t begin = first * kBlock; begin < std::min(k.numel, last * kBlock);
+         begin += kBlock) {
       const int n = block_size(begin, k.numel);
       store(begin, n);
       combine_block(task, to + begin, begin, n);
@@ -364,18 +388,19 @@ Tensor rk_combine(std::optional<Tensor> y, const Tensor& k_, const Tensor& a, co
   return out;
 }
 
-Tensor rk_stage(std::optional<Tensor> y, const Tensor& k, const Tensor& slope, int64_t slot, const Tensor& a,
-                const Tensor& h) {
+Tensor rk_stage(std::optional<Tensor> y, const Tensor& k, const Tensor& slope, int64_t slot,
+                const Tensor& a, const Tensor& h) {
   const Slopes slopes("rk_stage", k);
   Tensor out;
-  dispatch_floating_and_reduced(slopes.dtype, slopes.op,
-                                [&](auto zero) { out = combine<decltype(zero)>(slopes, y, a, h, &slope, slot); });
+  dispatch_floating_and_reduced(slopes.dtype, slopes.op, [&](auto zero) {
+    out = combine<decltype(zero)>(slopes, y, a, h, &slope, slot);
+  });
   return out;
 }
 
-Tensor rk_error(const Tensor& y, const Tensor& y1, const Tensor& k_, std::optional<Tensor> slope, int64_t slot,
-                const Tensor& e, const Tensor& h, const Tensor& rtol, const Tensor& atol,
-                std::vector<int64_t> segments, bool maximum, bool per_sample) {
+Tensor rk_error(const Tensor& y, const Tensor& y1, const Tensor& k_, std::optional<Tensor> slope,
+                int64_t slot, const Tensor& e, const Tensor& h, const Tensor& rtol,
+                const Tensor& atol, std::vector<int64_t> segments, bool maximum, bool per_sample) {
   const Slopes k("rk_error", k_);
   const Norm norm = read_norm(k, std::move(segments), maximum, per_sample);
   Tensor out = new_norm(k, norm, per_sample);
@@ -399,9 +424,10 @@ Tensor rk_error(const Tensor& y, const Tensor& y1, const Tensor& k_, std::option
   return out;
 }
 
-std::tuple<Tensor, Tensor> rk_step(const Tensor& y_, const Tensor& k_, const Tensor& b, const Tensor& e,
-                                   const Tensor& h, const Tensor& rtol, const Tensor& atol,
-                                   std::vector<int64_t> segments, bool maximum, bool per_sample) {
+std::tuple<Tensor, Tensor> rk_step(const Tensor& y_, const Tensor& k_, const Tensor& b,
+                                   const Tensor& e, const Tensor& h, const Tensor& rtol,
+                                   const Tensor& atol, std::vector<int64_t> segments, bool maximum,
+                                   bool per_sample) {
   const Tensor kc = torch::stable::contiguous(k_);
   const std::optional<Tensor> y = torch::stable::contiguous(y_);
   const Slopes k("rk_step", kc);
@@ -411,9 +437,15 @@ std::tuple<Tensor, Tensor> rk_step(const Tensor& y_, const Tensor& k_, const Ten
     using T = decltype(zero);
     T* to = y1.mutable_data_ptr<T>();
     const T* from = state_pointer<T>(k, "y", y);
-    const Combination<T, T> combination{to, from, read_terms<T, T>(k, "b", b), read_step(k, h), k.row};
-    const ErrorTask<T> task{read_terms<T, T>(k, "e", e), combination.step, k.row, from, to,
-                            read_tolerance<T>(k, "rtol", rtol), read_tolerance<T>(k, "atol", atol)};
+    const Combination<T, T> combination{to, from, read_terms<T, T>(k, "b", b), read_step(k, h),
+                                        k.row};
+    const ErrorTask<T> task{read_terms<T, T>(k, "e", e),
+                            combination.step,
+                            k.row,
+                            from,
+                            to,
+                            read_tolerance<T>(k, "rtol", rtol),
+                            read_tolerance<T>(k, "atol", atol)};
     compute_norm(norm, out.mutable_data_ptr<T>(), [&](T* q, int64_t begin, int n) {
       combine_block(combination, to + begin, begin, n);
       error_block(task, q, maximum, begin, n);
@@ -422,7 +454,8 @@ std::tuple<Tensor, Tensor> rk_step(const Tensor& y_, const Tensor& k_, const Ten
   return {y1, out};
 }
 
-// The terms of the dense output at theta; stages whose polynomial vanishes are left out as elsewhere.
+// The terms of the dense output at theta; stages whose polynomial vanishes are left out as
+// elsewhere.
 template <typename T, typename A>
 Terms<T, A> dense_terms(const Slopes& k, const Queries& queries, double theta) {
   Terms<T, A> terms;
@@ -431,39 +464,45 @@ Terms<T, A> dense_terms(const Slopes& k, const Queries& queries, double theta) {
     if (!queries.active(i)) continue;
     require(terms.count < kMaxTerms, k.op, ": p has more than ", kMaxTerms, " nonzero rows");
     terms.row[terms.count] = rows + i * k.numel;
-    terms.coefficient[terms.count++] = static_cast<A>(
-        dense_weight(queries.weights + i * queries.degree, static_cast<int>(queries.degree), theta));
+    terms.coefficient[terms.count++] = static_cast<A>(dense_weight(
+        queries.weights + i * queries.degree, static_cast<int>(queries.degree), theta));
   }
   return terms;
 }
 
 // All queries look at one block of the slopes while it is in the cache.
 template <typename T>
-void interpolate_all(const Slopes& k, const T* y, const Queries& queries, const double* theta, const Step& step, T* out) {
+void interpolate_all(const Slopes& k, const T* y, const Queries& queries, const double* theta,
+                     const Step& step, T* out) {
   using A = accumulator_t<T>;
   std::vector<Combination<T, A>> tasks;
   for (int64_t m = 0; m < queries.count; ++m)
     tasks.push_back({nullptr, y, dense_terms<T, A>(k, queries, theta[m]), step, k.row});
-  for_blocks(blocks_of(k.numel), std::max<int64_t>(1, kBlocksAThread / std::max<int64_t>(1, queries.count)),
+  for_blocks(blocks_of(k.numel),
+             std::max<int64_t>(1, kBlocksAThread / std::max<int64_t>(1, queries.count)),
              [&](int64_t first, int64_t last) {
-               for (int64_t begin = first * kBlock; begin < std::min(k.numel, last * kBlock); begin += kBlock)
+               for (int64_t begin = first * kBlock; begin < std::min(k.numel, last * kBlock);
+                    begin += kBlock)
                  for (int64_t m = 0; m < queries.count; ++m)
-                   combine_block(tasks[m], out + m * k.numel + begin, begin, block_size(begin, k.numel));
+                   combine_block(tasks[m], out + m * k.numel + begin, begin,
+                                 block_size(begin, k.numel));
              });
 }
 
 // Each query looks at one sample.
 template <typename T>
-void interpolate_samples(const Slopes& k, const T* y, const Queries& queries, const double* theta, const Step& step,
-                         T* out) {
+void interpolate_samples(const Slopes& k, const T* y, const Queries& queries, const double* theta,
+                         const Step& step, T* out) {
   using A = accumulator_t<T>;
   for (int64_t m = 0; m < queries.count; ++m)
-    require(queries.samples[m] >= 0 && queries.samples[m] < k.batch, k.op, ": sample must be in [0, ", k.batch,
-                    "), got ", queries.samples[m]);
-  const int64_t queries_a_thread = std::max<int64_t>(1, kBlocksAThread * kBlock / std::max<int64_t>(1, 8 * k.row));
+    require(queries.samples[m] >= 0 && queries.samples[m] < k.batch, k.op,
+            ": sample must be in [0, ", k.batch, "), got ", queries.samples[m]);
+  const int64_t queries_a_thread =
+      std::max<int64_t>(1, kBlocksAThread * kBlock / std::max<int64_t>(1, 8 * k.row));
   for_blocks(queries.count, queries_a_thread, [&](int64_t first, int64_t last) {
     for (int64_t m = first; m < last; ++m) {
-      const Combination<T, A> task{nullptr, y, dense_terms<T, A>(k, queries, theta[m]), step, k.row};
+      const Combination<T, A> task{nullptr, y, dense_terms<T, A>(k, queries, theta[m]), step,
+                                   k.row};
       const int64_t start = queries.samples[m] * k.row;
       for (int64_t at = 0; at < k.row; at += kBlock)
         combine_block(task, out + m * k.row + at, start + at, block_size(at, k.row));
@@ -471,8 +510,8 @@ void interpolate_samples(const Slopes& k, const T* y, const Queries& queries, co
   });
 }
 
-Tensor rk_interpolate(const Tensor& y_, const Tensor& k_, const Tensor& p, const Tensor& theta, const Tensor& h,
-                      std::optional<Tensor> sample) {
+Tensor rk_interpolate(const Tensor& y_, const Tensor& k_, const Tensor& p, const Tensor& theta,
+                      const Tensor& h, std::optional<Tensor> sample) {
   const Tensor kc = torch::stable::contiguous(k_);
   const std::optional<Tensor> y = torch::stable::contiguous(y_);
   const Slopes k("rk_interpolate", kc);
@@ -482,7 +521,8 @@ Tensor rk_interpolate(const Tensor& y_, const Tensor& k_, const Tensor& p, const
   dispatch_floating(k.dtype, k.op, [&](auto zero) {
     using T = decltype(zero);
     const auto compute = queries.of_samples ? interpolate_samples<T> : interpolate_all<T>;
-    compute(k, state_pointer<T>(k, "y", y), queries, theta.const_data_ptr<double>(), step, out.mutable_data_ptr<T>());
+    compute(k, state_pointer<T>(k, "y", y), queries, theta.const_data_ptr<double>(), step,
+            out.mutable_data_ptr<T>());
   });
   return out;
 }

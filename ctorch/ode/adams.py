@@ -1,8 +1,9 @@
-"""Adams methods with fixed steps: explicit (Adams-Bashforth) and implicit (Adams-Bashforth-Moulton).
+"""Adams methods with fixed steps: explicit (Adams-Bashforth) and implicit
+(Adams-Bashforth-Moulton).
 
-Orders grow to ``max_order`` as slopes become known; the first steps, and every step whose length differs from the one
-before (for which the coefficients do not hold), are made by the 3/8 rule. Hairer, Nørsett, Wanner, "Solving ODEs I",
-III.1.
+Orders grow to ``max_order`` as slopes become known; the first steps, and every step whose length
+differs from the one before (for which the coefficients do not hold), are made by the 3/8 rule.
+Hairer, Nørsett, Wanner, "Solving ODEs I", III.1.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def solve(request: Request, problem: Problem) -> tuple[Run, Tensor, Problem]:
     if problem.dense:
         raise NotImplementedError(f"dense output of {request.method!r} is not built yet.")
     job = AdamsJob(problem, request)
-    if transforms_active() or request.gradient == "backprop" and request.differentiates:
+    if transforms_active() or (request.gradient == "backprop" and request.differentiates):
         run = job.make(job.knots(), problem.y0, _times(problem.t))
         run.stats.nfe = problem.field.nfe
         return run, run.rows, problem
@@ -102,7 +103,8 @@ class AdamsJob:
         self.captured = Captured(())
         self.slopes: list[Tensor] = []
 
-    # -- the interface of a job -----------------------------------------------------------------------------------
+    # -- the interface of a job
+    # -----------------------------------------------------------------------------------
 
     def initial_time(self) -> Tensor:
         """Time of the first evaluation."""
@@ -216,7 +218,8 @@ class AdamsJob:
         times = self.problem.times
         return sum(t == times[0] for t in times)
 
-    # -- making the steps -----------------------------------------------------------------------------------------
+    # -- making the steps
+    # -----------------------------------------------------------------------------------------
 
     def make(self, knots: Any, y: Tensor, times: Tensor | None) -> Run:
         """Make all steps in ordinary operations; with ``times`` their derivatives are followed."""
@@ -247,18 +250,24 @@ class AdamsJob:
             if problem.random:
                 step.rng = random_state(problem.layout.device)
             made = _Making(self, step, y, [slopes[i] for i in step.history], times, moving)
-            step.outputs = self._outputs(goals, len(rows), problem.direction * t, problem.direction * t1, end, until)
+            step.outputs = self._outputs(
+                goals, len(rows), problem.direction * t, problem.direction * t1, end, until
+            )
             if watch is not None:
                 found = watch.after_step(t, h, made.state)
                 if found is not None:
                     step.outputs = [(r, th) for r, th in step.outputs if (th or 1.0) <= found[0]]
                     step.outputs.append((len(rows) + len(step.outputs), found[0]))
                     fired = (t + found[0] * h, found[1])
-            rows += [made.row(row, theta, fired is not None and (row, theta) == step.outputs[-1]) for row, theta in step.outputs]
+            rows += [
+                made.row(row, theta, fired is not None and (row, theta) == step.outputs[-1])
+                for row, theta in step.outputs
+            ]
             if not made.converged and not warned:
                 warned = True
                 warnings.warn(
-                    f"Functional iteration did not converge at t={t1:.6g} (step h={h:.3e}). Solution may be incorrect:"
+                    f"Functional iteration did not converge at t={t1:.6g} (step h={h:.3e})."
+                    " Solution may be incorrect:"
                     " use shorter steps or raise max_iters.",
                     stacklevel=8,
                 )
@@ -368,7 +377,11 @@ class _Making:
         return self.problem.field(self.problem.follow(self.moving + c * self.length, value), y)
 
     def _h(self) -> Any:
-        return self.length.to(self.y.device, self.y.dtype) if isinstance(self.length, Tensor) else self.length
+        return (
+            self.length.to(self.y.device, self.y.dtype)
+            if isinstance(self.length, Tensor)
+            else self.length
+        )
 
     def _three_eighths(self) -> Tensor:
         tableau, step, h = TABLEAUS["rk4"], self.step, self._h()
@@ -449,5 +462,3 @@ def _under_vmap(x: Tensor) -> bool:
             return True
         x = torch._C._functorch.get_unwrapped(x)
     return False
-
-

@@ -37,7 +37,8 @@ class AdaptiveLoop(Loop):
             tau1, end, jumps = tau + length, FREE, False
             while knot < len(knots) and knots[knot][0] <= tau:
                 knot += 1
-            if knot < len(knots) and tau1 >= knots[knot][0] - 1e-14 * abs(knots[knot][0]):
+            # a knot that lies just beyond the step is taken along: no sliver of a step remains
+            if knot < len(knots) and tau + 1.001 * length >= knots[knot][0]:
                 tau1, end, jumps = knots[knot]
                 length = tau1 - tau
             if not (tau1 > tau and length < math.inf):
@@ -51,7 +52,7 @@ class AdaptiveLoop(Loop):
             y1, stages = stepper.attempt(y, first, t, signed, t1, evaluate, start, end)
             error = stepper.error(y, y1, stages)
             factor = controller.factor(error, order, history)
-            if error > 1.0 and length > problem.min_step or not math.isfinite(error):
+            if (error > 1.0 and length > problem.min_step) or not math.isfinite(error):
                 stats.rejected += 1
                 if calling:
                     problem.call_back("callback_reject_step", t, y, length)

@@ -34,7 +34,8 @@ def check_func(func: Any) -> None:
 
 
 def check_times(t: Any, device: torch.device, strict: bool, batched: bool) -> Tensor:
-    """Times as a floating tensor, 1-D or (batched) 2-D, monotone; moved to ``device`` with a warning.
+    """Times as a floating tensor, 1-D or (batched) 2-D, monotone; moved to ``device`` with a
+    warning.
 
     Raises:
         ArgumentTypeError: no tensor (AssertionError, TypeError).
@@ -44,7 +45,8 @@ def check_times(t: Any, device: torch.device, strict: bool, batched: bool) -> Te
     """
     if not isinstance(t, Tensor):
         raise ArgumentTypeError(
-            f"t must be a torch.Tensor of times, but is {type(t).__name__}: use torch.tensor([...])."
+            f"t must be a torch.Tensor of times, but is {type(t).__name__}: use"
+            " torch.tensor([...])."
         )
     if not t.is_floating_point():
         raise TypeError(f"t must be a floating point tensor, but is {t.dtype}: use t.double().")
@@ -54,9 +56,7 @@ def check_times(t: Any, device: torch.device, strict: bool, batched: bool) -> Te
     if t.shape[-1] == 0:
         raise IndexError("t is empty: it must hold at least the initial time.")
     if t.device != device:
-        warnings.warn(
-            f"t is on {t.device} and y0 on {device}: t is moved there.", stacklevel=4
-        )
+        warnings.warn(f"t is on {t.device} and y0 on {device}: t is moved there.", stacklevel=4)
         t = t.to(device)
     if not _transformed(t):
         _check_monotone(t.detach(), strict)
@@ -72,7 +72,9 @@ def _check_monotone(t: Tensor, strict: bool) -> None:
         word = "strictly increasing or decreasing" if strict else "monotone (repeats are allowed)"
         rows = up.all(-1) | down.all(-1)
         where = "" if t.dim() == 1 else f" in row {int((~rows).nonzero()[0])}"
-        raise ArgumentError(f"t must be {word}{where}, but is {t.tolist() if t.numel() < 20 else t}.")
+        raise ArgumentError(
+            f"t must be {word}{where}, but is {t.tolist() if t.numel() < 20 else t}."
+        )
 
 
 def _transformed(x: Tensor) -> bool:
@@ -80,7 +82,9 @@ def _transformed(x: Tensor) -> bool:
 
 
 def make_tolerances(layout: Layout, y0: Any, rtol: Any, atol: Any) -> Tolerances:
-    """Tolerances for the kernels, from numbers, tensors that broadcast to y0, or (pytree y0) one for each part."""
+    """Tolerances for the kernels, from numbers, tensors that broadcast to y0, or (pytree y0) one
+    for each part.
+    """
     r, a = _tolerance("rtol", rtol, layout, y0), _tolerance("atol", atol, layout, y0)
     if r.dim() != a.dim():
         shape = r.shape if r.dim() else a.shape
@@ -98,7 +102,7 @@ def _tolerance(name: str, value: Any, layout: Layout, y0: Any) -> Tensor:
     for part in parts:
         if isinstance(part, Tensor) and part.requires_grad:
             raise ArgumentError(f"{name} cannot require gradient.")
-    if isinstance(value, (int, float)) or isinstance(value, Tensor) and value.dim() == 0:
+    if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.dim() == 0):
         tolerance = torch.tensor(float(value), dtype=torch.float64)
     elif layout.is_tensor:
         tolerance = _expand(name, torch.as_tensor(value), y0, layout)
@@ -108,9 +112,13 @@ def _tolerance(name: str, value: Any, layout: Layout, y0: Any) -> Tensor:
         leaves = pytree.tree_leaves(y0)
         if len(parts) != len(leaves):
             raise ArgumentError(
-                f"{name} has {len(parts)} parts, but y0 has {len(leaves)}: give a number, or one for each part."
+                f"{name} has {len(parts)} parts, but y0 has {len(leaves)}: give a number, or one"
+                " for each part."
             )
-        expanded = [_expand(name, torch.as_tensor(p), leaf, layout) for p, leaf in zip(parts, leaves, strict=True)]
+        expanded = [
+            _expand(name, torch.as_tensor(p), leaf, layout)
+            for p, leaf in zip(parts, leaves, strict=True)
+        ]
         start = 1 if layout.batched else 0
         tolerance = torch.cat([x.reshape(*x.shape[:start], -1) for x in expanded], dim=start)
     if not bool((tolerance >= 0).all()):
@@ -123,7 +131,8 @@ def _expand(name: str, value: Tensor, y: Tensor, layout: Layout) -> Tensor:
         return value.to(layout.device, layout.dtype).expand(y.shape).contiguous()
     except RuntimeError:
         raise ArgumentError(
-            f"{name} has shape {list(value.shape)}, which does not broadcast to the state's {list(y.shape)}."
+            f"{name} has shape {list(value.shape)}, which does not broadcast to the state's"
+            f" {list(y.shape)}."
         ) from None
 
 
@@ -142,7 +151,7 @@ def number(options: dict[str, Any], name: str, default: float, positive: bool = 
     """A number from the options."""
     value = options.get(name, default)
     value = default if value is None else float(value)
-    if math.isnan(value) or value < 0 or positive and value == 0:
+    if math.isnan(value) or value < 0 or (positive and value == 0):
         allowed = "positive" if positive else "at least 0"
         raise ArgumentError(f"options[{name!r}] must be {allowed}, but is {value}.")
     return value
@@ -168,7 +177,9 @@ def special_times(options: dict[str, Any], direction: int) -> tuple[list[float],
     return both[0], both[1]
 
 
-def find_callbacks(func: Any, supported: tuple[str, ...], method: str) -> dict[str, Callable[..., None]]:
+def find_callbacks(
+    func: Any, supported: tuple[str, ...], method: str
+) -> dict[str, Callable[..., None]]:
     """The user's callbacks on ``func``; a warning for those that the method never calls."""
     found = {}
     for name in CALLBACKS:
@@ -182,4 +193,3 @@ def find_callbacks(func: Any, supported: tuple[str, ...], method: str) -> dict[s
             stacklevel=4,
         )
     return {name: found[name] for name in found if name in supported}
-

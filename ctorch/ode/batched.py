@@ -1,7 +1,7 @@
 """Batched solves: every sample steps on its own, with its own error control, times and fate.
 
-All samples share the evaluations of the vector field; one that is done, or whose step was rejected, takes a step of
-length zero meanwhile.
+All samples share the evaluations of the vector field; one that is done, or whose step was rejected,
+takes a step of length zero meanwhile.
 """
 
 from __future__ import annotations
@@ -26,18 +26,16 @@ from ctorch.ode.solution import Stats, Status
 from ctorch.ode.stepper import Recorder
 from ctorch.ode.steps import Rows, Step
 from ctorch.ode.sweep import Cotangents
+from ctorch.ops.runge_kutta import rk_combine, rk_error, rk_interpolate, rk_stage
 
 if TYPE_CHECKING:
     from ctorch.ode.solve import Request
 
-_stage = torch.ops.ctorch.rk_stage.default
-_combine = torch.ops.ctorch.rk_combine.default
-_error = torch.ops.ctorch.rk_error.default
-_interpolate = torch.ops.ctorch.rk_interpolate.default
-
 
 def solve(request: Request, bar: Callable[[float], None] | None) -> tuple[Run, Tensor, Problem]:
-    """Solve ``request`` with one step size for each sample. Returns the run, its rows and the problem."""
+    """Solve ``request`` with one step size for each sample. Returns the run, its rows and the
+    problem.
+    """
     _check_built(request)
     problem = request.problem()
     problem.progress = bar
@@ -52,7 +50,8 @@ def solve(request: Request, bar: Callable[[float], None] | None) -> tuple[Run, T
 def _check_built(request: Request) -> None:
     if request.method not in methods.ADAPTIVE:
         raise NotImplementedError(
-            f"batched=True with method {request.method!r} is not built yet: steps of the same length for all samples"
+            f"batched=True with method {request.method!r} is not built yet: steps of the same"
+            " length for all samples"
             " need no batched=True; adaptive methods are " + ", ".join(methods.ADAPTIVE) + "."
         )
     if request.adjoint:
@@ -65,7 +64,8 @@ def _check_built(request: Request) -> None:
         raise NotImplementedError(f"batched=True with {missing[0]} is not built yet.")
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise NotImplementedError(
-            "batched=True under a torch.func transform is not built yet: use batched=False, or plain autograd."
+            "batched=True under a torch.func transform is not built yet: use batched=False, or"
+            " plain autograd."
         )
 
 
@@ -86,7 +86,8 @@ class BatchedJob:
         self.times = (t if t.dim() == 2 else t.expand(self.size, -1)).contiguous()
         if self.times.shape[0] != self.size:
             raise ValueError(
-                f"t has {self.times.shape[0]} rows for a batch of {self.size}: give [T] or [B, T] with the B of y0."
+                f"t has {self.times.shape[0]} rows for a batch of {self.size}: give [T] or [B, T]"
+                " with the B of y0."
             )
 
     def spread(self, x: Tensor) -> Tensor:
@@ -94,7 +95,9 @@ class BatchedJob:
         return x.view(-1, *[1] * (self.problem.y0.dim() - 1))
 
     def field_time(self, t: Tensor) -> Tensor:
-        """[B] float64 -> as the vector field takes it: [B, 1, ..., 1] in the dtype of the user's state."""
+        """[B] float64 -> as the vector field takes it: [B, 1, ..., 1] in the dtype of the user's
+        state.
+        """
         dims = self.problem.y0.dim() - (1 if self.problem.layout.is_complex else 0) - 1
         return t.to(self.problem.layout.dtype).view(-1, *[1] * dims)
 
@@ -120,7 +123,9 @@ class BatchedJob:
         return BatchedSweep(self, run).run(grad_rows, wanted)
 
     def replay(self, run: Run, y0: Tensor, t: Tensor) -> list[Tensor]:
-        """The rows of a run as a differentiable function of y0, the times and what the field uses."""
+        """The rows of a run as a differentiable function of y0, the times and what the field
+        uses.
+        """
         field = self.problem.field
         before = field.nfe
         with field.recomputing(), torch.enable_grad():
@@ -131,7 +136,9 @@ class BatchedJob:
 
 
 class BatchedLoop:
-    """The adaptive loop over a batch. All of time is [B] float64, in tau = direction * t, which increases."""
+    """The adaptive loop over a batch. All of time is [B] float64, in tau = direction * t, which
+    increases.
+    """
 
     def __init__(self, job: BatchedJob, recorder: Recorder) -> None:
         self.job = job
@@ -186,7 +193,7 @@ class BatchedLoop:
         busy = bool(active.any())
         while busy:
             length = h.clamp(problem.min_step, problem.max_step)
-            lands = tau + length >= end - 1e-14 * end.abs()
+            lands = tau + 1.001 * length >= end
             length = torch.where(lands, end - tau, length) * active
             tau1 = torch.where(lands, end, tau + length)
             tau1 = torch.where(active, tau1, tau)
@@ -216,8 +223,12 @@ class BatchedLoop:
             ).tolist()
             if any_moved:
                 if method.late:
-                    stages.append(self.recorder.evaluate(self._stage_time(method.n - 1, t, signed, t1), y1))
-                step = Step(t, signed * moved, torch.where(moved, t1, t), y.detach(), end=lands, moved=moved)
+                    stages.append(
+                        self.recorder.evaluate(self._stage_time(method.n - 1, t, signed, t1), y1)
+                    )
+                step = Step(
+                    t, signed * moved, torch.where(moved, t1, t), y.detach(), end=lands, moved=moved
+                )
                 if any_rows:
                     self._read(step, stages, tau, tau1, row, row1, y1)
                 self._keep(step, stages, any_wild)
@@ -237,7 +248,8 @@ class BatchedLoop:
                 problem.progress(float((direction * tau)[tau.argmin()]))
         return y
 
-    # -- one step -------------------------------------------------------------------------------------------------
+    # -- one step
+    # -------------------------------------------------------------------------------------------------
 
     def _stage_time(self, i: int, t: Tensor, h: Tensor, t1: Tensor) -> Tensor:
         return self.job.field_time(stage_time(self.method, i, t, h, t1, self.problem.layout.dtype))
@@ -249,11 +261,11 @@ class BatchedLoop:
         stages = [Stage(t, y, k0)]
         slope, slot = k0, 0
         for a in self._inner:
-            y_i = _stage(y, k, slope, slot, a, h)
+            y_i = rk_stage(y, k, slope, slot, a, h)
             slot += 1
             stages.append(evaluate(self._stage_time(slot, t, h, t1), y_i))
             slope = stages[-1].k
-        y1 = _stage(y, k, slope, slot, self._last, h)
+        y1 = rk_stage(y, k, slope, slot, self._last, h)
         if not self.method.late:
             stages.append(evaluate(self._stage_time(slot + 1, t, h, t1), y1))
         return y1, stages
@@ -263,13 +275,13 @@ class BatchedLoop:
         slope = None if method.late else stages[-1].k
         if problem.norm is None and not problem.layout.is_complex:
             tol = problem.tolerances
-            return _error(
+            return rk_error(
                 y, y1, self.k, slope, method.n - 1, method.e, h, tol.rtol, tol.atol,
                 problem.layout.segments, problem.max_norm, True,
             ).double()  # fmt: skip
         if slope is not None:
             self.k[method.n - 1].copy_(slope)
-        return self._norm(_combine(None, self.k, method.e, h), problem.error_scale(y, y1))
+        return self._norm(rk_combine(None, self.k, method.e, h), problem.error_scale(y, y1))
 
     def _norm(self, error: Tensor, scale: Tensor) -> Tensor:
         """Scaled norm of every sample: [B] float64."""
@@ -311,10 +323,18 @@ class BatchedLoop:
             span,
         )
 
-    # -- an accepted step -----------------------------------------------------------------------------------------
+    # -- an accepted step
+    # -----------------------------------------------------------------------------------------
 
     def _read(
-        self, step: Step, stages: list[Stage], tau: Tensor, tau1: Tensor, row: Tensor, row1: Tensor, y1: Tensor
+        self,
+        step: Step,
+        stages: list[Stage],
+        tau: Tensor,
+        tau1: Tensor,
+        row: Tensor,
+        row1: Tensor,
+        y1: Tensor,
     ) -> None:
         method = self.method
         places = torch.arange(self.goals.shape[1], device=row.device)
@@ -331,12 +351,12 @@ class BatchedLoop:
         y = step.y
         if not bool(exact.all()):
             for i in range(method.n, method.total):
-                y_i = _stage(y, self.k, slope, slot, method.a[i], signed)
+                y_i = rk_stage(y, self.k, slope, slot, method.a[i], signed)
                 stages.append(self.recorder.evaluate(self._stage_time(i, t, signed, t1), y_i))
                 slope, slot = stages[-1].k, i
             self.k[slot].copy_(slope)
             step.extended = method.total > method.n
-            values = _interpolate(y, self.k, method.p, theta, signed, sample)
+            values = rk_interpolate(y, self.k, method.p, theta, signed, sample)
             values = torch.where(exact.view(-1, *[1] * (y.dim() - 1)), y1[sample], values)
         else:
             values = y1[sample]
@@ -349,7 +369,8 @@ class BatchedLoop:
             if self.recorder.audit is not None:
                 for stage in stages[1:]:
                     self.recorder.audit(stage)
-            # the graph of a step that was not finite for a rejected sample would turn its zero cotangents into NaN
+            # the graph of a step that was not finite for a rejected sample would turn its zero
+            # cotangents into NaN
             if not wild:
                 step.stages = stages
         self.steps.append(step)
@@ -380,13 +401,15 @@ class BatchedLoop:
         causes = {
             Status.MAX_STEPS: "max_steps was reached: loosen the tolerances or raise max_steps",
             Status.STEP_UNDERFLOW: "underflow in dt: the error test asks for a step below the resolution of time (a"
-            " jump of the field, too tight tolerances for the dtype, a blow-up, or a stiff problem)",
+            " jump of the field, too tight tolerances for the dtype, a blow-up, or a stiff"
+            " problem)",
             Status.NONFINITE: "the vector field or the state is not finite (underflow in dt): evaluate func there",
         }
         others = f" {len(failed)} of {self.job.size} samples failed." if len(failed) > 1 else ""
         return Failure(
             status,
-            f"sample {sample}: {causes[status]}; t={t:.9g}, step h={h:.3e}, error norm {error:.3g}.{others} With"
+            f"sample {sample}: {causes[status]}; t={t:.9g}, step h={h:.3e}, error norm"
+            f" {error:.3g}.{others} With"
             " throw=False the other samples' solutions are returned, with a status for each.",
             t,
             h,
@@ -397,10 +420,10 @@ class BatchedLoop:
 def stage_time(
     method: Coefficients, i: int, t: Tensor, h: Tensor, t1: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Times of stage i, [B] float64; at the end of a step the number just before it in ``dtype``."""
+    """Times of stage i, [B] float64; at the end of a step the number just before it in
+    ``dtype``.
+    """
     c = method.c[i]
     if c == 1.0:
         return torch.nextafter(t1.to(dtype), t.to(dtype))
     return t if c == 0.0 else t + c * h
-
-

@@ -13,19 +13,18 @@ from ctorch.ode.field import Stage
 from ctorch.ode.run import Run
 from ctorch.ode.steps import Rows, Step
 from ctorch.ode.sweep import Cotangents, Pullback, unknown_tensor
+from ctorch.ops.runge_kutta import rk_combine, rk_stage
 
 if TYPE_CHECKING:
     from ctorch.ode.batched import BatchedJob
 
-_stage = torch.ops.ctorch.rk_stage.default
-_combine = torch.ops.ctorch.rk_combine.default
-
 
 class BatchedSweep:
-    """``sweep.Sweep`` for samples that step on their own: times, lengths and their cotangents are [B].
+    """``sweep.Sweep`` for samples that step on their own: times, lengths and their cotangents are
+    [B].
 
-    A sample that did not move in a step has length 0 there; the slope that it brought along goes on to the step
-    before. Recomputed steps begin with an evaluation of their own.
+    A sample that did not move in a step has length 0 there; the slope that it brought along goes on
+    to the step before. Recomputed steps begin with an evaluation of their own.
     """
 
     def __init__(self, job: BatchedJob, run: Run) -> None:
@@ -84,7 +83,7 @@ class BatchedSweep:
         v, h, new, slot = self.v, step.h, yb, 0
         safe = torch.where(h == 0, 1.0, h)
         for j in range(total - 1, -1, -1):
-            kb = _stage(None if base is None else base[j], v, new, slot, back[j], h)
+            kb = rk_stage(None if base is None else base[j], v, new, slot, back[j], h)
             if time_grad:
                 hb = hb + torch.where(h == 0, 0.0, _dots(kb, stages[j].k) / safe)
             if j == method.n - 1:
@@ -106,11 +105,12 @@ class BatchedSweep:
             passed_on = kap * ~mask
             self.kap = passed_on if self.kap is None else self.kap + passed_on
         if fresh:
-            yb = _stage(direct, v, new, slot, self.ones[: total + 1], self.one)
+            yb = rk_stage(direct, v, new, slot, self.ones[: total + 1], self.one)
         else:
-            yb = _combine(direct, v, self.ones[:total], self.one)
+            yb = rk_combine(direct, v, self.ones[:total], self.one)
         if time_grad:
-            # where the step ends on the last time, its length hangs on that time and on its own start
+            # where the step ends on the last time, its length hangs on that time and on its own
+            # start
             anchored = moved & step.end
             self.t_bar[:, -1] += torch.where(anchored, self.tau + hb, 0.0)
             self.tau = tb + torch.where(anchored, -hb, self.tau)
@@ -129,7 +129,9 @@ class BatchedSweep:
             return yb, None, None, hb, tb
         g = torch.where(ends, torch.zeros_like(g), g)
         weights = (method.weights(rows.theta) * step.h[rows.sample].unsqueeze(1)).to(g.dtype)
-        terms = weights.T.reshape(weights.shape[1], *[-1 if i == 0 else 1 for i in range(g.dim())]) * g
+        terms = (
+            weights.T.reshape(weights.shape[1], *[-1 if i == 0 else 1 for i in range(g.dim())]) * g
+        )
         base = g.new_zeros((weights.shape[1], *yb.shape)).index_add_(1, rows.sample, terms)
         direct = torch.zeros_like(yb).index_add_(0, rows.sample, g)
         if self.time_grad:
@@ -151,7 +153,7 @@ class BatchedSweep:
         inner = method.n - 1
         count = method.total if step.extended else method.n
         for i in range(1, count):
-            y_i = _stage(y, k, stages[-1].k, i - 1, method.a[i], h)
+            y_i = rk_stage(y, k, stages[-1].k, i - 1, method.a[i], h)
             if i == inner and self.kap is None and not isinstance(step.outputs, Rows):
                 stages.append(Stage(stages[0].t, y_i, torch.zeros_like(y_i)))
                 continue
@@ -193,7 +195,9 @@ def replay_batched(job: BatchedJob, run: Run, y0: Tensor, t: Tensor) -> Tensor:
         slopes: list[Tensor] = []
         for i in range(total):
             y_i = y if i == 0 else y + h_y * _weighted(slopes, a[i])
-            exact = step.t if i == 0 else stage_time(method, i, step.t, step.h, step.t1, layout.dtype)
+            exact = (
+                step.t if i == 0 else stage_time(method, i, step.t, step.h, step.t1, layout.dtype)
+            )
             moving = start + method.c[i] * h
             slopes.append(field(job.field_time(moving + (exact - moving).detach()), y_i))
         y1 = y + h_y * _weighted(slopes, method.b.tolist())
@@ -208,7 +212,14 @@ def replay_batched(job: BatchedJob, run: Run, y0: Tensor, t: Tensor) -> Tensor:
 
 
 def _rows(
-    job: BatchedJob, step: Step, y: Tensor, y1: Tensor, slopes: list[Tensor], start: Tensor, h: Tensor, times: Tensor
+    job: BatchedJob,
+    step: Step,
+    y: Tensor,
+    y1: Tensor,
+    slopes: list[Tensor],
+    start: Tensor,
+    h: Tensor,
+    times: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, method = step.outputs, job.method
     shape = (-1, *[1] * (y.dim() - 1))

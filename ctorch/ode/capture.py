@@ -1,7 +1,9 @@
 """Finding every tensor that a vector field uses, so that gradients reach it without being told.
 
-Three sources: what ``func`` visibly holds (parameters of modules, tensors in closures and attributes), what one
-recorded evaluation touches, and the graph of every evaluation that is differentiated: a tensor that first appears
+Three sources: what ``func`` visibly holds (parameters of modules, tensors in closures and
+    attributes), what one
+recorded evaluation touches, and the graph of every evaluation that is differentiated: a tensor that
+    first appears
 there (a branch on t, say) is noticed, never lost.
 """
 
@@ -34,8 +36,9 @@ class Captured:
     """The tensors, other than state and time, in which a vector field is differentiated.
 
     Args:
-        tensors: candidates; those without gradient are dropped. A tensor computed from another one in the list
-            stands for its own history there, which would be counted twice: then leaves replace all such tensors.
+        tensors: candidates; those without gradient are dropped. A tensor computed from another one
+            in the list stands for its own history there, which would be counted twice: then leaves
+            replace all such tensors.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
@@ -50,7 +53,9 @@ class Captured:
         self._known = {_node(x) for x in unique}
 
     def audit(self, stage: Stage) -> None:
-        """Raise ``UnknownTensor`` where the graph of an evaluation reaches a leaf outside the known tensors."""
+        """Raise ``UnknownTensor`` where the graph of an evaluation reaches a leaf outside the known
+        tensors.
+        """
         if stage.k.grad_fn is None:
             return
         known = self._known
@@ -108,16 +113,16 @@ def _reaches(x: Tensor, targets: set[Node]) -> bool:
 
 
 class Recording(TorchFunctionMode):
-    """Notes every tensor that requires grad and comes from outside the evaluation that it watches."""
+    """Notes every tensor that requires grad and comes from outside the evaluation that it
+    watches.
+    """
 
     def __init__(self, inside: Iterable[Tensor]) -> None:
         super().__init__()
         self.outside: dict[int, Tensor] = {}
         self._inside: dict[int, Any] = {id(x): x for x in inside}
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for leaf in pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and id(leaf) not in self._inside and leaf.requires_grad:
@@ -129,8 +134,11 @@ class Recording(TorchFunctionMode):
         return result
 
 
-def discover(evaluate: Callable[[], Stage], inside: list[Tensor], held: Any) -> tuple[Stage, list[Tensor]]:
-    """Evaluate once, watching; returns the stage and all tensors that it or ``held`` (func and args) bring in.
+def discover(
+    evaluate: Callable[[], Stage], inside: list[Tensor], held: Any
+) -> tuple[Stage, list[Tensor]]:
+    """Evaluate once, watching; returns the stage and all tensors that it or ``held`` (func and
+    args) bring in.
 
     Args:
         evaluate: evaluates the field with its graph.
@@ -209,6 +217,8 @@ def _function_parts(function: types.FunctionType) -> list[Any]:
             continue
     named = (function.__globals__.get(name) for name in function.__code__.co_names)
     parts += [
-        x for x in named if isinstance(x, (Tensor, torch.nn.Module, types.FunctionType, list, tuple, dict))
+        x
+        for x in named
+        if isinstance(x, (Tensor, torch.nn.Module, types.FunctionType, list, tuple, dict))
     ]
     return parts

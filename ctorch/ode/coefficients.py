@@ -1,4 +1,6 @@
-"""A tableau in the form in which the step kernels and the reverse sweep read it: small float64 tensors on the CPU."""
+"""A tableau in the form in which the step kernels and the reverse sweep read it: small float64
+tensors on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,19 @@ class Coefficients:
 
     Attributes:
         n: stages of the step.
-        fsal: the last stage is the slope at the end of the step (every adaptive tableau is written so).
-        late: that last slope takes no part in the error, so it is evaluated once the step is accepted.
+        fsal: the last stage is the slope at the end of the step (every adaptive tableau is written
+            so).
+        late: that last slope takes no part in the error, so it is evaluated once the step is
+            accepted.
         c: abscissae of all stages.
         a: a[i] are the weights [i] of stage i.
         b: weights [n] of the new state.
         e: weights of the error estimate, or None.
         p: [stages, D]; b_i(theta) = sum_m p[i, m] theta^(m+1).
         slope_p: the same for d b_i / d theta, in powers theta^m.
-        back: back[j] are the weights of stage j in the reverse sweep over (cotangent of the new state, u_(N-1), ...,
-            u_(j+1)), where u_i is the pullback of stage i; for a step without and with the further stages.
+        back: back[j] are the weights of stage j in the reverse sweep over (cotangent of the new
+            state, u_(N-1), ..., u_(j+1)), where u_i is the pullback of stage i; for a step without
+            and with the further stages.
     """
 
     tableau: Tableau
@@ -62,13 +67,14 @@ class Coefficients:
         return powers.to(torch.float64) @ self.slope_p.T.to(theta.device)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def coefficients(name: str, interpolant: str) -> Coefficients:
     """Coefficients of a method.
 
     Args:
         name: key of ``TABLEAUS``.
-        interpolant: "best"; "torchdiffeq" (its quartic through a midpoint value); "linear"; or "none".
+        interpolant: "best"; "torchdiffeq" (its quartic through a midpoint value); "linear"; or
+            "none".
     """
     tableau = TABLEAUS[name]
     n = len(tableau.b)

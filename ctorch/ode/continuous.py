@@ -1,7 +1,8 @@
 """The continuous adjoint: gradients from the adjoint equation, solved backwards beside the state.
 
-With a = dL/dy, a' = -a df/dy, and the cotangents of parameters and time are integrals of -a df/dp and -a df/dt
-(Pontryagin et al., 1962; Chen, Rubanova, Bettencourt, Duvenaud, "Neural Ordinary Differential Equations", 2018).
+With a = dL/dy, a' = -a df/dy, and the cotangents of parameters and time are integrals of -a df/dp
+and -a df/dt (Pontryagin et al., 1962; Chen, Rubanova, Bettencourt, Duvenaud, "Neural Ordinary
+Differential Equations", 2018).
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ if TYPE_CHECKING:
 class ContinuousAdjoint:
     """``gradient=ContinuousAdjoint(...)``: how the adjoint equation is solved.
 
-    Its gradient has an error of its own, governed by the tolerances, and y is solved backwards from the stored
-    outputs, which is unstable where the forward problem is strongly dissipative; "checkpoint" has neither problem.
+    Its gradient has an error of its own, governed by the tolerances, and y is solved backwards from
+    the stored outputs, which is unstable where the forward problem is strongly dissipative;
+    "checkpoint" has neither problem.
 
     Attributes:
         rtol, atol, method: of the backward solve; None: those of the forward one.
-        norm: None (the largest of the norms of time, state, adjoint and each parameter's cotangent), "seminorm"
-            (without the parameters; Kidger, Chen, Lyons, "Hey, that's not an ODE", 2021) or a callable of
-            (t, y, a, *params).
+        norm: None (the largest of the norms of time, state, adjoint and each parameter's
+            cotangent), "seminorm" (without the parameters; Kidger, Chen, Lyons, "Hey, that's not an
+            ODE", 2021) or a callable of (t, y, a, *params).
         params: tensors to differentiate in; None: every tensor that func uses.
         options: of the backward solve; None: those of the forward one, but for the norm.
     """
@@ -62,7 +64,9 @@ def solve(
     Returns:
         The run and its rows with their graph.
     """
-    given = request.gradient if isinstance(request.gradient, ContinuousAdjoint) else ContinuousAdjoint()
+    given = (
+        request.gradient if isinstance(request.gradient, ContinuousAdjoint) else ContinuousAdjoint()
+    )
     first, params, complete = _parameters(problem, given)
     with torch.no_grad():
         run = forward(first)
@@ -84,7 +88,8 @@ def _parameters(
         norm = given.norm or (given.options or {}).get("norm")
         if len(wanted) != len(listed) and callable(norm):
             warnings.warn(
-                "An adjoint parameter was passed without requiring gradient. For efficiency this will be excluded from"
+                "An adjoint parameter was passed without requiring gradient. For efficiency this"
+                " will be excluded from"
                 " the adjoint pass, and will not appear as a tensor in the adjoint norm.",
                 stacklevel=5,
             )
@@ -130,7 +135,8 @@ class _Backward:
         self.default = self._default_norm
         self.options["norm"] = self._make_norm(norm)
 
-    # -- norms ----------------------------------------------------------------------------------------------------
+    # -- norms
+    # ----------------------------------------------------------------------------------------------------
 
     def _state_norm(self, y: Tensor) -> Tensor:
         problem = self.problem
@@ -163,7 +169,8 @@ class _Backward:
 
         return on_parts
 
-    # -- the solve ------------------------------------------------------------------------------------------------
+    # -- the solve
+    # ------------------------------------------------------------------------------------------------
 
     def gradients(
         self, grad_rows: Tensor, options: dict[str, Any]
@@ -190,7 +197,9 @@ class _Backward:
                     zero = zero - moved
                     time_bar[i] = float(moved)
                 if times[i] != times[i - 1]:
-                    zero, a, sums = self._interval(times[i], times[i - 1], rows[i], zero, a, sums, options)
+                    zero, a, sums = self._interval(
+                        times[i], times[i - 1], rows[i], zero, a, sums, options
+                    )
                 a = a + grad_rows[i - 1]
             for i in range(initial - 1, 0, -1):
                 a = a + grad_rows[i - 1]
@@ -223,7 +232,11 @@ class _Backward:
         state = (time_bar, y, a, *sums)
         layout = Layout(state)
         options = dict(options)
-        if options.get("norm") is self.default and self.problem.norm is None and not self.problem.layout.is_complex:
+        if (
+            options.get("norm") is self.default
+            and self.problem.norm is None
+            and not self.problem.layout.is_complex
+        ):
             # the same norm as the kernels take it: parts of the state apart
             del options["norm"]
             parts = self.problem.layout.segments or [y.numel()]
@@ -257,7 +270,9 @@ class _Backward:
         layout = self.problem.layout
         sizes = layout.segments or [self.problem.y0.numel()]
         per_part = [
-            torch.as_tensor(x, dtype=layout.dtype).expand(n) if torch.as_tensor(x).dim() == 0 else torch.as_tensor(x).reshape(-1)
+            torch.as_tensor(x, dtype=layout.dtype).expand(n)
+            if torch.as_tensor(x).dim() == 0
+            else torch.as_tensor(x).reshape(-1)
             for x, n in zip(tolerance, sizes, strict=True)
         ]
         flat = torch.cat(per_part)
@@ -288,7 +303,8 @@ class _Augmented:
             except UnknownTensor as unknown:
                 shapes = [list(x.shape) for x in unknown.tensors]
                 raise GradientError(
-                    f"func used tensors that require grad (shapes {shapes}) at t={float(t):.6g}, which were not seen in"
+                    f"func used tensors that require grad (shapes {shapes}) at t={float(t):.6g},"
+                    " which were not seen in"
                     " its first evaluation: list them in adjoint_params, or pass them in args."
                 ) from None
         zeros = [torch.zeros_like(s) for s in state[3:]]

@@ -12,21 +12,25 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class StepController:
-    """PID control of the step size (Söderlind, "Digital filters in adaptive time-stepping", 2003, eq. 34).
+    """PID control of the step size (Söderlind, "Digital filters in adaptive time-stepping", 2003,
+    eq. 34).
 
-    With the scaled error norms e_n, e_(n-1), e_(n-2) of the last three accepted steps and q = ``order``,
+    With the scaled error norms e_n, e_(n-1), e_(n-2) of the last three accepted steps and q =
+    ``order``,
 
         h_next = h * clip(safety * e_n^(-(P+I+D)/q) * e_(n-1)^((P+2D)/q) * e_(n-2)^(-D/q)).
 
-    ``I = 1, P = D = 0`` (the default) is the classical controller, and what torchdiffeq does. A proportional part
-    damps the oscillation of step sizes where stability limits them: ``pi()`` and ``pid()`` give settings that the
-    literature advises. A step is accepted where its error norm is at most 1.
+    ``I = 1, P = D = 0`` (the default) is the classical controller, and what torchdiffeq does. A
+    proportional part damps the oscillation of step sizes where stability limits them: ``pi()`` and
+    ``pid()`` give settings that the literature advises. A step is accepted where its error norm is
+    at most 1.
 
     Args:
         p, i, d: the gains.
         safety: aim below the tolerance by this factor.
-        min_factor, max_factor: limits of a change of step size; an accepted step never shrinks the next one under
-            pure integral control, where only the rejection of a step may.
+        min_factor, max_factor: limits of a change of step size.
+        never_shrinks: under pure integral control an accepted step never shortens the next one:
+            torchdiffeq's rule (``odeint`` keeps it), which costs rejections where steps must shrink.
     """
 
     p: float = 0.0
@@ -35,6 +39,7 @@ class StepController:
     safety: float = 0.9
     min_factor: float = 0.2
     max_factor: float = 10.0
+    never_shrinks: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.safety <= 1:
@@ -49,7 +54,9 @@ class StepController:
 
     @classmethod
     def pi(cls, p: float = 0.4, i: float = 0.3) -> StepController:
-        """Proportional-integral control (Hairer and Wanner II, IV.2), smoother where stability limits the step."""
+        """Proportional-integral control (Hairer and Wanner II, IV.2), smoother where stability
+        limits the step.
+        """
         return cls(p=p, i=i)
 
     @classmethod
@@ -58,13 +65,15 @@ class StepController:
         return cls(p=p, i=i, d=d)
 
     def factor(self, error: float, order: int, history: tuple[float, float]) -> float:
-        """By how much the step changes. ``history``: the error norms of the two accepted steps before, newest first."""
+        """By how much the step changes. ``history``: the error norms of the two accepted steps
+        before, newest first.
+        """
         if error == 0.0:
             return self.max_factor
         if not error < math.inf:  # NaN or infinite: nothing is known but that the step was too long
             return self.min_factor
         if self.p == 0.0 and self.d == 0.0:
-            lowest = 1.0 if error < 1.0 else self.min_factor
+            lowest = 1.0 if error < 1.0 and self.never_shrinks else self.min_factor
             return min(self.max_factor, max(self.safety / error ** (self.i / order), lowest))
         factor = self.safety * error ** (-(self.p + self.i + self.d) / order)
         if (
@@ -81,7 +90,7 @@ class StepController:
         safe = error.clamp_min(1e-300)
         accepted = error <= 1.0
         if self.p == 0.0 and self.d == 0.0:
-            lowest = torch.where(error < 1.0, 1.0, self.min_factor)
+            lowest = torch.where((error < 1.0) & self.never_shrinks, 1.0, self.min_factor)
             factor = torch.maximum(self.safety * safe ** (-self.i / order), lowest)
         else:
             factor = self.safety * safe ** (-(self.p + self.i + self.d) / order)
@@ -125,7 +134,8 @@ def initial_step(
     direction: int,
     span: float,
 ) -> float:
-    """First step of an adaptive solve (Hairer, Nørsett, Wanner, "Solving ODEs I", II.4): positive, at most ``span``.
+    """First step of an adaptive solve (Hairer, Nørsett, Wanner, "Solving ODEs I", II.4): positive,
+    at most ``span``.
 
     Args:
         slope: ``slope(h, y)``, the vector field at time t0 + direction * h.
@@ -156,7 +166,9 @@ def initial_step(
 def initial_steps(
     d0: Tensor, d1: Tensor, slope_change: Callable[[Tensor], Tensor], order: int, span: Tensor
 ) -> Tensor:
-    """``initial_step`` for every sample. ``slope_change(h0)``: scaled norm of the change of slope. All [B] float64."""
+    """``initial_step`` for every sample. ``slope_change(h0)``: scaled norm of the change of slope.
+    All [B] float64.
+    """
     tiny = (d0 < 1e-5) | (d1 < 1e-5)
     h0 = torch.minimum(torch.where(tiny, 1e-6, 0.01 * d0 / d1), span)
     safe = torch.where((h0 > 0) & (h0 < math.inf), h0, torch.clamp(span, max=1e-6))

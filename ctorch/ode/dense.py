@@ -15,8 +15,8 @@ class DenseOutput:
     """The state at any time of a solved interval.
 
     Args:
-        pieces: starts [P] float64 of all steps in tau = direction * t, increasing, their (positive) lengths [P],
-            packed states at the starts [P, *shape] and slopes [stages, P, *shape].
+        pieces: starts [P] float64 of all steps in tau = direction * t, increasing, their (positive)
+            lengths [P], packed states at the starts [P, *shape] and slopes [stages, P, *shape].
         p: the interpolant's polynomials.
         direction: +1 or -1.
         layout: of the state.

@@ -92,7 +92,9 @@ class Job:
         wanted: Sequence[bool],
         grad_pieces: Sequence[Tensor | None] = (),
     ) -> Cotangents:
-        """Pull cotangents of the rows, and of the pieces of a continuous solution, back through the steps of a run."""
+        """Pull cotangents of the rows, and of the pieces of a continuous solution, back through the
+        steps of a run.
+        """
         assert self.stepper is not None
         sweep = Sweep(
             self.problem, self.stepper, self.captured, run, self.time_grad, self.initial_rows
@@ -100,7 +102,9 @@ class Job:
         return sweep.run(grad_rows, wanted, grad_pieces)
 
     def replay(self, run: Run, y0: Tensor, t: Tensor) -> list[Tensor]:
-        """The rows of a run (and its pieces, stacked) as functions of y0, the times and what the field uses."""
+        """The rows of a run (and its pieces, stacked) as functions of y0, the times and what the
+        field uses.
+        """
         device = self.problem.layout.device
         stepper = PlainStepper(self.problem, self.method, self.adaptive, t)
         state = random_state(device) if self.problem.random else None
@@ -139,7 +143,8 @@ def solve_differentiably(job: Any, graphs: bool) -> tuple[Tensor, Run]:
 
     Args:
         job: the solve.
-        graphs: keep the graphs of the accepted stages (``gradient="backprop"``); else recompute them step by step.
+        graphs: keep the graphs of the accepted stages (``gradient="backprop"``); else recompute
+            them step by step.
 
     Returns:
         The rows, with their graph, and the run.
@@ -172,7 +177,9 @@ def solve_differentiably(job: Any, graphs: bool) -> tuple[Tensor, Run]:
             set_random_state(device, start)
             continue
         if not problem.random and not _same(before, random_state(device)):
-            problem.random = True  # it draws, though not in its first evaluation: note the states this time
+            problem.random = (
+                True  # it draws, though not in its first evaluation: note the states this time
+            )
             set_random_state(device, start)
             continue
         run = holder[0]
@@ -237,11 +244,15 @@ def _replayed(
     grads: list[Tensor | None],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradient as a differentiable function of everything, by making the steps again from y0, t and tensors."""
+    """The gradient as a differentiable function of everything, by making the steps again from y0, t
+    and tensors.
+    """
     start = y0.clone()  # so that other paths from y0 into what func holds are not counted here
     times = t.clone()
     outputs = job.replay(run, start, times)
-    pairs = [(x, g) for x, g in zip(outputs, grads, strict=True) if g is not None and x.requires_grad]
+    pairs = [
+        (x, g) for x, g in zip(outputs, grads, strict=True) if g is not None and x.requires_grad
+    ]
     inputs = [start, times, *captured]
     chosen = [i for i, need in enumerate(needed) if need and inputs[i].requires_grad]
     results: list[Tensor | None] = [None] * len(inputs)

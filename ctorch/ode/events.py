@@ -1,4 +1,6 @@
-"""Events: stopping a solve where a function of time and state crosses zero, and the derivative of that time."""
+"""Events: stopping a solve where a function of time and state crosses zero, and the derivative of
+that time.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,15 @@ from ctorch.ode.layout import Layout
 class Event:
     """A terminal event: the solve ends where ``fn(t, y, *args)`` crosses zero.
 
-    A function that is zero at the start fires only after it has departed from zero and come back: a ball that leaves
+    A function that is zero at the start fires only after it has departed from zero and come back: a
+        ball that leaves
     the floor does not hit it at once.
 
     Args:
-        fn: ``fn(t, y, *args)`` returns a tensor of any shape; the event is the first crossing of any element.
-        direction: +1: only crossings from negative to positive (in the sense in which the solve runs); -1: only from
-            positive to negative; 0: both.
+        fn: ``fn(t, y, *args)`` returns a tensor of any shape; the event is the first crossing of
+            any element.
+        direction: +1: only crossings from negative to positive (in the sense in which the solve
+            runs); -1: only from positive to negative; 0: both.
     """
 
     fn: Callable[..., Tensor]
@@ -38,7 +42,8 @@ class Event:
             raise ValueError(f"an event's direction must be -1, 0 or 1, but is {self.direction}.")
 
 
-#: positions within a step at which events are looked at, so that two crossings in one step are not missed
+#: positions within a step at which events are looked at, so that two crossings in one step are not
+#: missed
 SAMPLES = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -133,7 +138,8 @@ class Watch:
 def bracketed_root(
     value: Callable[[float], float], low: float, high: float, tolerance: float
 ) -> float:
-    """Where ``value`` turns from positive to non-positive, by the ITP method (Oliveira and Takahashi, 2020).
+    """Where ``value`` turns from positive to non-positive, by the ITP method (Oliveira and
+    Takahashi, 2020).
 
     ``value(high) <= 0``; ``value(low)`` is positive or, after a departure, zero.
     """
@@ -174,8 +180,8 @@ def link(
 ) -> tuple[Tensor, Any]:
     """Give an event's time and state their derivatives, by the implicit function theorem.
 
-    With g(t*, y(t*)) = 0 and D = g_t + g_y f, dt* = -(g_y dy + g_p dp) / D and y(t*) moves by f dt*; p is whatever
-    the event function holds.
+    With g(t*, y(t*)) = 0 and D = g_t + g_y f, dt* = -(g_y dy + g_p dp) / D and y(t*) moves by f
+    dt*; p is whatever the event function holds.
 
     Args:
         func: the vector field.
@@ -191,7 +197,9 @@ def link(
         t_leaf = t.detach().requires_grad_(True)
         y_leaves = [leaf.detach().requires_grad_(True) for leaf in leaves]
         with torch.no_grad():
-            f = pytree.tree_leaves(func(t.detach(), pytree.tree_unflatten([x.detach() for x in leaves], spec)))
+            f = pytree.tree_leaves(
+                func(t.detach(), pytree.tree_unflatten([x.detach() for x in leaves], spec))
+            )
         g = _fired(event_fn(t_leaf, pytree.tree_unflatten(y_leaves, spec)))
         if not g.requires_grad:
             return t, y
@@ -217,7 +225,9 @@ def _fired(g: Tensor) -> Tensor:
 
 
 class _Once(torch.autograd.Function):
-    """The identity, which refuses a second derivative (the linear link above would give a wrong one)."""
+    """The identity, which refuses a second derivative (the linear link above would give a wrong
+    one).
+    """
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]

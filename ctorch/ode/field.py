@@ -1,4 +1,6 @@
-"""The vector field as the solver calls it: packed, counted, checked, and with its graph where one is wanted."""
+"""The vector field as the solver calls it: packed, counted, checked, and with its graph where one
+is wanted.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from ctorch.ode.layout import Layout
 
 
 class Stage:
-    """One evaluation ``k = f(t, y)``; where a gradient is wanted, ``y`` (and ``t``) are leaves of its graph."""
+    """One evaluation ``k = f(t, y)``; where a gradient is wanted, ``y`` (and ``t``) are leaves of
+    its graph.
+    """
 
     __slots__ = ("k", "t", "y")
 
@@ -36,11 +40,14 @@ class VectorField:
         self.args = args
         self.nfe = 0
         self.autocast = _autocast_state(layout.device.type)
+        self._plain = layout.plain
         self._shape = layout.shape
         self._dtype = layout.dtype
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        """The slope at ``(t, y)``, packed. ``t``: 0-dim, or ``[B, 1, ..., 1]`` in a batched solve."""
+        """The slope at ``(t, y)``, packed. ``t``: 0-dim, or ``[B, 1, ..., 1]`` in a batched
+        solve.
+        """
         self.nfe += 1
         if self.layout.plain:
             k = self.func(t, y, *self.args)
@@ -56,10 +63,18 @@ class VectorField:
     def value(self, t: Tensor, y: Tensor) -> Stage:
         """Evaluate without a graph. To be called under ``no_grad``."""
         version = y._version
-        k = self(t, y)
+        if self._plain:  # the frequent case, without a further call
+            self.nfe += 1
+            k = self.func(t, y, *self.args)
+            if not (isinstance(k, Tensor) and k.shape == self._shape and k.dtype is self._dtype):
+                self.layout.check_like(k, "func")
+                k = k.to(self._dtype)
+        else:
+            k = self(t, y)
         if y._version != version:
             raise RuntimeError(
-                "func changed its argument y in place, which would corrupt the solve: work on a copy (y.clone())"
+                "func changed its argument y in place, which would corrupt the solve: work on a"
+                " copy (y.clone())"
                 " or use out-of-place operations."
             )
         return Stage(t, y, k)
@@ -77,7 +92,9 @@ class VectorField:
 
     @contextlib.contextmanager
     def recomputing(self) -> Iterator[None]:
-        """Evaluate again as in the forward pass: its autocast state, and buffers as they are after it."""
+        """Evaluate again as in the forward pass: its autocast state, and buffers as they are after
+        it.
+        """
         modules = [m for m in (self.func, *self.args) if isinstance(m, torch.nn.Module)]
         buffers = [b for m in modules for b in m.buffers()]
         saved = [b.detach().clone() for b in buffers]

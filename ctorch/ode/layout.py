@@ -1,4 +1,6 @@
-"""How the user's state (a tensor or a pytree of tensors) maps to the one real tensor that a solver steps."""
+"""How the user's state (a tensor or a pytree of tensors) maps to the one real tensor that a solver
+steps.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from torch.utils import _pytree as pytree
 class Layout:
     """The shape of a state, seen by the user and seen by the solver.
 
-    The solver always steps one real tensor. A plain real tensor is passed through as it is; a complex one is
-    viewed as pairs of reals; a pytree is flattened and concatenated, to ``[N]`` or, in a batched solve, to ``[B, D]``.
+    The solver always steps one real tensor. A plain real tensor is passed through as it is; a
+    complex one is viewed as pairs of reals; a pytree is flattened and concatenated, to ``[N]`` or,
+    in a batched solve, to ``[B, D]``.
 
     Args:
         y0: tensor, or pytree (tuple, list, dict) of tensors.
@@ -21,7 +24,8 @@ class Layout:
 
     Raises:
         TypeError: a leaf is no tensor, or holds integers.
-        ValueError: there is no leaf, devices differ, or (batched) the leaves disagree on the batch size.
+        ValueError: there is no leaf, devices differ, or (batched) the leaves disagree on the batch
+            size.
     """
 
     def __init__(self, y0: Any, batched: bool = False) -> None:
@@ -60,8 +64,8 @@ class Layout:
         """The solver's tensor as the user's state.
 
         Args:
-            packed: the state, with ``lead`` dimensions (output times) before it; in a batched solve they stand
-                after the batch dimension.
+            packed: the state, with ``lead`` dimensions (output times) before it; in a batched solve
+                they stand after the batch dimension.
             lead: sizes of those dimensions.
         """
         if self.plain:
@@ -85,9 +89,12 @@ class Layout:
         return shapes[0] if self.is_tensor else f"({', '.join(shapes)})"
 
     def check_like(self, value: Any, what: str) -> None:
-        """Raise where ``value`` (what the vector field returned) does not have the state's structure and shapes."""
+        """Raise where ``value`` (what the vector field returned) does not have the state's
+        structure and shapes.
+        """
         leaves, spec = pytree.tree_flatten(value)
-        # a field may return a list where the state is a tuple: what counts is the order of the tensors
+        # a field may return a list where the state is a tuple: what counts is the order of the
+        # tensors
         same = len(leaves) == len(self._shapes) and (self.is_tensor == isinstance(value, Tensor))
         if not same or not all(isinstance(leaf, Tensor) for leaf in leaves):
             got = type(value).__name__ if not leaves else f"{type(value).__name__} of {len(leaves)}"
@@ -100,16 +107,18 @@ class Layout:
             part = "" if self.is_tensor else f" (part {index})"
             if leaf.shape != shape:
                 raise ValueError(
-                    f"{what} returned shape {list(leaf.shape)}{part} for a state of shape {list(shape)}."
-                    + _batch_hint(leaf.shape, shape, self.batched)
+                    f"{what} returned shape {list(leaf.shape)}{part} for a state of shape"
+                    f" {list(shape)}." + _batch_hint(leaf.shape, shape, self.batched)
                 )
             if leaf.is_complex() and not self.is_complex:
                 raise TypeError(
-                    f"{what} returned {leaf.dtype}{part} for a real state ({self.user_dtype}): make y0 complex."
+                    f"{what} returned {leaf.dtype}{part} for a real state ({self.user_dtype}):"
+                    " make y0 complex."
                 )
             if not _widens(leaf.dtype, self.user_dtype):
                 raise TypeError(
-                    f"{what} returned {leaf.dtype}{part} for a state of {self.user_dtype}: return the state's dtype"
+                    f"{what} returned {leaf.dtype}{part} for a state of {self.user_dtype}: return"
+                    " the state's dtype"
                     f" (for instance `.to(y.dtype)`), or give y0 as {leaf.dtype}."
                 )
 
@@ -122,7 +131,8 @@ def _check_leaves(leaves: list[Any], batched: bool) -> None:
             raise TypeError(f"y0 must hold tensors only, but holds {type(leaf).__name__}.")
         if not (leaf.is_floating_point() or leaf.is_complex()):
             raise TypeError(
-                f"y0 must be floating point or complex, but is {leaf.dtype}: use y0.float() or y0.double()."
+                f"y0 must be floating point or complex, but is {leaf.dtype}: use y0.float() or"
+                " y0.double()."
             )
         if leaf.device != leaves[0].device:
             raise ValueError(f"y0 lies on {leaves[0].device} and {leaf.device}: use one device.")
@@ -134,7 +144,9 @@ def _check_leaves(leaves: list[Any], batched: bool) -> None:
 
 
 def _widens(given: torch.dtype, state: torch.dtype) -> bool:
-    """Whether a slope of dtype ``given`` fits the state without losing digits (autocast gives fewer, never more)."""
+    """Whether a slope of dtype ``given`` fits the state without losing digits (autocast gives
+    fewer, never more).
+    """
     if not (given.is_floating_point or given.is_complex):
         return False
     return torch.promote_types(given, state) == state
@@ -143,7 +155,8 @@ def _widens(given: torch.dtype, state: torch.dtype) -> bool:
 def _batch_hint(got: torch.Size, want: torch.Size, batched: bool) -> str:
     if batched and len(got) == len(want) + 1:
         return (
-            " In a batched solve func gets t as [B, 1, ..., 1], shaped to broadcast against y: use it as it is,"
+            " In a batched solve func gets t as [B, 1, ..., 1], shaped to broadcast against y: use"
+            " it as it is,"
             " without unsqueeze."
         )
     if got.numel() == want.numel():

@@ -1,4 +1,6 @@
-"""What the adaptive and the fixed-step loop share: reading outputs and events off a step, and keeping it."""
+"""What the adaptive and the fixed-step loop share: reading outputs and events off a step, and
+keeping it.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Loop:
         self.evaluate = self._evaluate_random if problem.random else recorder.evaluate
 
     def run(self, first: Stage, first_rng: Any = None) -> Run:
-        """Integrate; ``first`` is the evaluation at the first time, ``first_rng`` the random state before it."""
+        """Integrate; ``first`` is the evaluation at the first time, ``first_rng`` the random state
+        before it.
+        """
         problem = self.problem
         before = problem.field.nfe
         y0 = self.recorder.leaf(problem.y0)
@@ -80,12 +84,15 @@ class Loop:
         return len(self.rows) < len(self.goals) or (watch is not None and watch.until_event)
 
     def _evaluate_random(self, t: Tensor, y: Tensor) -> Stage:
-        """Evaluate a stage of a field that draws random numbers, noting the generators' state before it."""
+        """Evaluate a stage of a field that draws random numbers, noting the generators' state
+        before it.
+        """
         if self.rng is not None:
             self.rng.append(random_state(self.problem.layout.device))
         return self.recorder.evaluate(t, y)
 
-    # -- an accepted step -----------------------------------------------------------------------------------------
+    # -- an accepted step
+    # -----------------------------------------------------------------------------------------
 
     def read(self, record: Step, stages: list[Stage], y1: Tensor) -> None:
         """Read the outputs that lie in the step, and look for an event in it."""
@@ -120,7 +127,9 @@ class Loop:
     def _outputs_within(
         self, record: Step, tau: float, tau1: float
     ) -> list[tuple[int, float | None]]:
-        """(row, theta) of the user's times in (tau, tau1]; theta None: the state at the end of the step itself."""
+        """(row, theta) of the user's times in (tau, tau1]; theta None: the state at the end of the
+        step itself.
+        """
         watch = self.problem.watch
         found: list[tuple[int, float | None]] = []
         if watch is not None and watch.until_event:
@@ -129,14 +138,17 @@ class Loop:
             goal = self.goals[row]
             if goal > tau1:
                 break
-            # the end's own derivative in its time is the interpolant's, unless the step hangs on that very time
+            # the end's own derivative in its time is the interpolant's, unless the step hangs on
+            # that very time
             exact = goal == tau1 and (record.end == row or not self.recorder.time_grad)
             theta = 1.0 if goal == tau1 else min(1.0, (goal - tau) / (tau1 - tau))
             found.append((row, None if exact else theta))
         return found
 
     def store(self, record: Step, stages: list[Stage], new: list[Stage]) -> None:
-        """Keep the step for the reverse sweep; ``new`` are the stages whose graphs have not been audited."""
+        """Keep the step for the reverse sweep; ``new`` are the stages whose graphs have not been
+        audited.
+        """
         if not self.keep:
             return
         if self.recorder.graphs:

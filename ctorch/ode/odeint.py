@@ -33,23 +33,27 @@ def odeint(
 ) -> Any:
     """Solve y' = func(t, y) with torchdiffeq's conventions; gradients by an exact discrete adjoint.
 
-    As there, an adaptive solve may step beyond t[-1] and interpolates its outputs; ``ctorch.solve_ode`` does neither
-    and offers more. Unlike there, gradients reach every tensor that ``func`` uses through one node of the graph.
+    As there, an adaptive solve may step beyond t[-1] and interpolates its outputs;
+    ``ctorch.solve_ode`` does neither and offers more. Unlike there, gradients reach every tensor
+    that ``func`` uses through one node of the graph.
 
     Args:
         func: ``func(t, y)``; t is a 0-dim tensor of the real dtype of y.
         y0: tensor of any shape, real or complex, or a tuple of tensors.
         t: [T], strictly increasing or decreasing; t[0] is the initial time.
-        rtol, atol: tolerances: numbers, tensors that broadcast to y0, or for a tuple y0 one for each tensor.
+        rtol, atol: tolerances: numbers, tensors that broadcast to y0, or for a tuple y0 one for
+            each tensor.
         method: a name of ``ctorch.ode.METHODS``; None: "dopri5".
-        options: of the method. Adaptive: norm, first_step, step_t, jump_t, min_step, max_step, safety, ifactor,
-            dfactor, max_num_steps, dtype (accepted; time is always float64). Fixed-step: step_size or
-            grid_constructor(func, y0, t), interp ("linear", "cubic"), perturb; Adams also max_order, max_iters.
-            scipy_solver: solver, min_step, max_step.
-        event_fn: ``event_fn(t, y)``: integrate from t[0] in the direction of t[1] until an element changes its sign.
+        options: of the method. Adaptive: norm, first_step, step_t, jump_t, min_step, max_step,
+            safety, ifactor, dfactor, max_num_steps, dtype (accepted; time is always float64).
+            Fixed-step: step_size or grid_constructor(func, y0, t), interp ("linear", "cubic"),
+            perturb; Adams also max_order, max_iters. scipy_solver: solver, min_step, max_step.
+        event_fn: ``event_fn(t, y)``: integrate from t[0] in the direction of t[1] until an element
+            changes its sign.
 
     Returns:
-        [T, *y0.shape], or a tuple of such; with event_fn: (event time, [2, *y0.shape]: start and event).
+        [T, *y0.shape], or a tuple of such; with event_fn: (event time, [2, *y0.shape]: start and
+        event).
 
     Raises:
         ValueError, TypeError, AssertionError: bad arguments, of torchdiffeq's kinds.
@@ -75,31 +79,45 @@ def odeint_adjoint(
     adjoint_options: dict[str, Any] | None = None,
     adjoint_params: Any = None,
 ) -> Any:
-    """``odeint`` with gradients by the continuous adjoint equation, solved backwards (Chen et al., 2018).
+    """``odeint`` with gradients by the continuous adjoint equation, solved backwards (Chen et al.,
+    2018).
 
-    Memory does not grow with the number of steps; the gradient is as exact as the tolerances. For an exact gradient
-    at nearly the same memory use ``ctorch.solve_ode(..., gradient="checkpoint")``.
+    Memory does not grow with the number of steps; the gradient is as exact as the tolerances. For
+    an exact gradient at nearly the same memory use ``ctorch.solve_ode(...,
+    gradient="checkpoint")``.
 
     Args:
         func, y0, t, rtol, atol, method, options, event_fn: as for ``odeint``.
-        adjoint_rtol, adjoint_atol, adjoint_method: of the backward solve; default: those of the forward one.
-        adjoint_options: of the backward solve; default: ``options`` but for the norm. Its "norm" may be "seminorm"
-            (leave the parameters' cotangents out; Kidger et al., 2021) or a function of (t, y, a, *params).
-        adjoint_params: tensors to differentiate in; default: the parameters of func, and every tensor that func
-            uses.
+        adjoint_rtol, adjoint_atol, adjoint_method: of the backward solve; default: those of the
+            forward one.
+        adjoint_options: of the backward solve; default: ``options`` but for the norm. Its "norm"
+            may be "seminorm" (leave the parameters' cotangents out; Kidger et al., 2021) or a
+            function of (t, y, a, *params).
+        adjoint_params: tensors to differentiate in; default: the parameters of func, and every
+            tensor that func uses.
 
     Raises:
-        ValueError: adjoint_method differs from method, options are given and adjoint_options are not.
+        ValueError: adjoint_method differs from method, options are given and adjoint_options are
+            not.
     """
     if adjoint_params is None and not isinstance(func, torch.nn.Module):
         raise ValueError(
-            "func must be an instance of nn.Module to specify the adjoint parameters; alternatively they can be"
-            " specified explicitly via the `adjoint_params` argument. If there are no parameters then it is allowable"
-            " to set `adjoint_params=()`. ctorch.solve_ode finds the tensors that func uses by itself."
+            "func must be an instance of nn.Module to specify the adjoint parameters;"
+            " alternatively they can be"
+            " specified explicitly via the `adjoint_params` argument. If there are no parameters"
+            " then it is allowable"
+            " to set `adjoint_params=()`. ctorch.solve_ode finds the tensors that func uses by"
+            " itself."
         )
-    if adjoint_method is not None and adjoint_method != method and options is not None and adjoint_options is None:
+    if (
+        adjoint_method is not None
+        and adjoint_method != method
+        and options is not None
+        and adjoint_options is None
+    ):
         raise ValueError(
-            "If `adjoint_method != method` then we cannot infer `adjoint_options` from `options`. So as `options` has"
+            "If `adjoint_method != method` then we cannot infer `adjoint_options` from `options`."
+            " So as `options` has"
             " been passed then `adjoint_options` must be passed as well."
         )
     adjoint = ContinuousAdjoint(
@@ -128,13 +146,15 @@ def odeint_event(
     Args:
         func, y0: as for ``odeint``.
         t0: 0-dim (or one-element) initial time.
-        event_fn: ``event_fn(t, y)`` returns a tensor; the event is the first change of sign of an element.
+        event_fn: ``event_fn(t, y)`` returns a tensor; the event is the first change of sign of an
+            element.
         reverse_time: run backwards in time.
         odeint_interface: ``odeint`` or ``odeint_adjoint``.
         **kwargs: passed to it.
 
     Returns:
-        (event time, solution [2, *y0.shape]): differentiable in y0, t0, what func holds, and what event_fn holds.
+        (event time, solution [2, *y0.shape]): differentiable in y0, t0, what func holds, and what
+        event_fn holds.
     """
     if not isinstance(t0, Tensor):
         raise ArgumentTypeError(f"t0 must be a torch.Tensor, but is {type(t0).__name__}.")
@@ -148,9 +168,7 @@ def odeint_event(
     last = pytree.tree_map(lambda x: x[-1], solution)
     if torch.is_grad_enabled():
         event_t, last = link(func, event_fn, event_t.detach(), last)
-    solution = pytree.tree_map(
-        lambda x, s: torch.cat([x[:-1], s.unsqueeze(0)]), solution, last
-    )
+    solution = pytree.tree_map(lambda x, s: torch.cat([x[:-1], s.unsqueeze(0)]), solution, last)
     return event_t, solution
 
 
@@ -173,7 +191,8 @@ def odeint_dense(
         t0, t1: ends of the interval, in either order.
 
     Returns:
-        ``fn(t)``: t a number or a tensor of any shape [*S] inside the interval -> [*S, *y0.shape]. Differentiable.
+        ``fn(t)``: t a number or a tensor of any shape [*S] inside the interval -> [*S, *y0.shape].
+        Differentiable.
     """
     layout = Layout(y0)
     ends = [torch.as_tensor(x, device=layout.device) for x in (t0, t1)]
@@ -191,7 +210,15 @@ def odeint_dense(
 
 
 def _solve(
-    func: Func, y0: Any, t: Any, rtol: Any, atol: Any, method: Any, options: Any, event_fn: Any, gradient: Any
+    func: Func,
+    y0: Any,
+    t: Any,
+    rtol: Any,
+    atol: Any,
+    method: Any,
+    options: Any,
+    event_fn: Any,
+    gradient: Any,
 ) -> Any:
     arguments.check_func(func)
     if not isinstance(y0, (Tensor, tuple)):
@@ -223,7 +250,9 @@ def _request(
 ) -> Request:
     method = methods.check_method(method)
     if event_fn is not None and isinstance(t, Tensor) and t.dim() == 1 and len(t) != 2:
-        raise ValueError(f"We require len(t) == 2 when in event handling mode, but got len(t)={len(t)}.")
+        raise ValueError(
+            f"We require len(t) == 2 when in event handling mode, but got len(t)={len(t)}."
+        )
     t = arguments.check_times(t, layout.device, strict=True, batched=False)
     events = [] if event_fn is None else [Event(event_fn)]
     return Request(

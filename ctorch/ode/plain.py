@@ -1,7 +1,9 @@
 """Runge-Kutta steps in plain differentiable operations.
 
-Slower than the kernels with their own discrete adjoint, and differentiable in every way that PyTorch knows: the path
-of ``torch.func`` transforms and of forward-mode AD, and of second derivatives, where recorded steps are made again.
+Slower than the kernels with their own discrete adjoint, and differentiable in every way that
+    PyTorch knows: the path
+of ``torch.func`` transforms and of forward-mode AD, and of second derivatives, where recorded steps
+are made again.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from torch import Tensor
 from ctorch.ode.coefficients import Coefficients
 from ctorch.ode.field import Stage
 from ctorch.ode.problem import Problem
-from ctorch.ode.stepper import Evaluate, Recorder, Stepper
 from ctorch.ode.run import Piece
+from ctorch.ode.stepper import Evaluate, Recorder, Stepper
 from ctorch.ode.steps import EVENT, FIXED, FREE, Step
 
 
@@ -109,7 +111,11 @@ class PlainStepper(Stepper):
         if self._times is None:
             return self.problem.time(value)
         moving = self._times[start] if start >= 0 else self._next
-        return self.problem.follow(moving, value) if isinstance(moving, Tensor) else self.problem.time(value)
+        return (
+            self.problem.follow(moving, value)
+            if isinstance(moving, Tensor)
+            else self.problem.time(value)
+        )
 
     # -----------------------------------------------------------------------------------------------------------
 
@@ -130,9 +136,7 @@ class PlainStepper(Stepper):
         if self._times is not None:
             self._next = self._start + self._length
 
-    def _stage(
-        self, i: int, y: Tensor, t: float, h: float, t1: float, evaluate: Evaluate
-    ) -> Stage:
+    def _stage(self, i: int, y: Tensor, t: float, h: float, t1: float, evaluate: Evaluate) -> Stage:
         y_i = self._combine(y, self._rows[i])
         stage = evaluate(self.time(i, t, h, t1), y_i)
         self._slopes.append(stage.k)
@@ -180,8 +184,8 @@ def replay(
     event_row: int,
     random_states: Any = None,
 ) -> tuple[Tensor, list[Piece]]:
-    """Make recorded steps again, differentiably: rows [T, *shape] (and the pieces of a continuous solution) as functions
-    of y0, the times and what func holds.
+    """Make recorded steps again, differentiably: rows [T, *shape] (and the pieces of a continuous
+    solution) as functions of y0, the times and what func holds.
 
     Rows that no step returned are NaN.
     """
@@ -216,9 +220,11 @@ def replay(
             tau, tau1 = problem.direction * step.t, problem.direction * step.t1
             pieces.append(stepper.piece(tau, tau1 - tau, y))
         for row, theta in step.outputs:
-            rows[row] = y1 if theta is None else stepper.interpolate(
-                y, [(EVENT if row == event_row else row, theta)]
-            )[0]
+            rows[row] = (
+                y1
+                if theta is None
+                else stepper.interpolate(y, [(EVENT if row == event_row else row, theta)])[0]
+            )
         y, first = y1, stages[method.n - 1]
     count = max(rows) + 1 if event_row >= 0 else len(problem.times)
     nothing = torch.full_like(y0, math.nan)

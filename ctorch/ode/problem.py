@@ -1,4 +1,6 @@
-"""An initial value problem with its settings checked and normalized: what every integrator reads."""
+"""An initial value problem with its settings checked and normalized: what every integrator
+reads.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ Norm = Callable[[Any], Tensor]
 
 @dataclasses.dataclass
 class Tolerances:
-    """Error tolerances as the kernels take them: 0-dim float64, or of the state's shape and dtype."""
+    """Error tolerances as the kernels take them: 0-dim float64, or of the state's shape and
+    dtype.
+    """
 
     rtol: Tensor
     atol: Tensor
@@ -37,8 +41,10 @@ class Problem:
         y0: packed initial state (may require grad).
         t: the user's times, [T] (may require grad); ``times`` are their values, float64.
         direction: +1 or -1. Integrators count in tau = direction * t, which increases.
-        overshoot: torchdiffeq's way: the last step may end beyond the last time, whose value is interpolated.
-        norm: norm of a user-shaped state, or None for the default (RMS; over the parts of a pytree, their maximum).
+        overshoot: torchdiffeq's way: the last step may end beyond the last time, whose value is
+            interpolated.
+        norm: norm of a user-shaped state, or None for the default (RMS; over the parts of a pytree,
+            their maximum).
         step_t, jump_t: times in tau, increasing, at which steps end (and the field jumps).
         callbacks: functions of (t, y, h) by name.
         events: see ``events.Watch``.
@@ -94,7 +100,9 @@ class Problem:
             callback(self.host_time(t), self.layout.unpack(y), self.host_time(h))
 
     def error_norm(self, error: Tensor, scale: Tensor) -> Tensor:
-        """The norm of an error relative to its scale, through the user's norm or for a complex state. 0-dim."""
+        """The norm of an error relative to its scale, through the user's norm or for a complex
+        state. 0-dim.
+        """
         ratio: Any = self.layout.unpack(error / scale)
         if self.norm is not None:
             return torch.as_tensor(self.norm(ratio)).abs()

@@ -28,7 +28,9 @@ class Piece:
 
 
 class Pieces(NamedTuple):
-    """All steps of a continuous solution: starts [P], lengths [P], states [P, *shape], slopes [stages, P, *shape]."""
+    """All steps of a continuous solution: starts [P], lengths [P], states [P, *shape], slopes
+    [stages, P, *shape].
+    """
 
     starts: Tensor
     lengths: Tensor
@@ -63,12 +65,14 @@ class Run:
     """What an integrator returns.
 
     Attributes:
-        rows: the packed state at the user's times, [T, *shape] (batched [B, T, *shape]); rows not reached are NaN.
+        rows: the packed state at the user's times, [T, *shape] (batched [B, T, *shape]); rows not
+            reached are NaN.
         steps: accepted steps, where they are kept.
         final: packed state at the end of the last step.
         status: Status; batched [B] int64.
         fired: (time, index of event) where an event ended the solve.
-        pieces: the continuous solution, where it was asked for; ``attached``: the same with its graph.
+        pieces: the continuous solution, where it was asked for; ``attached``: the same with its
+            graph.
         event_tensor: the event's time with its graph, where it has one.
         first_stage: the first evaluation with its graph, where a batched solve keeps it.
     """
@@ -122,8 +126,10 @@ def max_steps_failure(problem: Problem, t: float, h: float, error: float) -> Fai
     goal = "the event" if problem.watch is not None else f"t={problem.times[-1]:.6g}"
     return Failure(
         Status.MAX_STEPS,
-        f"max_steps: {problem.max_steps} steps were not enough to reach {goal}: the solve is at t={t:.9g} with step"
-        f" h={h:.3e}, error norm {error:.3g}. Loosen rtol and atol, raise max_steps (max_num_steps in the options of"
+        f"max_steps: {problem.max_steps} steps were not enough to reach {goal}: the solve is at"
+        f" t={t:.9g} with step"
+        f" h={h:.3e}, error norm {error:.3g}. Loosen rtol and atol, raise max_steps (max_num_steps"
+        " in the options of"
         " odeint), or, if the problem is stiff, use an implicit method (scipy_solver).",
         t,
         h,
@@ -143,8 +149,10 @@ def underflow_failure(
     if not math.isfinite(error):
         return Failure(
             Status.NONFINITE,
-            f"underflow in dt: the vector field (or the state) is not finite for any step from t={t:.9g}"
-            f" (h={h:.3e}, error norm {error}{where}). The solution may blow up there, or func returns NaN or"
+            "underflow in dt: the vector field (or the state) is not finite for any step from"
+            f" t={t:.9g}"
+            f" (h={h:.3e}, error norm {error}{where}). The solution may blow up there, or func"
+            " returns NaN or"
             " infinity: evaluate func(t, y) at this point.",
             t,
             h,
@@ -152,9 +160,12 @@ def underflow_failure(
         )
     return Failure(
         Status.STEP_UNDERFLOW,
-        f"underflow in dt: at t={t:.9g} the error test asks for a step below the resolution of time (h={h:.3e},"
-        f" error norm {error:.3g}{where}). Likely the field jumps there (give the time in options['jump_t']), the"
-        " tolerances are below what the dtype resolves (use float64 or a larger rtol), the solution blows up, or the"
+        f"underflow in dt: at t={t:.9g} the error test asks for a step below the resolution of"
+        f" time (h={h:.3e},"
+        f" error norm {error:.3g}{where}). Likely the field jumps there (give the time in"
+        " options['jump_t']), the"
+        " tolerances are below what the dtype resolves (use float64 or a larger rtol), the"
+        " solution blows up, or the"
         " problem is stiff.",
         t,
         h,
@@ -166,7 +177,8 @@ def nonfinite_failure(t: float, h: float, what: str) -> Failure:
     """A NaN or infinity that no shorter step can avoid."""
     return Failure(
         Status.NONFINITE,
-        f"non-finite values in {what} at t={t:.9g} (step h={h:.3e}): check y0, the parameters of func and its domain.",
+        f"non-finite values in {what} at t={t:.9g} (step h={h:.3e}): check y0, the parameters of"
+        " func and its domain.",
         t,
         h,
         math.nan,

@@ -1,4 +1,6 @@
-"""``method="scipy_solver"``: scipy's integrators behind the same interface (its stiff ones among them)."""
+"""``method="scipy_solver"``: scipy's integrators behind the same interface (its stiff ones among
+them).
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def solve(problem: Problem, options: dict[str, Any]) -> Run:
     if solver not in SOLVERS:
         raise ValueError(f'options["solver"] must be one of {SOLVERS}, but is {solver!r}.')
     if problem.watch is not None or problem.dense:
-        raise ValueError("scipy_solver supports neither events nor dense output: use another method.")
+        raise ValueError(
+            "scipy_solver supports neither events nor dense output: use another method."
+        )
     y0 = problem.y0.detach()
     if len(problem.times) == 1 or problem.times[0] == problem.times[-1]:
         return Run(collect(problem, [y0] * len(problem.times)), [], y0, Stats())
@@ -64,9 +68,7 @@ def solve(problem: Problem, options: dict[str, Any]) -> Run:
         **limits,
     )
     found = dict(zip(result.t.tolist(), result.y.T, strict=True))
-    rows = [
-        torch.as_tensor(found[t]).to(y0).reshape(y0.shape) for t in problem.times if t in found
-    ]
+    rows = [torch.as_tensor(found[t]).to(y0).reshape(y0.shape) for t in problem.times if t in found]
     stats = Stats(nfe=problem.field.nfe)
     if result.success and len(rows) == len(problem.times):
         return Run(torch.stack(rows), [], rows[-1], stats)
@@ -77,7 +79,9 @@ def solve(problem: Problem, options: dict[str, Any]) -> Run:
 
 
 def without_gradient(problem: Problem, run: Run) -> Tensor:
-    """The rows, tied to what they depend on, so that asking for their gradient is an error and not silence."""
+    """The rows, tied to what they depend on, so that asking for their gradient is an error and not
+    silence.
+    """
     held = held_tensors((problem.field.func, problem.field.args))
     return _NoGradient.apply(run.rows, problem.y0, problem.t, *held)
 

@@ -28,7 +28,8 @@ class Stats:
     Attributes:
         nfe: evaluations of the vector field (in a batched solve, of the whole batch).
         accepted, rejected: steps; int, or [B] int64 in a batched solve.
-        vjps: vector-Jacobian products of the vector field in the backward pass (0 until it has run).
+        vjps: vector-Jacobian products of the vector field in the backward pass (0 until it has
+            run).
         nfe_backward: evaluations of the vector field in the backward pass.
     """
 
@@ -65,8 +66,8 @@ class Solution:
 
     Attributes:
         t: output times, [T] (or [B, T]).
-        y: states there: [T, *shape] (batched: [B, T, *shape]), or a pytree of such tensors. Rows that a failed solve
-            (``throw=False``) did not reach are NaN.
+        y: states there: [T, *shape] (batched: [B, T, *shape]), or a pytree of such tensors. Rows
+            that a failed solve (``throw=False``) did not reach are NaN.
         stats: work done.
         status: a ``Status``; [B] int64 tensor of its values in a batched solve.
         event: the event that ended the solve, if one did.
@@ -83,7 +84,8 @@ class Solution:
     message: str = ""
 
     def __call__(self, t: float | Tensor) -> Any:
-        """The state at any time of the solved interval. ``t``: number or tensor of any shape [*S] -> [*S, *shape].
+        """The state at any time of the solved interval. ``t``: number or tensor of any shape [*S]
+        -> [*S, *shape].
 
         Raises:
             ValueError: the solve had not ``dense=True``, or ``t`` lies outside the interval.

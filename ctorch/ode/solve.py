@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ctorch.ode import adams, arguments, batched as batched_solve, continuous, methods, scipy_solver
+from ctorch.ode import adams, arguments, continuous, methods, scipy_solver
+from ctorch.ode import batched as batched_solve
 from ctorch.ode.arguments import number
 from ctorch.ode.coefficients import coefficients
 from ctorch.ode.continuous import ContinuousAdjoint
@@ -24,7 +26,7 @@ from ctorch.ode.layout import Layout
 from ctorch.ode.problem import Problem
 from ctorch.ode.progress import progress_bar
 from ctorch.ode.run import Run
-from ctorch.ode.solution import EventRecord, Solution, Status
+from ctorch.ode.solution import EventRecord, Solution
 
 GRADIENTS = ("backprop", "checkpoint", "adjoint", "reversible", "none")
 
@@ -57,44 +59,53 @@ def solve_ode(
     The vector field is never evaluated outside [t[0], t[-1]], and the solve ends exactly on t[-1].
 
     Args:
-        func: ``func(t, y, *args)`` returns dy/dt, of the shape(s) of ``y``. ``t`` is a 0-dim tensor of the state's
-            (real) dtype; in a batched solve it is [B, 1, ..., 1], shaped to broadcast against ``y``.
-        y0: initial state: a floating or complex tensor of any shape, or a pytree (tuple, list, dict) of tensors.
-        t: [T] times at which the solution is wanted, increasing or decreasing, repeats allowed; the first is the
-            initial time. With ``batched`` also [B, T].
-        method: one of ``ctorch.ode.METHODS``; "dopri5", "tsit5", "vern7" and "dopri8" suit most problems, the
-            latter two at tight tolerances.
-        rtol, atol: tolerances of the local error: numbers, tensors that broadcast to y0, or (pytree y0) one for each
-            part. An element's scale is atol + rtol * max(|y|, |y1|); a step is accepted where the norm of the scaled
-            error is at most 1. Ignored by fixed-step methods.
-        gradient: "checkpoint" (exact; keeps the accepted states and recomputes one step at a time: the memory of
-            the states and of a single step), "backprop" (exact; keeps the graphs of the accepted stages: faster,
-            more memory), "adjoint" or ``ContinuousAdjoint(...)`` (solves the adjoint equation backwards: as exact as
-            its tolerances, memory of the outputs), or "none". The exact ones are the derivative of the steps as they
-            were taken, step sizes held fixed, and can be differentiated again.
-        batched: every sample (first dimension) steps on its own, with its own error control; adaptive methods only.
-        controller: of the step size: "i" (default), "pi", "pid" or a ``StepController``.
-        events: function(s) ``g(t, y, *args)`` or ``Event``s; the solve ends at the first zero crossing, where the
-            outputs end as well: ``sol.t`` and ``sol.y`` hold the times before the event and the event itself.
+        func: ``func(t, y, *args)`` returns dy/dt, of the shape(s) of ``y``. ``t`` is a 0-dim tensor
+            of the state's (real) dtype; in a batched solve it is [B, 1, ..., 1], shaped to
+            broadcast against ``y``.
+        y0: initial state: a floating or complex tensor of any shape, or a pytree (tuple, list,
+            dict) of tensors.
+        t: [T] times at which the solution is wanted, increasing or decreasing, repeats allowed; the
+            first is the initial time. With ``batched`` also [B, T].
+        method: one of ``ctorch.ode.METHODS``; "dopri5", "tsit5", "vern7" and "dopri8" suit most
+            problems, the latter two at tight tolerances.
+        rtol, atol: tolerances of the local error: numbers, tensors that broadcast to y0, or (pytree
+            y0) one for each part. An element's scale is atol + rtol * max(|y|, |y1|); a step is
+            accepted where the norm of the scaled error is at most 1. Ignored by fixed-step methods.
+        gradient: "checkpoint" (exact; keeps the accepted states and recomputes one step at a time:
+            the memory of the states and of a single step), "backprop" (exact; keeps the graphs of
+            the accepted stages: faster, more memory), "adjoint" or ``ContinuousAdjoint(...)``
+            (solves the adjoint equation backwards: as exact as its tolerances, memory of the
+            outputs), or "none". The exact ones are the derivative of the steps as they were taken,
+            step sizes held fixed, and can be differentiated again.
+        batched: every sample (first dimension) steps on its own, with its own error control;
+            adaptive methods only.
+        controller: of the step size: "i" (default), "pi" (default of a batched solve), "pid" or a
+            ``StepController``.
+        events: function(s) ``g(t, y, *args)`` or ``Event``s; the solve ends at the first zero
+            crossing, where the outputs end as well: ``sol.t`` and ``sol.y`` hold the times before
+            the event and the event itself.
         dense: also return the continuous solution: ``sol(t)``.
         save: "t".
         max_steps: limit on attempted steps (default 1,000,000; per solve).
-        dt0: first step of an adaptive method (default: found by Hairer's rule); the step of a fixed-step one
-            (default: the grid ``t``), which is shortened so that steps end on every time in ``t``.
+        dt0: first step of an adaptive method (default: found by Hairer's rule); the step of a
+            fixed-step one (default: the grid ``t``), which is shortened so that steps end on every
+            time in ``t``.
         args: further arguments of ``func`` and the events; gradients reach tensors in them.
-        options: keys of torchdiffeq's ``options``: norm, step_t, jump_t, min_step, max_step, safety, ifactor, dfactor,
-            grid_constructor, perturb, ...
+        options: keys of torchdiffeq's ``options``: norm, step_t, jump_t, min_step, max_step,
+            safety, ifactor, dfactor, grid_constructor, perturb, ...
         native: compile the whole solve; not built yet.
         progress: show a progress bar.
-        throw: raise ``ctorch.SolveError`` where the solve fails; else return what was reached, with ``status`` set.
+        throw: raise ``ctorch.SolveError`` where the solve fails; else return what was reached, with
+            ``status`` set.
 
     Returns:
-        ``Solution`` with ``t``, ``y`` [T, *shape] ([B, T, *shape] batched), ``stats``, ``status``, ``event``.
+        ``Solution`` with ``t``, ``y`` [T, *shape] ([B, T, *shape] batched), ``stats``, ``status``,
+        ``event``.
 
     Raises:
-        ctorch.SolveError: (a RuntimeError) step underflow, non-finite values or too many steps; says where.
-        TypeError, ValueError: bad arguments, or a wrong shape or dtype returned by ``func``.
-        NotImplementedError: something not built yet, named.
+        ctorch.SolveError: (a RuntimeError) step underflow, non-finite values or too many steps;
+        says where. TypeError, ValueError: bad arguments, or a wrong shape or dtype returned by
+        ``func``. NotImplementedError: something not built yet, named.
 
     Example:
         >>> import torch, ctorch
@@ -130,7 +141,7 @@ def solve_ode(
 
 
 def _check_unbuilt(gradient: Any, native: Any, save: str) -> None:
-    if isinstance(gradient, str) and gradient not in GRADIENTS or not isinstance(
+    if (isinstance(gradient, str) and gradient not in GRADIENTS) or not isinstance(
         gradient, (str, ContinuousAdjoint)
     ):
         raise ValueError(
@@ -156,7 +167,9 @@ def _events(events: Any) -> list[Event]:
 
 
 class Request:
-    """A solve as asked for, by ``solve_ode`` or by ``odeint``; ``solve`` picks the machinery for it."""
+    """A solve as asked for, by ``solve_ode`` or by ``odeint``; ``solve`` picks the machinery for
+    it.
+    """
 
     def __init__(
         self,
@@ -205,7 +218,9 @@ class Request:
             run = solve_without_gradient(job)
             return run, run.rows, problem
         if self.adjoint:
-            run, rows = continuous.solve(self, problem, lambda first: solve_without_gradient(job, first))
+            run, rows = continuous.solve(
+                self, problem, lambda first: solve_without_gradient(job, first)
+            )
             return run, rows, problem
         rows, run = solve_differentiably(job, graphs=self.gradient == "backprop")
         return run, rows, problem
@@ -228,7 +243,8 @@ class Request:
         run = scipy_solver.solve(problem, self.options)
         return run, scipy_solver.without_gradient(problem, run) if self.differentiates else run.rows
 
-    # -- what the machinery needs ---------------------------------------------------------------------------------
+    # -- what the machinery needs
+    # ---------------------------------------------------------------------------------
 
     def problem(self) -> Problem:
         """Everything checked and normalized."""
@@ -246,7 +262,15 @@ class Request:
         norm, max_norm = _norm(options.get("norm"))
         step_t, jump_t = arguments.special_times(options, direction)
         first = options.get("first_step") if self.dt0 is None else self.dt0
-        supported = () if layout.batched else arguments.CALLBACKS if adaptive else () if method in methods.SCIPY else ("callback_step",)
+        supported = (
+            ()
+            if layout.batched
+            else arguments.CALLBACKS
+            if adaptive
+            else ()
+            if method in methods.SCIPY
+            else ("callback_step",)
+        )
         field = VectorField(self.func, layout, self.args)
         problem = Problem(
             field=field,
@@ -260,7 +284,9 @@ class Request:
             overshoot=self.torchdiffeq,
             norm=norm,
             max_norm=max_norm,
-            first_step=None if first is None else number({"first_step": first}, "first_step", 0.0, True),
+            first_step=None
+            if first is None
+            else number({"first_step": first}, "first_step", 0.0, True),
             min_step=number(options, "min_step", 0.0),
             max_step=number(options, "max_step", math.inf, positive=True),
             step_t=step_t,
@@ -276,7 +302,12 @@ class Request:
 
     def _controller(self) -> StepController:
         options = self.options
-        controller = make_controller(self.controller)
+        chosen = self.controller
+        if chosen is None and self.layout.batched:
+            chosen = "pi"  # the sample with the most steps sets the cost: reject few
+        controller = make_controller(chosen)
+        if self.torchdiffeq:
+            controller = dataclasses.replace(controller, never_shrinks=True)
         changes = {
             mine: float(options[theirs])
             for mine, theirs in (
@@ -288,7 +319,7 @@ class Request:
         }
         if not changes:
             return controller
-        return StepController(**{**vars(controller), **changes})
+        return dataclasses.replace(controller, **changes)
 
     def coefficients(self) -> Any:
         """The method with the interpolant that this solve reads."""
@@ -297,7 +328,9 @@ class Request:
                 return coefficients(self.method, "best")
             interp = self.options.get("interp", "linear")
             if interp not in ("linear", "cubic"):
-                raise ValueError(f'Unknown interpolation method {interp!r}: options["interp"] is "linear" or "cubic".')
+                raise ValueError(
+                    f'Unknown interpolation method {interp!r}: options["interp"] is "linear" or "cubic".'
+                )
             return coefficients(self.method, "linear" if interp == "linear" else "best")
         return coefficients(self.method, "torchdiffeq" if self.torchdiffeq else "best")
 
@@ -359,7 +392,8 @@ def ArgumentErrorForGrid(values: list[float], times: list[float]) -> Exception:
 
     given = f"[{values[0]}, ..., {values[-1]}]" if values else "[]"
     return ArgumentError(
-        f"grid_constructor must return a grid from t[0]={times[0]} to t[-1]={times[-1]}, but returned {given}."
+        f"grid_constructor must return a grid from t[0]={times[0]} to t[-1]={times[-1]}, but"
+        f" returned {given}."
     )
 
 
@@ -377,7 +411,8 @@ def _run_plain(job: Job) -> Run:
     except RuntimeError as error:
         if "vmap" in str(error) and ".item()" in str(error):
             raise NotImplementedError(
-                "an adaptive solve chooses its steps by the values of its state, which vmap hides: use batched=True"
+                "an adaptive solve chooses its steps by the values of its state, which vmap hides:"
+                " use batched=True"
                 " (each sample steps on its own), or a fixed-step method."
             ) from error
         raise
@@ -393,7 +428,9 @@ def _norm(norm: Any) -> tuple[Any, bool]:
     return norm, False
 
 
-def _solution(request: Request, problem: Problem, run: Run, rows: Tensor, y0: Any, t: Tensor) -> Solution:
+def _solution(
+    request: Request, problem: Problem, run: Run, rows: Tensor, y0: Any, t: Tensor
+) -> Solution:
     layout = problem.layout
     count = rows.shape[0] if not layout.batched else rows.shape[1]
     y = layout.unpack(rows, (count,))

@@ -1,4 +1,6 @@
-"""Attempting one explicit Runge-Kutta step through the fused kernels, without a graph of its own."""
+"""Attempting one explicit Runge-Kutta step through the fused kernels, without a graph of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,7 @@ from ctorch.ode.field import Stage
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import Piece
 from ctorch.ode.steps import FREE
-from ctorch.ops import runge_kutta  # noqa: F401  defines the operators used below
-
-_stage = torch.ops.ctorch.rk_stage.default
-_combine = torch.ops.ctorch.rk_combine.default
-_error = torch.ops.ctorch.rk_error.default
-_interpolate = torch.ops.ctorch.rk_interpolate.default
+from ctorch.ops.runge_kutta import rk_combine, rk_error, rk_interpolate, rk_stage
 
 #: evaluates a stage at (t, y), with its graph where that is kept
 Evaluate = Callable[[Tensor, Tensor], Stage]
@@ -32,8 +29,9 @@ class Stepper:
     Args:
         problem: the problem.
         coefficients: the method.
-        adaptive: stages at the end of a step see the time just before it, in case the field jumps there (torchdiffeq
-            does the same); a fixed-step solve does so only with the option ``perturb``.
+        adaptive: stages at the end of a step see the time just before it, in case the field jumps
+            there (torchdiffeq does the same); a fixed-step solve does so only with the option
+            ``perturb``.
         time_leaves: stage times become leaves of graphs, so that each is a tensor of its own.
     """
 
@@ -61,14 +59,17 @@ class Stepper:
         self._plain_norm = problem.norm is None and not problem.layout.is_complex
         self._float32 = problem.time_dtype is not torch.float64
 
-    # -- times ----------------------------------------------------------------------------------------------------
+    # -- times
+    # ----------------------------------------------------------------------------------------------------
 
     def time(self, i: int, t: float, h: float, t1: float) -> Tensor:
         """Time of stage i, as the vector field takes it."""
         return self.problem.time(self.time_value(i, t, h, t1))
 
     def first_time(self, value: float, start: int) -> Tensor:
-        """Time of a first stage that is evaluated anew, at the user's time ``start`` or where the last step ended."""
+        """Time of a first stage that is evaluated anew, at the user's time ``start`` or where the
+        last step ended.
+        """
         return self.problem.time(value)
 
     def time_value(self, i: int, t: float, h: float, t1: float) -> float:
@@ -97,7 +98,8 @@ class Stepper:
             return float(np.nextafter(dtype(t), dtype(far)))
         return math.nextafter(t, far)
 
-    # -- one step -------------------------------------------------------------------------------------------------
+    # -- one step
+    # -------------------------------------------------------------------------------------------------
 
     def attempt(
         self,
@@ -110,44 +112,48 @@ class Stepper:
         start: int = FREE,
         end: int = FREE,
     ) -> tuple[Tensor, list[Stage]]:
-        """All stages of a step from y. Returns the new state and the stages (without a late last one).
+        """All stages of a step from y. Returns the new state and the stages (without a late last
+        one).
 
-        ``start`` and ``end`` say on which of the user's times the step hangs, for steppers that follow derivatives.
+        ``start`` and ``end`` say on which of the user's times the step hangs, for steppers that
+        follow derivatives.
         """
         method, k = self.method, self.k
         self.h = step = torch.scalar_tensor(h, dtype=torch.float64)
         stages, slope, slot = [first], first.k, 0
         self.times = times = self.stage_times(t, h, t1)
         for a, time in zip(self._inner, times, strict=False):
-            stage = evaluate(time, _stage(y, k, slope, slot, a, step))
+            stage = evaluate(time, rk_stage(y, k, slope, slot, a, step))
             slope = stage.k
             slot += 1
             stages.append(stage)
-        y1 = _stage(y, k, slope, slot, self._last, step)
+        y1 = rk_stage(y, k, slope, slot, self._last, step)
         if method.fsal and not method.late:
             stages.append(evaluate(times[-1], y1))
         return y1, stages
 
     def error(self, y: Tensor, y1: Tensor, stages: list[Stage]) -> float:
-        """Scaled norm of the error estimate of the attempted step: the one number that the host waits for."""
+        """Scaled norm of the error estimate of the attempted step: the one number that the host
+        waits for.
+        """
         method, problem = self.method, self.problem
         slope = None if method.late else stages[-1].k
         if self._plain_norm:
             tol = problem.tolerances
-            norm = _error(
+            norm = rk_error(
                 y, y1, self.k, slope, method.n - 1, method.e, self.h, tol.rtol, tol.atol,
                 problem.layout.segments, problem.max_norm, False,
             )  # fmt: skip
             return float(norm.item())
         if slope is not None:
             self.k[method.n - 1].copy_(slope)
-        estimate = _combine(None, self.k, method.e, self.h)
+        estimate = rk_combine(None, self.k, method.e, self.h)
         return float(problem.error_norm(estimate, problem.error_scale(y, y1)).item())
 
     def error_vector(self, y: Tensor, y1: Tensor) -> Tensor:
         """The scaled error of every element of the last attempt, for messages."""
         assert self.method.e is not None
-        estimate = _combine(None, self.k, self.method.e, self.h)
+        estimate = rk_combine(None, self.k, self.method.e, self.h)
         return estimate / self.problem.error_scale(y, y1)
 
     def finish(self, y1: Tensor, stages: list[Stage], evaluate: Evaluate) -> None:
@@ -155,7 +161,8 @@ class Stepper:
         if self.method.late:
             stages.append(evaluate(self.times[-1], y1))
 
-    # -- the interpolant ------------------------------------------------------------------------------------------
+    # -- the interpolant
+    # ------------------------------------------------------------------------------------------
 
     def extend(
         self, y: Tensor, stages: list[Stage], t: float, h: float, t1: float, evaluate: Evaluate
@@ -170,7 +177,7 @@ class Stepper:
             k[slot].copy_(slope)
             return False
         for i in range(method.n, method.total):
-            y_i = _stage(y, k, slope, slot, method.a[i], self.h)
+            y_i = rk_stage(y, k, slope, slot, method.a[i], self.h)
             stage = evaluate(self.time(i, t, h, t1), y_i)
             slope, slot = stage.k, i
             stages.append(stage)
@@ -180,10 +187,12 @@ class Stepper:
     def interpolate(self, y: Tensor, found: list[tuple[int, float]]) -> Tensor:
         """The interpolant of the step just made, at (row, theta): [M, *shape]."""
         theta = torch.tensor([theta for _, theta in found], dtype=torch.float64)
-        return _interpolate(y, self.k, self.method.p, theta, self.h, None)
+        return rk_interpolate(y, self.k, self.method.p, theta, self.h, None)
 
     def piece(self, tau: float, length: float, y: Tensor) -> Piece:
-        """The step just made, as a piece of the continuous solution; ``extend`` must have been called."""
+        """The step just made, as a piece of the continuous solution; ``extend`` must have been
+        called.
+        """
         start, span = (torch.tensor(x, dtype=torch.float64) for x in (tau, length))
         return Piece(start, span, y.detach(), self.k.clone())
 

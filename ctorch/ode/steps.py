@@ -22,19 +22,24 @@ EVENT = -3
 class Step:
     """One accepted step from ``t`` to ``t1 = t + h``.
 
-    In a batched solve ``t``, ``h`` and ``t1`` are [B] float64 and ``moved`` says which samples took the step.
+    In a batched solve ``t``, ``h`` and ``t1`` are [B] float64 and ``moved`` says which samples took
+    the step.
 
     Attributes:
         t, h, t1: start, signed length, end.
         y: packed state at the start, without graph.
-        start: index of the user's time at which the step starts, or FREE: where the step before it ended.
-        end: index of the user's time on which the step ends, FREE or FIXED. Batched: [B] int64 or FREE.
+        start: index of the user's time at which the step starts, or FREE: where the step before it
+            ended.
+        end: index of the user's time on which the step ends, FREE or FIXED. Batched: [B] int64 or
+            FREE.
         fresh: the first slope was evaluated anew, not taken over from the step before.
-        stages: the graphs of the stages, where they are kept (``gradient="backprop"``); None: recomputed.
-        outputs: (index of the user's time, theta) of what this step's interpolant returned; theta None is the end.
-            Batched: ``Rows``.
+        stages: the graphs of the stages, where they are kept (``gradient="backprop"``); None:
+            recomputed.
+        outputs: (index of the user's time, theta) of what this step's interpolant returned; theta
+            None is the end. Batched: ``Rows``.
         extended: the interpolant's further stages were evaluated.
-        rng: random states before the evaluation of every stage, where the field draws random numbers.
+        rng: random states before the evaluation of every stage, where the field draws random
+            numbers.
     """
 
     t: Any
@@ -53,7 +58,9 @@ class Step:
 
 @dataclasses.dataclass(slots=True)
 class Rows:
-    """Outputs of one batched step: sample [M], index of its time [M], theta [M] and whether it is the step's end."""
+    """Outputs of one batched step: sample [M], index of its time [M], theta [M] and whether it is
+    the step's end.
+    """
 
     sample: Tensor
     index: Tensor

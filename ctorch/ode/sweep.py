@@ -1,19 +1,22 @@
-"""The exact discrete adjoint: the derivative of the accepted steps as they were made, from the last to the first.
+"""The exact discrete adjoint: the derivative of the accepted steps as they were made, from the last
+to the first.
 
-One stage at a time its vector-Jacobian product is taken in the stage's own small graph; what lies between stages is
-linear in their slopes and is done by the step kernels, with the tableau read backwards. With cotangents yb of the new
-state and kb_i of the slopes, u_i = (df/dy)^T kb_i and G the cotangents of interpolated outputs,
+One stage at a time its vector-Jacobian product is taken in the stage's own small graph; what lies
+between stages is linear in their slopes and is done by the step kernels, with the tableau read
+backwards. With cotangents yb of the new state and kb_i of the slopes, u_i = (df/dy)^T kb_i and G
+the cotangents of interpolated outputs,
 
-    kb_j = h (b_j yb + sum_(i>j) a_ij u_i + sum_m b_j(theta_m) G_m),    yb <- yb + sum_i u_i + sum_m G_m.
+    kb_j = h (b_j yb + sum_(i>j) a_ij u_i + sum_m b_j(theta_m) G_m),    yb <- yb + sum_i u_i + sum_m
+    G_m.
 
-The step sequence is frozen; a step's length has a cotangent only where its end hangs on a time of the user's.
+The step sequence is frozen; a step's length has a cotangent only where its end hangs on a time of
+the user's.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,15 +29,16 @@ from ctorch.ode.problem import Problem
 from ctorch.ode.run import Run
 from ctorch.ode.stepper import Stepper
 from ctorch.ode.steps import FIXED, FREE, Step, random_state, set_random_state
+from ctorch.ops.runge_kutta import rk_combine, rk_stage
 
-_stage = torch.ops.ctorch.rk_stage.default
-_combine = torch.ops.ctorch.rk_combine.default
 _run_backward = Variable._execution_engine.run_backward
 
 
 @dataclasses.dataclass
 class Cotangents:
-    """Gradients that a sweep returns: of y0, of the user's times (or None) and of the captured tensors."""
+    """Gradients that a sweep returns: of y0, of the user's times (or None) and of the captured
+    tensors.
+    """
 
     y0: Tensor
     t: Tensor | None
@@ -76,7 +80,8 @@ class Pullback:
         if self._sums is None:
             self._sums = [None] * len(grads)  # type: ignore[list-item]
             self._all = False
-        if self._all and None not in grads:
+        # (`None in grads` would compare tensors)
+        if self._all and all(grad is not None for grad in grads):
             torch._foreach_add_(self._sums, list(grads))
             return
         for i, grad in enumerate(grads):
@@ -89,7 +94,9 @@ class Pullback:
         self._all = all(s is not None for s in self._sums)
 
     def results(self, total: int) -> list[Tensor | None]:
-        """The sums, at the places of the captured tensors; None where nothing was used or wanted."""
+        """The sums, at the places of the captured tensors; None where nothing was used or
+        wanted.
+        """
         results: list[Tensor | None] = [None] * total
         for place, i in enumerate(self.wanted):
             results[i] = None if self._sums is None else self._sums[place]
@@ -131,7 +138,8 @@ class Sweep:
         wanted: Sequence[bool],
         grad_pieces: Sequence[Tensor | None] = (),
     ) -> Cotangents:
-        """Pull cotangents of the rows [T, *shape], and of the pieces of a continuous solution, back.
+        """Pull cotangents of the rows [T, *shape], and of the pieces of a continuous solution,
+        back.
 
         To be called under ``no_grad``.
         """
@@ -146,9 +154,7 @@ class Sweep:
         self.tau = 0.0  # cotangent of the end of the step
         self.ones = torch.ones(self.method.total + 1, dtype=torch.float64)
         self.one = torch.ones((), dtype=torch.float64)
-        self.v = torch.zeros(
-            (self.method.total + 1, *yb.shape), dtype=yb.dtype, device=yb.device
-        )
+        self.v = torch.zeros((self.method.total + 1, *yb.shape), dtype=yb.dtype, device=yb.device)
         graphs = bool(steps) and steps[0].stages is not None
         random = problem.random and not graphs
         state = random_state(problem.layout.device) if random else None
@@ -166,7 +172,8 @@ class Sweep:
             t = torch.tensor(self.tb, dtype=problem.t.dtype, device=problem.t.device)
         return Cotangents(yb, t, self.pullback.results(len(self.captured.tensors)))
 
-    # -- one step -------------------------------------------------------------------------------------------------
+    # -- one step
+    # -------------------------------------------------------------------------------------------------
 
     def _step(self, index: int, step: Step, yb: Tensor, grad_rows: Tensor) -> Tensor:
         method, time_grad = self.method, self.time_grad
@@ -186,9 +193,10 @@ class Sweep:
         last, kap, self.kap = method.n - 1, self.kap, None
         new, slot = yb, 0
         for j in range(total - 1, -1, -1):
-            kb = _stage(None if base is None else base[j], v, new, slot, back[j], h)
+            kb = rk_stage(None if base is None else base[j], v, new, slot, back[j], h)
             if time_grad and step.h:
-                # kb is all that depends on this slope times h, so kb / h is what depends on h through it
+                # kb is all that depends on this slope times h, so kb / h is what depends on h
+                # through it
                 hb += _dot(kb, stages[j].k) / step.h
             if extra is not None:
                 kb = kb + extra[j]
@@ -208,9 +216,9 @@ class Sweep:
                 hb += method.c[j] * value
             new, slot = torch.zeros_like(yb) if u is None else u, total - j
         if step.fresh:
-            yb = _stage(direct, v, new, slot, self.ones[: total + 1], self.one)
+            yb = rk_stage(direct, v, new, slot, self.ones[: total + 1], self.one)
         else:
-            yb = _combine(direct, v, self.ones[:total], self.one)
+            yb = rk_combine(direct, v, self.ones[:total], self.one)
         if time_grad:
             self._pull_times(step, tb, hb)
         recomputed = step.stages is None and not step.fresh
@@ -218,13 +226,24 @@ class Sweep:
         return yb
 
     def _pull_outputs(
-        self, step: Step, inner: list[tuple[int, float]], grad_rows: Tensor, stages: list[Stage], total: int
+        self,
+        step: Step,
+        inner: list[tuple[int, float]],
+        grad_rows: Tensor,
+        stages: list[Stage],
+        total: int,
     ) -> tuple[Tensor, Tensor, float, float]:
-        """Cotangents of the slopes and of the state at the start from interpolated rows; and of h and t."""
+        """Cotangents of the slopes and of the state at the start from interpolated rows; and of h
+        and t.
+        """
         method = self.method
         rows = [row for row, _ in inner]
         thetas = torch.tensor([theta for _, theta in inner], dtype=torch.float64)
-        g = grad_rows[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] + 1 == len(rows) else grad_rows[rows]
+        g = (
+            grad_rows[rows[0] : rows[-1] + 1]
+            if rows[-1] - rows[0] + 1 == len(rows)
+            else grad_rows[rows]
+        )
         flat = g.reshape(len(rows), -1)
         weights = (method.weights(thetas) * step.h).to(flat)
         base = (weights.T @ flat).reshape(-1, *g.shape[1:])
@@ -244,7 +263,9 @@ class Sweep:
     def _pull_piece(
         self, index: int, direct: Tensor | None, hb: float, tb: float
     ) -> tuple[Tensor | None, Tensor | None, float, float]:
-        """Cotangents that a piece of the continuous solution hands to its step: (of the slopes, of y, of h and t)."""
+        """Cotangents that a piece of the continuous solution hands to its step: (of the slopes, of
+        y, of h and t).
+        """
         starts, lengths, y, k = self._grad_pieces
         if y is not None:
             direct = y[index] if direct is None else direct + y[index]
@@ -269,7 +290,8 @@ class Sweep:
         else:
             self.tau = tb
 
-    # -- recomputing ----------------------------------------------------------------------------------------------
+    # -- recomputing
+    # ----------------------------------------------------------------------------------------------
 
     def _recompute(self, index: int, step: Step) -> list[Stage]:
         """The stages of a step with their graphs, as the forward pass evaluated them."""
@@ -283,9 +305,9 @@ class Sweep:
         stages = [self._evaluate(step, 0, first_time, y.detach())]
         last = method.n - 1 if method.fsal else method.n
         for i in range(1, last):
-            stages.append(stage_at(i, _stage(y, k, stages[-1].k, i - 1, method.a[i], h)))
+            stages.append(stage_at(i, rk_stage(y, k, stages[-1].k, i - 1, method.a[i], h)))
         if method.fsal:
-            y1 = _stage(y, k, stages[-1].k, last - 1, method.a[last], h)
+            y1 = rk_stage(y, k, stages[-1].k, last - 1, method.a[last], h)
             if self._next_first is not None:  # the next step began with this very slope
                 stages.append(self._next_first)
             elif self.kap is not None or step.extended or step.outputs or self.problem.dense:
@@ -294,7 +316,7 @@ class Sweep:
                 stages.append(Stage(first_time, y1, torch.zeros_like(y1)))
         if step.extended:
             for i in range(method.n, method.total):
-                y_i = _stage(y, k, stages[-1].k, i - 1, method.a[i], h)
+                y_i = rk_stage(y, k, stages[-1].k, i - 1, method.a[i], h)
                 stages.append(stage_at(i, y_i))
         return stages
 
@@ -329,6 +351,7 @@ def unknown_tensor(unknown: UnknownTensor, t: float) -> GradientError:
     """The error for a tensor that is used, but was not seen in the first evaluation."""
     shapes = ", ".join(str(list(x.shape)) for x in unknown.tensors)
     return GradientError(
-        f"func used tensors that require grad (shapes {shapes}) at t={t:.6g}, which were not seen in its first"
+        f"func used tensors that require grad (shapes {shapes}) at t={t:.6g}, which were not seen"
+        " in its first"
         ' evaluation: pass them in args, hold them in a module, or use gradient="backprop".'
     )

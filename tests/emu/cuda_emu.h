@@ -1,0 +1,92 @@
+// Runs CUDA kernels on the CPU: one std::thread for each CUDA thread of a block, the blocks in
+// turn.
+//
+// What it shows: indices, bounds, barriers and shared memory, under ThreadSanitizer and
+// AddressSanitizer where there is no GPU. What it cannot show: races between blocks, effects of
+// diverging warps, speed.
+#pragma once
+
+#include <barrier>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define threadIdx emu::thread_index
+#define blockIdx emu::block_index
+#define blockDim emu::block_size
+#define gridDim emu::grid_size
+
+using cudaStream_t = void*;
+
+struct dim3 {
+  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+  unsigned x, y, z;
+};
+
+namespace emu {
+
+constexpr int kWarp = 32;
+
+struct Warp {
+  explicit Warp(int lanes) : together(lanes) {}
+  std::barrier<> together;
+  double slot[kWarp] = {};
+};
+
+struct Block {
+  explicit Block(int threads) : together(threads) {
+    for (int first = 0; first < threads; first += kWarp)
+      warps.push_back(std::make_unique<Warp>(threads - first < kWarp ? threads - first : kWarp));
+  }
+  std::barrier<> together;
+  std::vector<std::unique_ptr<Warp>> warps;
+};
+
+inline thread_local dim3 thread_index, block_index, block_size, grid_size;
+inline thread_local Block* block = nullptr;
+
+template <typename Kernel, typename... Args>
+void launch(Kernel kernel, dim3 grid, int threads, const Args&... args) {
+  for (unsigned y = 0; y < grid.y; ++y)
+    for (unsigned x = 0; x < grid.x; ++x) {
+      Block shared(threads);
+      std::vector<std::thread> running;
+      for (int t = 0; t < threads; ++t)
+        running.emplace_back([&, t] {
+          thread_index = dim3(t), block_index = dim3(x, y), block_size = dim3(threads),
+          grid_size = grid;
+          block = &shared;
+          kernel(args...);
+        });
+      for (std::thread& thread : running) thread.join();
+    }
+}
+
+}  // namespace emu
+
+inline void __syncthreads() {
+#ifndef EMU_WITHOUT_BARRIER  // the tests leave it out to see that the race is found
+  emu::block->together.arrive_and_wait();
+#endif
+}
+
+template <typename T>
+T __shfl_down_sync(unsigned, T value, int offset, int width = emu::kWarp) {
+  static_assert(sizeof(T) <= sizeof(double));
+  emu::Warp& warp = *emu::block->warps[threadIdx.x / emu::kWarp];
+  const int lane = static_cast<int>(threadIdx.x) % emu::kWarp;
+  std::memcpy(&warp.slot[lane], &value, sizeof(T));
+  warp.together.arrive_and_wait();
+  T result = value;
+  if (lane % width + offset < width) std::memcpy(&result, &warp.slot[lane + offset], sizeof(T));
+  warp.together.arrive_and_wait();
+  return result;
+}
+
+#define CT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  emu::launch(kernel, grid, block, __VA_ARGS__)
