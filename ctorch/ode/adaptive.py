@@ -99,17 +99,13 @@ class AdaptiveLoop(Loop):
         endless = problem.watch is not None and problem.watch.until_event
         span = math.inf if endless else self.goals[-1] - self.goals[0]
         t0, direction = problem.times[0], problem.direction
-        one = torch.ones((), dtype=y.dtype, device=y.device)
 
         def slope(h: float, y1: Tensor) -> Tensor:
             return problem.field.value(problem.time(t0 + direction * h), y1).k
 
-        def norm(x: Tensor) -> float:
-            return float(problem.error_norm(x, one).item())
-
-        scale = problem.error_scale(y, torch.zeros_like(y))
+        norm = self.stepper.state_norm(y)
         order = self.stepper.method.tableau.error_order
-        return initial_step(slope, norm, y, first.k.detach(), scale, order, direction, span)
+        return initial_step(slope, norm, y, first.k.detach(), order, direction, span)
 
     def _underflow(
         self, y: Tensor, first: Stage, tau: float, length: float, error: float

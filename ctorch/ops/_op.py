@@ -72,7 +72,9 @@ def define(
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     overload = getattr(getattr(torch.ops, NAMESPACE), name).default
     if backward is None or jvp is None or vmap is None:
-        return cast(Function, overload)
+        return cast(
+            Function, getattr(overload, "_op", overload)
+        )  # without the overload's own frame
     call: Function = lambda *args: chosen(*args)  # noqa: E731  the rules call the operator itself
     node = _autograd_function(name, overload, backward, jvp, partial(vmap, call))
     torch.library.register_autograd(
