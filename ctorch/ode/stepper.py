@@ -49,6 +49,8 @@ class Stepper:
         inner = coefficients.n - 1 if coefficients.fsal else coefficients.n
         self._inner = coefficients.a[1:inner]
         self._last = coefficients.a[inner] if coefficients.fsal else coefficients.b
+        self._weights = (*self._inner, self._last)
+        self._ends_with_slope = coefficients.fsal and not coefficients.late
         self._abscissae = np.array(coefficients.c[1 : coefficients.n])
         self._at_end = self._abscissae == 1.0
         self._time_type = np.float64 if problem.layout.dtype is torch.float64 else np.float32
@@ -94,7 +96,7 @@ class Stepper:
         values = self._abscissae * h
         values += t
         values[self._at_end] = self.beside(t1, t) if self.before_end else t1
-        return torch.from_numpy(values.astype(self._time_type)).unbind()
+        return torch.from_numpy(values.astype(self._time_type, copy=False)).unbind()
 
     def beside(self, t: float, toward: float) -> float:
         """The number next to ``t``, in the precision of the state."""
@@ -149,20 +151,19 @@ class Stepper:
         self.h = step = torch.scalar_tensor(h, dtype=torch.float64)
         self.times = times = self.stage_times(t, h, t1)
         slope, slot = first.k, 0
-        for a in self._inner:
+        for a in self._weights:
             state = rk_stage(y, k, slope, slot, a, step)
+            if a is self._last and not self._ends_with_slope:
+                break
             slope = func(times[slot], state, *args)
+            slot += 1
             if slope.__class__ is not Tensor or slope.dtype is not dtype or slope.shape != shape:
                 slope = field.checked(slope)
             if state._version:
                 field.refuse_changed_state()
-            slot += 1
         field.nfe += slot
-        y1 = rk_stage(y, k, slope, slot, self._last, step)
-        stages = [first] * (slot + 1)  # those between have no use without their graphs
-        if self.method.fsal and not self.method.late:
-            stages.append(field.value(times[-1], y1))
-        return y1, stages
+        # the stages between have no use without their graphs
+        return state, [first] * slot + [Stage(times[slot - 1], state, slope) if slot else first]
 
     def error(self, y: Tensor, y1: Tensor, stages: list[Stage]) -> float:
         """Scaled norm of the error estimate of the attempted step: the one number that the host
