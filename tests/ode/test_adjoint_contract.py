@@ -19,7 +19,7 @@ TIGHT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
 
 class TestErrors:
     def test_a_function_needs_adjoint_params(self) -> None:
-        with pytest.raises(ValueError, match="nn.Module"):
+        with pytest.raises(ValueError, match=r"nn\.Module"):
             ctorch.odeint_adjoint(lambda t, y: -y, leaf(2), T)
         ctorch.odeint_adjoint(lambda t, y: -y, leaf(2), T, adjoint_params=())
 
@@ -87,7 +87,7 @@ def test_the_backward_solve_may_have_another_method(method: str) -> None:
     )  # fmt: skip
     wanted = [y0, *net.parameters()]
     exact = torch.autograd.grad(ctorch.odeint(net, y0, T, **TIGHT).sum(), wanted)
-    same(torch.autograd.grad(y.sum(), wanted), exact, 1e-3 if method == "midpoint" else 1e-5)
+    same(torch.autograd.grad(y.sum(), wanted), exact, 1e-3 if method == "midpoint" else 1e-4)
 
 
 def test_looser_adjoint_tolerances_evaluate_less() -> None:

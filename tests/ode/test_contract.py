@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from typing import Any
@@ -42,7 +43,9 @@ def test_outputs_have_the_shape_of_the_state_after_that_of_the_times(
         pytest.importorskip("scipy")
     y0 = torch.ones(2, 3, dtype=F64)
     t = torch.linspace(0, 1, 41, dtype=F64) * (-1 if reverse else 1)
-    y = ctorch.odeint(decay, y0, t, method=method, rtol=1e-5, atol=1e-6)
+    # the explicit Adams methods of high order are stable for the shortest of steps alone
+    options = {"max_order": 4} if method == "explicit_adams" else None
+    y = ctorch.odeint(decay, y0, t, method=method, rtol=1e-5, atol=1e-6, options=options)
     assert y.shape == (41, 2, 3)
     assert y.dtype is F64
     assert torch.equal(y[0], y0)
@@ -216,7 +219,7 @@ class TestOptions:
 
     def test_the_factors_bound_the_change_of_steps(self) -> None:
         found, _ = self.steps(options={"first_step": 1e-6, "ifactor": 2.0})
-        growth = [b[1] / a[1] for a, b in zip(found, found[1:], strict=False)]
+        growth = [b[1] / a[1] for a, b in itertools.pairwise(found)]
         assert max(growth) == pytest.approx(2.0)
 
     def test_safety_makes_steps_shorter(self) -> None:
