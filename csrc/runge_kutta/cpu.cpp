@@ -7,11 +7,13 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <tuple>
 
 #include "args.h"
+#include "control_args.h"
 
 // One version of a function per instruction set, chosen when the library is loaded. Sanitizers do
 // not support that.
@@ -527,6 +529,44 @@ Tensor rk_interpolate(const Tensor& y_, const Tensor& k_, const Tensor& p, const
   return out;
 }
 
+// body(first, last) over ranges of samples.
+template <typename Body>
+void for_samples(int64_t batch, const Body& body) {
+  for_blocks(blocks_of(batch), kBlocksAThread / 8, [&](int64_t first, int64_t last) {
+    body(first * kBlock, std::min(batch, last * kBlock));
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> rk_plan(const Tensor& samples, const Tensor& counts,
+                                           const Tensor& c, const Tensor& control,
+                                           const Tensor& like) {
+  Plan plan(samples, counts, c, control, like);
+  dispatch_floating(plan.dtype, Plan::kOp, [&](auto zero) {
+    const auto task = plan.task<decltype(zero)>();
+    for_samples(plan.batch, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) plan_sample(task, i);
+    });
+  });
+  return {plan.step, plan.lands, plan.times};
+}
+
+std::tuple<Tensor, Tensor> rk_judge(const Tensor& samples, const Tensor& counts, const Tensor& step,
+                                    const Tensor& lands, const Tensor& error, const Tensor& goals,
+                                    const Tensor& control) {
+  Judgement judgement(samples, counts, step, lands, error, goals, control);
+  std::atomic<int> flags = 0;
+  dispatch_floating(judgement.error.scalar_type(), Judgement::kOp, [&](auto zero) {
+    const auto task = judgement.task<decltype(zero)>();
+    for_samples(task.batch, [&](int64_t first, int64_t last) {
+      int of_range = 0;
+      for (int64_t i = first; i < last; ++i) of_range |= judge_sample(task, i);
+      flags |= of_range;
+    });
+  });
+  *judgement.flags.mutable_data_ptr<int32_t>() = flags;
+  return {judgement.moved, judgement.flags};
+}
+
 }  // namespace
 }  // namespace ct::rk
 
@@ -536,4 +576,6 @@ STABLE_TORCH_LIBRARY_IMPL(ctorch, CPU, m) {
   m.impl("rk_error", TORCH_BOX(&ct::rk::rk_error));
   m.impl("rk_step", TORCH_BOX(&ct::rk::rk_step));
   m.impl("rk_interpolate", TORCH_BOX(&ct::rk::rk_interpolate));
+  m.impl("rk_plan", TORCH_BOX(&ct::rk::rk_plan));
+  m.impl("rk_judge", TORCH_BOX(&ct::rk::rk_judge));
 }

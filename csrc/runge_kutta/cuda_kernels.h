@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "arith.h"
+#include "control.h"
 
 namespace ct::rk {
 
@@ -315,6 +316,30 @@ __global__ void dense_samples_kernel(DenseTask<T> task) {
              task.row[j][i];
     task.out[at] = task.y[i] + step_at<T>(task.step, i, task.row_length) * sum;
   }
+}
+
+// ---- step control
+// ---------------------------------------------------------------------------------------------------
+
+template <typename T>
+__global__ void plan_kernel(PlanTask<T> task) {
+  for (int64_t i = global_thread(); i < task.batch; i += global_threads()) plan_sample(task, i);
+}
+
+// `flags` begins as zero; bits that are set in any order give the same number.
+template <typename T>
+__global__ void judge_kernel(JudgeTask<T> task, int* flags) {
+  __shared__ int of_warp[kWarp];
+  int found = 0;
+  for (int64_t i = global_thread(); i < task.batch; i += global_threads())
+    found |= judge_sample(task, i);
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    found |= __shfl_down_sync(0xffffffffu, found, offset);
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = found;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int w = 1; w < static_cast<int>(blockDim.x) / kWarp; ++w) found |= of_warp[w];
+  if (found != 0) atomicOr(flags, found);
 }
 
 }  // namespace ct::rk
