@@ -157,8 +157,8 @@ inline Norm read_norm(const Slopes& k, std::vector<int64_t> segments, bool maxim
   return norm;
 }
 
-// A new contiguous tensor on the device of `like`. Through the C function, since the dispatcher looks
-// an operator up by its name at every call.
+// A new contiguous tensor on the device of `like`. Through the C function, since the dispatcher
+// looks an operator up by its name at every call.
 inline Tensor new_tensor(const Tensor& like, int32_t dtype, const int64_t* sizes, int64_t dim) {
   std::vector<int64_t> strides(dim);
   int64_t stride = 1;

@@ -25,7 +25,10 @@ enum StepRow { kStart, kSigned, kStop, kStepRows };
 enum Fate { kRunning, kDone, kSpent, kStuck, kWild };
 
 // What the host has to know of a step. Bits.
-enum Flag { kMoved = 1, kOutputs = 2, kFailed = 4, kNotFinite = 8, kBusy = 16 };
+enum Flag { kMoved = 1, kInside = 2, kNotFinite = 4, kBusy = 8 };
+
+// Entries of `flags`: bits, and the number of output times that were passed.
+enum FlagEntry { kBits, kPassed, kFlagEntries };
 
 // Entries of `control`.
 enum ControlEntry {
@@ -43,8 +46,9 @@ enum ControlEntry {
   kControlEntries
 };
 
-constexpr double kTinyError = 1e-300;   // its logarithm is finite
-constexpr double kLeastPast = 1e-10;    // an error norm below it counts as this later on
+constexpr double kTinyError = 1e-300;  // its logarithm is finite
+constexpr double kLogLeast =
+    -23.025850929940457;                // log 1e-10: a smaller error counts as this later
 constexpr double kLandingRoom = 1.001;  // a step that would all but reach the end goes there
 
 // ---- the plan
@@ -104,28 +108,22 @@ struct Gains {
 
 CT_HD Gains gains_of(const double* control) {
   const double p = control[kP], i = control[kI], d = control[kD], order = control[kOrder];
-  return {-(p + i + d) / order,
-          (p + 2 * d) / order,
-          -d / order,
-          control[kSafety],
-          control[kMinFactor],
-          control[kMaxFactor],
-          p == 0 && d == 0,
-          control[kNeverShrinks] != 0};
+  return {-(p + i + d) / order, (p + 2 * d) / order, -d / order,       control[kSafety],
+          control[kMinFactor],  control[kMaxFactor], p == 0 && d == 0, control[kNeverShrinks] != 0};
 }
 
 // By how much the step changes. The powers are taken together, as one exponential.
-CT_HD double step_factor(const Gains& gains, double error, double log_last, double log_before) {
+CT_HD double step_factor(const Gains& gains, double error, double log_error, double log_last,
+                         double log_before) {
   if (!(error < HUGE_VAL)) return gains.min_factor;  // nothing is known but that it was too long
   if (error == 0) return gains.max_factor;
-  double power = gains.last * std::log(error > kTinyError ? error : kTinyError);
+  double power = gains.last * log_error;
   const bool accepted = error <= 1;
   // the history of accepted steps says nothing on how to shorten a rejected one
   if (accepted) power += gains.past * log_last + gains.before * log_before;
   double factor = gains.safety * std::exp(power);
   if (!gains.integral && !accepted && factor > gains.safety) factor = gains.safety;
-  const double least =
-      gains.integral && gains.never_shrinks && error < 1 ? 1.0 : gains.min_factor;
+  const double least = gains.integral && gains.never_shrinks && error < 1 ? 1.0 : gains.min_factor;
   factor = factor < least ? least : factor;
   return factor > gains.max_factor ? gains.max_factor : factor;
 }
@@ -144,52 +142,59 @@ struct JudgeTask {
   bool* moved;
 };
 
-// Returns the flags of the sample.
+struct Found {
+  int64_t bits, passed;
+};
+
 template <typename T>
-CT_HD int judge_sample(const JudgeTask<T>& task, int64_t i) {
+CT_HD Found judge_sample(const JudgeTask<T>& task, int64_t i) {
   const int64_t b = task.batch;
   double *sample = task.samples + i, *step = task.step + i;
+  const double* goals = task.goals + i * task.goal_count;
   int64_t* count = task.counts + i;
+  Found found{};
   int64_t output = count[kOutput * b];
   count[kOutputBefore * b] = output;
   task.moved[i] = false;
-  if (count[kFate * b] != kRunning) return 0;
+  if (count[kFate * b] != kRunning) return found;
 
   const double tau = sample[kTau * b], direction = sample[kDirection * b];
   const double length = std::fabs(step[kSigned * b]), error = static_cast<double>(task.error[i]);
   const bool finite = std::isfinite(error), lands = task.lands[i];
   const bool moves = error <= 1 || (length <= task.min_step && finite);
+  const double log_error = std::log(error > kTinyError ? error : kTinyError);
   const double log_last = sample[kLogLast * b];
-  const double factor = step_factor(task.gains, error, log_last, sample[kLogBefore * b]);
+  const double factor = step_factor(task.gains, error, log_error, log_last, sample[kLogBefore * b]);
   double next = length * (moves || factor < 1 ? factor : 1.0);
   sample[kError * b] = error;
-  int flags = 0;
   int64_t fate = kRunning;
   if (moves) {
     const double tau1 = direction * step[kStop * b], proposed = sample[kLength * b];
     if (lands && proposed > next) next = proposed;  // a cut step says little
-    while (output < task.goal_count && task.goals[i * task.goal_count + output] <= tau1) ++output;
-    flags = kMoved | (output > count[kOutput * b] ? kOutputs : 0);
+    found.bits = kMoved;
+    for (; output < task.goal_count && goals[output] <= tau1; ++output)
+      if (goals[output] < tau1) found.bits |= kInside;
+    found.passed = output - count[kOutput * b];
     task.moved[i] = true;
     count[kOutput * b] = output;
     sample[kTau * b] = tau1;
     sample[kLogBefore * b] = log_last;
-    sample[kLogLast * b] = std::log(error > kLeastPast ? error : kLeastPast);
+    sample[kLogLast * b] = log_error > kLogLeast ? log_error : kLogLeast;
     if (lands) fate = kDone;
   } else {
     const double shortest = next < task.min_step ? task.min_step : next;
-    if (!finite) flags |= kNotFinite;
+    if (!finite) found.bits |= kNotFinite;
     if (!(tau + shortest > tau)) fate = finite ? kStuck : kWild;
     step[kSigned * b] = 0;
     step[kStop * b] = step[kStart * b];
   }
   sample[kLength * b] = next;
-  const int64_t steps = ++count[(moves ? kAccepted : kRejected) * b] +
-                        count[(moves ? kRejected : kAccepted) * b];
+  const int64_t steps =
+      ++count[(moves ? kAccepted : kRejected) * b] + count[(moves ? kRejected : kAccepted) * b];
   if (fate == kRunning && static_cast<double>(steps) >= task.max_steps) fate = kSpent;
   count[kFate * b] = fate;
-  if (fate == kRunning) return flags | kBusy;
-  return fate == kDone ? flags : flags | kFailed;
+  if (fate == kRunning) found.bits |= kBusy;
+  return found;
 }
 
 }  // namespace ct::rk

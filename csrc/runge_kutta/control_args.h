@@ -1,5 +1,5 @@
-// Reads and checks the arguments of the operators of step control, and makes their outputs; the same
-// for CPU and CUDA.
+// Reads and checks the arguments of the operators of step control, and makes their outputs; the
+// same for CPU and CUDA.
 #pragma once
 
 #include <algorithm>
@@ -102,9 +102,9 @@ struct Judgement {
     require(lands.scalar_type() == ScalarType::Bool, kOp, ": lands must have dtype bool");
     require(goals.dim() == 2, kOp, ": goals must be [B, T]");
     check_matrix(kOp, "goals", goals, ScalarType::Double, batch, goals.size(1), samples);
-    const int64_t one = 1;
+    const int64_t entries = kFlagEntries;
     moved = new_tensor(samples, aoti_torch_dtype_bool(), &batch, 1);
-    flags = new_tensor(samples, aoti_torch_dtype_int32(), &one, 0);
+    flags = new_tensor(samples, aoti_torch_dtype_int64(), &entries, 1);
   }
 
   void check_vector(const char* name, const Tensor& x) const {

@@ -267,8 +267,7 @@ std::tuple<Tensor, Tensor, Tensor> rk_plan(const Tensor& samples, const Tensor& 
   dispatch_floating(plan.dtype, Plan::kOp, [&](auto zero) {
     using T = decltype(zero);
     if (plan.batch == 0) return;
-    CT_LAUNCH((plan_kernel<T>), blocks_for(plan.batch), kThreads, 0, launch.stream,
-              plan.task<T>());
+    CT_LAUNCH((plan_kernel<T>), blocks_for(plan.batch), kThreads, 0, launch.stream, plan.task<T>());
   });
   return {plan.step, plan.lands, plan.times};
 }
@@ -283,7 +282,8 @@ std::tuple<Tensor, Tensor> rk_judge(const Tensor& samples, const Tensor& counts,
     using T = decltype(zero);
     if (judgement.batch == 0) return;
     CT_LAUNCH((judge_kernel<T>), blocks_for(judgement.batch), kThreads, 0, launch.stream,
-              judgement.task<T>(), judgement.flags.mutable_data_ptr<int32_t>());
+              judgement.task<T>(),
+              reinterpret_cast<unsigned long long*>(judgement.flags.mutable_data_ptr<int64_t>()));
   });
   return {judgement.moved, judgement.flags};
 }

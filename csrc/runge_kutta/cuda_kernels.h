@@ -326,20 +326,26 @@ __global__ void plan_kernel(PlanTask<T> task) {
   for (int64_t i = global_thread(); i < task.batch; i += global_threads()) plan_sample(task, i);
 }
 
-// `flags` begins as zero; bits that are set in any order give the same number.
+// `flags` begins as zeros; whole numbers give the same in any order.
 template <typename T>
-__global__ void judge_kernel(JudgeTask<T> task, int* flags) {
-  __shared__ int of_warp[kWarp];
-  int found = 0;
-  for (int64_t i = global_thread(); i < task.batch; i += global_threads())
-    found |= judge_sample(task, i);
-  for (int offset = kWarp / 2; offset > 0; offset /= 2)
-    found |= __shfl_down_sync(0xffffffffu, found, offset);
+__global__ void judge_kernel(JudgeTask<T> task, unsigned long long* flags) {
+  __shared__ Found of_warp[kWarp];
+  Found found{};
+  for (int64_t i = global_thread(); i < task.batch; i += global_threads()) {
+    const Found of_sample = judge_sample(task, i);
+    found.bits |= of_sample.bits, found.passed += of_sample.passed;
+  }
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    found.bits |= __shfl_down_sync(0xffffffffu, found.bits, offset);
+    found.passed += __shfl_down_sync(0xffffffffu, found.passed, offset);
+  }
   if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = found;
   __syncthreads();
   if (threadIdx.x != 0) return;
-  for (int w = 1; w < static_cast<int>(blockDim.x) / kWarp; ++w) found |= of_warp[w];
-  if (found != 0) atomicOr(flags, found);
+  for (int w = 1; w < static_cast<int>(blockDim.x) / kWarp; ++w)
+    found.bits |= of_warp[w].bits, found.passed += of_warp[w].passed;
+  if (found.bits != 0) atomicOr(flags + kBits, static_cast<unsigned long long>(found.bits));
+  if (found.passed != 0) atomicAdd(flags + kPassed, static_cast<unsigned long long>(found.passed));
 }
 
 }  // namespace ct::rk

@@ -28,7 +28,7 @@ from ctorch.ode.steps import Rows, Step
 from ctorch.ode.sweep import Cotangents
 from ctorch.ops import step_control as control
 from ctorch.ops.runge_kutta import rk_combine, rk_error, rk_interpolate, rk_stage
-from ctorch.ops.step_control import rk_judge, rk_plan
+from ctorch.ops.step_control import rk_judge, rk_outputs, rk_plan
 
 if TYPE_CHECKING:
     from ctorch.ode.solve import Request
@@ -215,15 +215,17 @@ class BatchedLoop:
             moved, signs = rk_judge(
                 samples, counts, plan, lands, error, self.goals, self._control
             )
-            flags = int(signs)  # the one place where the host waits
+            flags, passed = signs.tolist()  # the one place where the host waits
             if flags & control.MOVED:
                 if method.late:
                     stages.append(self.recorder.evaluate(stage_times[method.n - 2], y1))
                 k1 = stages[method.n - 1].k
-                if self.job.keep or flags & control.OUTPUTS:
+                if self.job.keep or passed:
                     step = Step(t, h, t1, y, end=lands, moved=moved)
-                    if flags & control.OUTPUTS:
-                        self._read(step, stages, stage_times, y1)
+                    if passed:
+                        found = rk_outputs(counts, plan, self.job.times, passed)
+                        inside = bool(flags & control.INSIDE)
+                        self._read(step, stages, stage_times, y1, found, inside)
                     self._keep(step, stages, bool(flags & control.NOT_FINITE))
                 mask = moved.view(self._column)
                 y = torch.where(mask, y1, y)
@@ -315,20 +317,24 @@ class BatchedLoop:
     # -- an accepted step
     # -----------------------------------------------------------------------------------------
 
-    def _read(self, step: Step, stages: list[Stage], times: Sequence[Tensor], y1: Tensor) -> None:
+    def _read(
+        self,
+        step: Step,
+        stages: list[Stage],
+        times: Sequence[Tensor],
+        y1: Tensor,
+        found: tuple[Tensor, Tensor, Tensor, Tensor],
+        inside: bool,
+    ) -> None:
         """Fill the rows that lie in a step."""
-        method, counts = self.method, self.counts
-        outputs = torch.arange(self.goals.shape[1], device=y1.device)
-        inside = outputs >= counts[control.OUTPUT_BEFORE].unsqueeze(1)
-        inside &= outputs < counts[control.OUTPUT].unsqueeze(1)
-        sample, index = inside.nonzero(as_tuple=True)
-        goal, start, stop = self.job.times[sample, index], step.t[sample], step.t1[sample]
-        theta = ((goal - start) / (stop - start)).clamp_max(1.0)
-        last = index == self.goals.shape[1] - 1
-        exact = (goal == stop) & (last | (not self.recorder.time_grad))
+        method = self.method
+        sample, index, theta, exact = found
+        if self.recorder.time_grad:  # only the last time moves the end of a step along with it
+            exact = exact & (index == self.goals.shape[1] - 1)
+            inside = not bool(exact.all())
         step.outputs = Rows(sample, index, theta, exact)
         values = y1[sample]
-        if not bool(exact.all()):
+        if inside:
             y, slope, slot = step.y, stages[-1].k, method.n - 1
             for i in range(method.n, method.total):
                 y_i = rk_stage(y, self.k, slope, slot, method.a[i], step.h)

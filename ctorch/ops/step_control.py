@@ -1,4 +1,4 @@
-"""Step control of a batch whose samples step on their own, as two fused operators.
+"""Step control of a batch whose samples step on their own, as fused operators.
 
 The host sees nothing of a sample but through one number of flags for each step; all else stays in
 two matrices, with a column for each sample, that the operators change in place:
@@ -23,9 +23,15 @@ zero. ``times [S, *like.shape]`` are the times of stages with abscissae ``c``, i
 
 accepts or rejects from the error norms ``[B]`` of the attempt, and moves on: time, proposed length,
 history, counts and fates. The step of a sample that did not move is cut to length zero. ``goals
-[B, T]`` are the output times, increasing, in tau. ``flags`` is a 0-dim int32: ``MOVED`` (some sample
-did), ``OUTPUTS`` (some sample passed output times), ``FAILED`` (some sample ended short of its last
-time), ``NOT_FINITE`` (some error norm was not), ``BUSY`` (some sample is still running).
+[B, T]`` are the output times, increasing, in tau. ``flags`` [2] int64 is all that the host has to
+read: bits ``MOVED`` (some sample did), ``INSIDE`` (some output time lies strictly within a step),
+``NOT_FINITE`` (some error norm was not) and ``BUSY`` (some sample is still running), and the number
+of output times that were passed.
+
+    sample, index, theta, at_end = rk_outputs(counts, step, t, count)
+
+lists these ``count`` outputs, sample by sample: the sample, the index of the time in ``t [B, T]``,
+the fraction of the step at which it lies, and whether it is the step's end.
 
 ``control`` [11] float64 on the CPU: p, i, d, safety, min_factor, max_factor, never_shrinks and order
 of the controller (see ``ctorch.ode.StepController``), then min_step, max_step, max_steps.
@@ -49,7 +55,7 @@ START, SIGNED, STOP = range(3)
 #: an error norm that is finite, or not
 RUNNING, DONE, SPENT, STUCK, WILD = range(5)
 
-MOVED, OUTPUTS, FAILED, NOT_FINITE, BUSY = 1, 2, 4, 8, 16
+MOVED, INSIDE, NOT_FINITE, BUSY = 1, 2, 4, 8
 
 _TINY_ERROR = 1e-300
 _LEAST_PAST = 1e-10
@@ -98,7 +104,10 @@ def judge(
     following = torch.where(moved, grown, length * factor.clamp_max(1.0))
     output = torch.searchsorted(goals, tau1.unsqueeze(1), right=True).squeeze(1)
     output = torch.where(moved, output, counts[OUTPUT])
-    outputs = output > counts[OUTPUT]
+    passed = output - counts[OUTPUT]
+    at = torch.arange(goals.shape[1], device=goals.device)
+    inside = (at >= counts[OUTPUT].unsqueeze(1)) & (at < output.unsqueeze(1))
+    inside &= goals < tau1.unsqueeze(1)
 
     counts[OUTPUT_BEFORE] = counts[OUTPUT]
     counts[OUTPUT] = output
@@ -122,13 +131,26 @@ def judge(
     step[SIGNED] = torch.where(rejected, 0.0, step[SIGNED])
     found = {
         MOVED: moved,
-        OUTPUTS: outputs,
-        FAILED: running & (fate != RUNNING) & (fate != DONE),
+        INSIDE: inside,
         NOT_FINITE: rejected & ~finite,
         BUSY: fate == RUNNING,
     }
-    flags = sum(flag * where.any() for flag, where in found.items())
-    return moved, torch.as_tensor(flags).to(torch.int32)
+    bits = sum(bit * where.any().long() for bit, where in found.items())
+    return moved, torch.stack([torch.as_tensor(bits), passed.sum()])
+
+
+def outputs(
+    counts: Tensor, step: Tensor, t: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``rk_outputs`` in plain PyTorch."""
+    at = torch.arange(t.shape[1], device=t.device)
+    passed = (at >= counts[OUTPUT_BEFORE].unsqueeze(1)) & (at < counts[OUTPUT].unsqueeze(1))
+    sample, index = passed.nonzero(as_tuple=True)
+    if len(sample) != count:
+        raise RuntimeError(f"rk_outputs: count is {count}, but the samples passed {len(sample)}")
+    goal, start, stop = t[sample, index], step[START][sample], step[STOP][sample]
+    theta = ((goal - start) / (stop - start)).clamp_max(1.0)
+    return sample, index, theta, goal == stop
 
 
 def _factor(error: Tensor, log_last: Tensor, log_before: Tensor, control: Tensor) -> Tensor:
@@ -158,7 +180,14 @@ def _fake_plan(
 
 def _fake_judge(samples: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     moved = samples.new_empty(samples.shape[1], dtype=torch.bool)
-    return moved, samples.new_empty((), dtype=torch.int32)
+    return moved, samples.new_empty(2, dtype=torch.int64)
+
+
+def _fake_outputs(
+    counts: Tensor, step: Tensor, t: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    whole = [counts.new_empty(count) for _ in range(2)]
+    return *whole, step.new_empty(count), step.new_empty(count, dtype=torch.bool)
 
 
 rk_plan = define(
@@ -172,4 +201,10 @@ rk_judge = define(
     "Tensor goals, Tensor control) -> (Tensor moved, Tensor flags)",
     judge,
     fake=_fake_judge,
+)
+rk_outputs = define(
+    "rk_outputs(Tensor counts, Tensor step, Tensor t, int count) "
+    "-> (Tensor sample, Tensor index, Tensor theta, Tensor at_end)",
+    outputs,
+    fake=_fake_outputs,
 )
