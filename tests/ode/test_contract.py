@@ -140,7 +140,7 @@ ERRORS: dict[str, tuple[dict[str, Any], type[BaseException], str]] = {
     "NaN": ({"func": lambda t, y: y * math.nan}, AssertionError, "underflow in dt"),
     "blow-up": ({"func": lambda t, y: 100 * y**2}, AssertionError, "underflow in dt"),
     "a NaN state": ({"y0": Y0 * math.nan}, AssertionError, "non-finite"),
-    "no times": ({"t": T[:0]}, IndexError, ""),
+    "no times": ({"t": T[:0]}, IndexError, "empty"),
     "event without a step": (
         {"t": T[:2], "method": "rk4", "event_fn": lambda t, y: y}, AssertionError, "step_size",
     ),
