@@ -18,7 +18,7 @@ from ctorch.ode.batched_sweep import BatchedSweep, replay_batched
 from ctorch.ode.capture import Captured
 from ctorch.ode.coefficients import Coefficients
 from ctorch.ode.control import initial_steps
-from ctorch.ode.discrete import solve_differentiably, solve_without_gradient
+from ctorch.ode.discrete import make_recorder, solve_differentiably, solve_without_gradient
 from ctorch.ode.field import Stage
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import Failure, Run
@@ -86,6 +86,7 @@ class BatchedJob:
         self.graphs = False
         self.keep = False
         self.time_grad = False
+        self.watching = False
         self.captured = Captured(())
         shape = problem.y0.shape
         self.size = shape[0]
@@ -114,8 +115,7 @@ class BatchedJob:
 
     def run(self, first: Stage | None, first_rng: Any) -> Run:
         """Make the steps through the kernels. Under ``no_grad``."""
-        audit = self.captured.audit if self.graphs else None
-        recorder = Recorder(self.problem, self.graphs, self.time_grad, audit)
+        recorder = make_recorder(self)
         if first is None:
             first = recorder.evaluate(self.initial_time(), self.problem.y0.detach())
         if self.keep and not self.graphs and self.problem.random:
@@ -287,7 +287,7 @@ class BatchedLoop:
         leaves = torch.utils._pytree.tree_leaves(ratio)
         parts = []
         for leaf in leaves:
-            flat = leaf.abs().reshape(self.job.size, -1)
+            flat = leaf.abs().flatten(1) if leaf.dim() > 1 else leaf.abs().unsqueeze(1)
             parts.append(flat.amax(1) if problem.max_norm else flat.square().mean(1).sqrt())
         return torch.stack(parts).amax(0).double()
 
