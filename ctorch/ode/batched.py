@@ -28,7 +28,7 @@ from ctorch.ode.steps import Rows, Step
 from ctorch.ode.sweep import Cotangents
 from ctorch.ops import step_control as control
 from ctorch.ops.runge_kutta import rk_combine, rk_error, rk_interpolate, rk_stage
-from ctorch.ops.step_control import rk_judge, rk_outputs, rk_plan
+from ctorch.ops.step_control import rk_accept, rk_judge, rk_outputs, rk_plan
 
 if TYPE_CHECKING:
     from ctorch.ode.solve import Request
@@ -208,9 +208,9 @@ class BatchedLoop:
             plan, lands, times = rk_plan(
                 samples, counts, self._abscissae, self._control, self._like
             )
-            t, h, t1 = plan.unbind()
+            h = plan[control.SIGNED]
             stage_times = self._stage_times(times)
-            y1, stages = self._attempt(y, k0, t, h, stage_times)
+            y1, stages = self._attempt(y, k0, h, stage_times)
             error = self._error(y, y1, stages, h)
             moved, signs = rk_judge(
                 samples, counts, plan, lands, error, self.goals, self._control
@@ -221,15 +221,13 @@ class BatchedLoop:
                     stages.append(self.recorder.evaluate(stage_times[method.n - 2], y1))
                 k1 = stages[method.n - 1].k
                 if self.job.keep or passed:
-                    step = Step(t, h, t1, y, end=lands, moved=moved)
+                    step = Step(*plan.unbind(), y, end=lands, moved=moved)
                     if passed:
                         found = rk_outputs(counts, plan, self.job.times, passed)
                         inside = bool(flags & control.INSIDE)
                         self._read(step, stages, stage_times, y1, found, inside)
                     self._keep(step, stages, bool(flags & control.NOT_FINITE))
-                mask = moved.view(self._column)
-                y = torch.where(mask, y1, y)
-                k0 = torch.where(mask, k1, k0)
+                y, k0 = rk_accept(moved, y, y1, k0, k1)
             busy = bool(flags & control.BUSY)
             if problem.progress is not None:
                 tau = samples[control.TAU]
@@ -246,10 +244,10 @@ class BatchedLoop:
         return [t.clone() for t in each] if self.recorder.time_grad else each
 
     def _attempt(
-        self, y: Tensor, k0: Tensor, t: Tensor, h: Tensor, times: Sequence[Tensor]
+        self, y: Tensor, k0: Tensor, h: Tensor, times: Sequence[Tensor]
     ) -> tuple[Tensor, list[Stage]]:
         k, evaluate = self.k, self.recorder.evaluate
-        stages = [Stage(t, y, k0)]
+        stages = [Stage(self._like, y, k0)]  # its time is not looked at again
         slope, slot = k0, 0
         for a in self._inner:
             stage = evaluate(times[slot], rk_stage(y, k, slope, slot, a, h))
