@@ -27,11 +27,17 @@ from ctorch.ode.stepper import Recorder
 from ctorch.ode.steps import Rows, Step
 from ctorch.ode.sweep import Cotangents
 from ctorch.ops import step_control as control
+from ctorch.ops._op import direct
 from ctorch.ops.runge_kutta import rk_combine, rk_error, rk_interpolate, rk_stage
 from ctorch.ops.step_control import rk_accept, rk_judge, rk_outputs, rk_plan
 
 if TYPE_CHECKING:
     from ctorch.ode.solve import Request
+
+# A call costs as much as the work on a small batch: these go without their wrapper in Python.
+_stage, _error, _plan, _judge, _accept = map(
+    direct, (rk_stage, rk_error, rk_plan, rk_judge, rk_accept)
+)
 
 #: by fate: running, done, out of steps, stuck, stuck for an error that is not finite
 _STATUS_OF_FATE = [
@@ -63,7 +69,8 @@ def _check_built(request: Request) -> None:
         )
     if request.adjoint:
         raise NotImplementedError(
-            'batched=True with gradient="adjoint" is not built yet: use "checkpoint", which is exact.'
+            'batched=True with gradient="adjoint" is not built yet: use "checkpoint", which is'
+            " exact."
         )
     missing = [name for name in ("step_t", "jump_t") if request.options.get(name) is not None]
     missing += ["events"] * bool(request.events) + ["dense"] * bool(request.dense)
@@ -120,7 +127,8 @@ class BatchedJob:
             first = recorder.evaluate(self.initial_time(), self.problem.y0.detach())
         if self.keep and not self.graphs and self.problem.random:
             raise NotImplementedError(
-                'a vector field that draws random numbers needs gradient="backprop" with batched=True.'
+                'a vector field that draws random numbers needs gradient="backprop" with'
+                " batched=True."
             )
         self.loop = BatchedLoop(self, recorder)
         return self.loop.run(first)
@@ -143,8 +151,8 @@ class BatchedJob:
 
 
 class BatchedLoop:
-    """The adaptive loop over a batch. What belongs to a sample (times in float64, counts, fate) lies
-    in the matrices of ``ctorch.ops.step_control``; all of time is in tau = direction * t, which
+    """The adaptive loop over a batch. What belongs to a sample (times in float64, counts, fate)
+    lies in the matrices of ``ctorch.ops.step_control``; its time is tau = direction * t, which
     increases.
     """
 
@@ -205,16 +213,12 @@ class BatchedLoop:
         samples, counts = self.samples, self.counts
         busy = bool((counts[control.FATE] == control.RUNNING).any())
         while busy:
-            plan, lands, times = rk_plan(
-                samples, counts, self._abscissae, self._control, self._like
-            )
+            plan, lands, times = _plan(samples, counts, self._abscissae, self._control, self._like)
             h = plan[control.SIGNED]
             stage_times = self._stage_times(times)
             y1, stages = self._attempt(y, k0, h, stage_times)
             error = self._error(y, y1, stages, h)
-            moved, signs = rk_judge(
-                samples, counts, plan, lands, error, self.goals, self._control
-            )
+            moved, signs = _judge(samples, counts, plan, lands, error, self.goals, self._control)
             flags, passed = signs.tolist()  # the one place where the host waits
             if flags & control.MOVED:
                 if method.late:
@@ -227,7 +231,7 @@ class BatchedLoop:
                         inside = bool(flags & control.INSIDE)
                         self._read(step, stages, stage_times, y1, found, inside)
                     self._keep(step, stages, bool(flags & control.NOT_FINITE))
-                y, k0 = rk_accept(moved, y, y1, k0, k1)
+                y, k0 = _accept(moved, y, y1, k0, k1)
             busy = bool(flags & control.BUSY)
             if problem.progress is not None:
                 tau = samples[control.TAU]
@@ -235,7 +239,7 @@ class BatchedLoop:
         return y
 
     # -- one step
-    # -------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _stage_times(self, times: Tensor) -> Sequence[Tensor]:
         """Times of the stages after the first, as the vector field takes them."""
@@ -250,11 +254,11 @@ class BatchedLoop:
         stages = [Stage(self._like, y, k0)]  # its time is not looked at again
         slope, slot = k0, 0
         for a in self._inner:
-            stage = evaluate(times[slot], rk_stage(y, k, slope, slot, a, h))
+            stage = evaluate(times[slot], _stage(y, k, slope, slot, a, h))
             stages.append(stage)
             slope = stage.k
             slot += 1
-        y1 = rk_stage(y, k, slope, slot, self._last, h)
+        y1 = _stage(y, k, slope, slot, self._last, h)
         if not self.method.late:
             stages.append(evaluate(times[slot], y1))
         return y1, stages
@@ -264,7 +268,7 @@ class BatchedLoop:
         slope = None if method.late else stages[-1].k
         if problem.norm is None and not problem.layout.is_complex:
             tol = problem.tolerances
-            return rk_error(
+            return _error(
                 y, y1, self.k, slope, method.n - 1, method.e, h, tol.rtol, tol.atol,
                 problem.layout.segments, problem.max_norm, True,
             ).double()  # fmt: skip
@@ -335,7 +339,7 @@ class BatchedLoop:
         if inside:
             y, slope, slot = step.y, stages[-1].k, method.n - 1
             for i in range(method.n, method.total):
-                y_i = rk_stage(y, self.k, slope, slot, method.a[i], step.h)
+                y_i = _stage(y, self.k, slope, slot, method.a[i], step.h)
                 stages.append(self.recorder.evaluate(times[i - 1], y_i))
                 slope, slot = stages[-1].k, i
             self.k[slot].copy_(slope)
@@ -368,10 +372,11 @@ class BatchedLoop:
         h, error = numbers[control.LENGTH], numbers[control.ERROR]
         causes = {
             Status.MAX_STEPS: "max_steps was reached: loosen the tolerances or raise max_steps",
-            Status.STEP_UNDERFLOW: "underflow in dt: the error test asks for a step below the resolution of time (a"
-            " jump of the field, too tight tolerances for the dtype, a blow-up, or a stiff"
-            " problem)",
-            Status.NONFINITE: "the vector field or the state is not finite (underflow in dt): evaluate func there",
+            Status.STEP_UNDERFLOW: "underflow in dt: the error test asks for a step below the"
+            " resolution of time (a jump of the field, too tight tolerances for the dtype, a"
+            " blow-up, or a stiff problem)",
+            Status.NONFINITE: "the vector field or the state is not finite (underflow in dt):"
+            " evaluate func there",
         }
         others = f" {len(failed)} of {self.job.size} samples failed." if len(failed) > 1 else ""
         return Failure(

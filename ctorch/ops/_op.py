@@ -83,6 +83,14 @@ def define(
     return chosen
 
 
+def direct(operator: Function) -> Function:
+    """What an operator without a graph calls in the end: the same call, a microsecond cheaper.
+
+    For loops on small tensors in eager mode; ``torch.compile`` does not look through it.
+    """
+    return cast(Function, getattr(operator, "_op", operator))
+
+
 def _choose(overload: Function, node: Any, reference: Function) -> Function:
     """The function that takes one of the three ways at each call."""
     if not KNOWN_TORCH:

@@ -5,7 +5,8 @@ two matrices, with a column for each sample, that the operators change in place:
 
 - ``samples`` float64: ``TAU`` (time, as tau = direction * t, which increases), ``LENGTH`` (proposed
   for the next step), ``END`` (last time), ``DIRECTION`` of t, ``ERROR`` (norm of the last
-  attempt), ``LOG_LAST`` and ``LOG_BEFORE`` (logarithms of the norms of the last two accepted steps);
+  attempt), ``LOG_LAST`` and ``LOG_BEFORE`` (logarithms of the norms of the last two accepted
+  steps);
 - ``counts`` int64: ``FATE``, ``OUTPUT`` (index of the next output time), ``OUTPUT_BEFORE`` (the
   same before the last attempt), ``ACCEPTED`` and ``REJECTED``.
 
@@ -37,8 +38,8 @@ gives the states and slopes ``[B, ...]`` at which the next step starts.
 lists these ``count`` outputs, sample by sample: the sample, the index of the time in ``t [B, T]``,
 the fraction of the step at which it lies, and whether it is the step's end.
 
-``control`` [11] float64 on the CPU: p, i, d, safety, min_factor, max_factor, never_shrinks and order
-of the controller (see ``ctorch.ode.StepController``), then min_step, max_step, max_steps.
+``control`` [11] float64 on the CPU: p, i, d, safety, min_factor, max_factor, never_shrinks and
+order of the controller (see ``ctorch.ode.StepController``), then min_step, max_step, max_steps.
 """
 
 from __future__ import annotations
@@ -143,9 +144,7 @@ def judge(
     return moved, torch.stack([torch.as_tensor(bits), passed.sum()])
 
 
-def accept(
-    moved: Tensor, y: Tensor, y1: Tensor, k0: Tensor, k1: Tensor
-) -> tuple[Tensor, Tensor]:
+def accept(moved: Tensor, y: Tensor, y1: Tensor, k0: Tensor, k1: Tensor) -> tuple[Tensor, Tensor]:
     """``rk_accept`` in plain PyTorch."""
     mask = moved.view(-1, *[1] * (y.dim() - 1))
     return torch.where(mask, y1, y).contiguous(), torch.where(mask, k1, k0).contiguous()
