@@ -225,7 +225,8 @@ class BatchedLoop:
                     stages.append(self.recorder.evaluate(stage_times[method.n - 2], y1))
                 k1 = stages[method.n - 1].k
                 if self.job.keep or passed:
-                    step = Step(*plan.unbind(), y, end=lands, moved=moved)
+                    t, h, t1 = plan.unbind()
+                    step = Step(t, h, t1, y, end=lands, moved=moved)
                     if passed:
                         found = rk_outputs(counts, plan, self.job.times, passed)
                         inside = bool(flags & control.INSIDE)

@@ -284,7 +284,7 @@ void check_control(int64_t size) {
   unsigned long long flags[kFlagEntries] = {};
   int64_t expected[kFlagEntries] = {};
   CT_LAUNCH(plan_kernel<double>, 2, kThreadsHere, 0, nullptr, parallel.plan());
-  CT_LAUNCH(judge_kernel<double>, 3, kThreadsHere, 0, nullptr, parallel.judge(), flags);
+  CT_LAUNCH(judge_kernel<double>, 3, kThreadsHere, 0, nullptr, parallel.judge(), &flags[0]);
   for (int64_t i = 0; i < size; ++i) plan_sample(serial.plan(), i);
   for (int64_t i = 0; i < size; ++i) {
     const Found found = judge_sample(serial.judge(), i);
