@@ -145,7 +145,7 @@ def test_gradients_of_the_others_survive_a_failure(gradient: str) -> None:
     mu, y0 = problem()
     t = torch.tensor([0.0, 0.5, 2.0], dtype=F64)
     y0.requires_grad_()
-    grads = []
+    grads: list[Tensor] = []
     for field in (with_nan(mu, 1, 1.0), van_der_pol(mu)):
         sol = ctorch.solve_ode(field, y0, t, batched=True, throw=False, gradient=gradient)
         grads += torch.autograd.grad(sol.y[[0, 2, 3, 4]].sum(), y0)
