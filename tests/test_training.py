@@ -243,7 +243,7 @@ def test_clip_bounds_the_step():
     train(
         lambda: (x**2).sum(), [x], torch.optim.SGD([x], lr=1.0), steps=1, clip=0.5, progress=False
     )
-    assert float((x - 100).norm()) == pytest.approx(0.5, rel=1e-4)
+    assert (x - 100).norm().item() == pytest.approx(0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])

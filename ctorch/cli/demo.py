@@ -18,6 +18,7 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="20 iterations: to see it work.")] = False,
 ) -> None:
     """Fit a neural ODE to the Hudson Bay lynx-hare record; forecast five years it has not seen."""
+    import shlex
     import time
 
     import ctorch.ops._kernels as kernels
@@ -30,7 +31,7 @@ def demo(
     steps = min(steps, 20) if quick else steps
     print("Hudson Bay record, 1900-1920: pelts of hare and lynx; 1916-1920 are held out.")
     print(f"Kernels: {'compiled' if kernels.HAS_KERNELS else 'reference (see ctorch info)'}.")
-    again = f"ctorch demo --resume --seed {seed} --steps {steps} --out {out}"
+    again = f"ctorch demo --resume --seed {seed} --steps {steps} --out {shlex.quote(str(out))}"
     try:
         plain, universal = fit_both(seed, steps, out / "checkpoints", resume, again)
     except TrainingInterrupted as interrupt:

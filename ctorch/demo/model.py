@@ -84,10 +84,15 @@ class UniversalODE(LotkaVolterra):
 
 
 def _first_guess(log_counts: Tensor) -> Tensor:
-    """Rates [4] by linear regression of the yearly changes on the counts, kept positive."""
+    """Rates [4] by regression of the yearly changes on the other species' count, kept positive.
+
+    Written out in sums: a LAPACK least-squares solve is not the same to the last bit in every run.
+    """
     change = (log_counts[2:] - log_counts[:-2]) / 2
-    counts = log_counts[1:-1].exp()
-    one = torch.ones_like(counts[:, :1])
-    hare = torch.linalg.lstsq(torch.cat((one, -counts[:, 1:]), 1), change[:, :1]).solution
-    lynx = torch.linalg.lstsq(torch.cat((-one, counts[:, :1]), 1), change[:, 1:]).solution
-    return torch.cat((hare, lynx)).squeeze(1).clamp(min=1e-3)
+    other = log_counts[1:-1].exp().flip(1)
+    centered = other - other.mean(0)
+    slope = (centered * change).sum(0) / (centered * centered).sum(0)
+    level = change.mean(0) - slope * other.mean(0)
+    birth, death = level[0], -level[1]
+    predation, growth = -slope[0], slope[1]
+    return torch.stack((birth, predation, death, growth)).clamp(min=1e-3)

@@ -34,6 +34,7 @@ class AdaptiveLoop(Loop):
                 self.failure = max_steps_failure(problem, direction * tau, h, error)
                 break
             length = min(max(h, problem.min_step), problem.max_step)
+            forced = length <= problem.min_step
             tau1, end, jumps = tau + length, FREE, False
             while knot < len(knots) and knots[knot][0] <= tau:
                 knot += 1
@@ -52,7 +53,9 @@ class AdaptiveLoop(Loop):
             y1, stages = stepper.attempt(y, first, t, signed, t1, evaluate, start, end)
             error = stepper.error(y, y1, stages)
             factor = controller.factor(error, order, history)
-            if (error > 1.0 and length > problem.min_step) or not math.isfinite(error):
+            # by what was asked for: ending on a knot may lengthen min_step by a rounding error
+            forced = forced or length <= problem.min_step
+            if (error > 1.0 and not forced) or not math.isfinite(error):
                 stats.rejected += 1
                 if calling:
                     problem.call_back("callback_reject_step", t, y, length)
@@ -96,17 +99,13 @@ class AdaptiveLoop(Loop):
         endless = problem.watch is not None and problem.watch.until_event
         span = math.inf if endless else self.goals[-1] - self.goals[0]
         t0, direction = problem.times[0], problem.direction
-        one = torch.ones((), dtype=y.dtype, device=y.device)
 
         def slope(h: float, y1: Tensor) -> Tensor:
             return problem.field.value(problem.time(t0 + direction * h), y1).k
 
-        def norm(x: Tensor) -> float:
-            return float(problem.error_norm(x, one).item())
-
-        scale = problem.error_scale(y, torch.zeros_like(y))
+        norm = self.stepper.state_norm(y)
         order = self.stepper.method.tableau.error_order
-        return initial_step(slope, norm, y, first.k.detach(), scale, order, direction, span)
+        return initial_step(slope, norm, y, first.k.detach(), order, direction, span)
 
     def _underflow(
         self, y: Tensor, first: Stage, tau: float, length: float, error: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -64,17 +65,18 @@ def check_times(t: Any, device: torch.device, strict: bool, batched: bool) -> Te
 
 
 def _check_monotone(t: Tensor, strict: bool) -> None:
-    if not bool(torch.isfinite(t).all()):
-        raise ArgumentError(f"t must be finite, but is {t}.")
-    steps = t[..., 1:] - t[..., :-1]
-    up, down = (steps > 0, steps < 0) if strict else (steps >= 0, steps <= 0)
-    if not bool((up.all(-1) | down.all(-1)).all()):
-        word = "strictly increasing or decreasing" if strict else "monotone (repeats are allowed)"
-        rows = up.all(-1) | down.all(-1)
-        where = "" if t.dim() == 1 else f" in row {int((~rows).nonzero()[0])}"
-        raise ArgumentError(
-            f"t must be {word}{where}, but is {t.tolist() if t.numel() < 20 else t}."
-        )
+    word = "strictly increasing or decreasing" if strict else "monotone (repeats are allowed)"
+    for number, row in enumerate(t.tolist() if t.dim() == 2 else [t.tolist()]):
+        steps = [b - a for a, b in itertools.pairwise(row)]
+        if not all(map(math.isfinite, row)):
+            raise ArgumentError(f"t must be finite, but is {t}.")
+        if strict:
+            monotone = all(x > 0 for x in steps) or all(x < 0 for x in steps)
+        else:
+            monotone = all(x >= 0 for x in steps) or all(x <= 0 for x in steps)
+        if not monotone:
+            where = "" if t.dim() == 1 else f" in row {number}"
+            raise ArgumentError(f"t must be {word}{where}, but is {row if len(row) < 20 else t}.")
 
 
 def _transformed(x: Tensor) -> bool:
@@ -90,7 +92,8 @@ def make_tolerances(layout: Layout, y0: Any, rtol: Any, atol: Any) -> Tolerances
         shape = r.shape if r.dim() else a.shape
         reference = r if r.dim() else a
         r, a = (x.to(reference).expand(shape).contiguous() for x in (r, a))
-    if not bool((a.cpu() + r.cpu() > 0).all()):
+    positive = a + r > 0
+    if not (positive.item() if positive.dim() == 0 else bool(positive.all())):
         raise ArgumentError(
             "rtol and atol must not both be 0 for any element: no step could be accepted."
         )
@@ -98,6 +101,10 @@ def make_tolerances(layout: Layout, y0: Any, rtol: Any, atol: Any) -> Tolerances
 
 
 def _tolerance(name: str, value: Any, layout: Layout, y0: Any) -> Tensor:
+    if isinstance(value, (int, float)):
+        if not value >= 0:
+            raise ArgumentError(f"{name} must be at least 0 and not NaN, but is {value}.")
+        return torch.scalar_tensor(value, dtype=torch.float64)
     parts = pytree.tree_leaves(value) if not layout.is_tensor else [value]
     for part in parts:
         if isinstance(part, Tensor) and part.requires_grad:

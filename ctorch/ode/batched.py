@@ -27,17 +27,11 @@ from ctorch.ode.stepper import Recorder
 from ctorch.ode.steps import Rows, Step
 from ctorch.ode.sweep import Cotangents
 from ctorch.ops import step_control as control
-from ctorch.ops._op import direct
 from ctorch.ops.runge_kutta import rk_combine, rk_error, rk_interpolate, rk_stage
 from ctorch.ops.step_control import rk_accept, rk_judge, rk_outputs, rk_plan
 
 if TYPE_CHECKING:
     from ctorch.ode.solve import Request
-
-# A call costs as much as the work on a small batch: these go without their wrapper in Python.
-_stage, _error, _plan, _judge, _accept = map(
-    direct, (rk_stage, rk_error, rk_plan, rk_judge, rk_accept)
-)
 
 #: by fate: running, done, out of steps, stuck, stuck for an error that is not finite
 _STATUS_OF_FATE = [
@@ -199,7 +193,7 @@ class BatchedLoop:
         y = self._integrate(y, first.k)
         fates = torch.tensor(_STATUS_OF_FATE, device=y.device)
         status = fates[counts[control.FATE]]
-        finite = torch.isfinite(y.reshape(job.size, -1)).all(1)
+        finite = torch.isfinite(y.reshape(job.size, y.shape[1:].numel())).all(1)
         status = torch.where((status == 0) & ~finite, int(Status.NONFINITE), status)
         accepted, rejected = counts[control.ACCEPTED].clone(), counts[control.REJECTED].clone()
         stats = Stats(problem.field.nfe - before + 1, accepted, rejected)
@@ -213,12 +207,14 @@ class BatchedLoop:
         samples, counts = self.samples, self.counts
         busy = bool((counts[control.FATE] == control.RUNNING).any())
         while busy:
-            plan, lands, times = _plan(samples, counts, self._abscissae, self._control, self._like)
+            plan, lands, times = rk_plan(
+                samples, counts, self._abscissae, self._control, self._like
+            )
             h = plan[control.SIGNED]
             stage_times = self._stage_times(times)
             y1, stages = self._attempt(y, k0, h, stage_times)
             error = self._error(y, y1, stages, h)
-            moved, signs = _judge(samples, counts, plan, lands, error, self.goals, self._control)
+            moved, signs = rk_judge(samples, counts, plan, lands, error, self.goals, self._control)
             flags, passed = signs.tolist()  # the one place where the host waits
             if flags & control.MOVED:
                 if method.late:
@@ -232,7 +228,7 @@ class BatchedLoop:
                         inside = bool(flags & control.INSIDE)
                         self._read(step, stages, stage_times, y1, found, inside)
                     self._keep(step, stages, bool(flags & control.NOT_FINITE))
-                y, k0 = _accept(moved, y, y1, k0, k1)
+                y, k0 = rk_accept(moved, y, y1, k0, k1)
             busy = bool(flags & control.BUSY)
             if problem.progress is not None:
                 tau = samples[control.TAU]
@@ -255,11 +251,11 @@ class BatchedLoop:
         stages = [Stage(self._like, y, k0)]  # its time is not looked at again
         slope, slot = k0, 0
         for a in self._inner:
-            stage = evaluate(times[slot], _stage(y, k, slope, slot, a, h))
+            stage = evaluate(times[slot], rk_stage(y, k, slope, slot, a, h))
             stages.append(stage)
             slope = stage.k
             slot += 1
-        y1 = _stage(y, k, slope, slot, self._last, h)
+        y1 = rk_stage(y, k, slope, slot, self._last, h)
         if not self.method.late:
             stages.append(evaluate(times[slot], y1))
         return y1, stages
@@ -269,7 +265,7 @@ class BatchedLoop:
         slope = None if method.late else stages[-1].k
         if problem.norm is None and not problem.layout.is_complex:
             tol = problem.tolerances
-            return _error(
+            return rk_error(
                 y, y1, self.k, slope, method.n - 1, method.e, h, tol.rtol, tol.atol,
                 problem.layout.segments, problem.max_norm, True,
             ).double()  # fmt: skip
@@ -292,7 +288,7 @@ class BatchedLoop:
         leaves = torch.utils._pytree.tree_leaves(ratio)
         parts = []
         for leaf in leaves:
-            flat = leaf.abs().reshape(self.job.size, -1)
+            flat = leaf.abs().reshape(self.job.size, leaf.shape[1:].numel())
             parts.append(flat.amax(1) if problem.max_norm else flat.square().mean(1).sqrt())
         return torch.stack(parts).amax(0).double()
 
@@ -340,7 +336,7 @@ class BatchedLoop:
         if inside:
             y, slope, slot = step.y, stages[-1].k, method.n - 1
             for i in range(method.n, method.total):
-                y_i = _stage(y, self.k, slope, slot, method.a[i], step.h)
+                y_i = rk_stage(y, self.k, slope, slot, method.a[i], step.h)
                 stages.append(self.recorder.evaluate(times[i - 1], y_i))
                 slope, slot = stages[-1].k, i
             self.k[slot].copy_(slope)

@@ -120,7 +120,6 @@ def initial_step(
     norm: Callable[[Tensor], float],
     y0: Tensor,
     k0: Tensor,
-    scale: Tensor,
     order: int,
     direction: int,
     span: float,
@@ -130,20 +129,19 @@ def initial_step(
 
     Args:
         slope: ``slope(h, y)``, the vector field at time t0 + direction * h.
-        norm: scaled norm of a state-shaped tensor.
+        norm: norm of a state-shaped tensor relative to atol + rtol * abs(y0).
         y0, k0: state and slope at t0.
-        scale: atol + rtol * abs(y0).
         order: q of the controller.
         direction: +1 or -1.
         span: length of the interval; no evaluation lies beyond it.
     """
-    d0, d1 = norm(y0 / scale), norm(k0 / scale)
+    d0, d1 = norm(y0), norm(k0)
     h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
     h0 = min(h0, span)
     if not 0.0 < h0 < math.inf:
         return min(1e-6, span)
     k1 = slope(h0, y0 + (direction * h0) * k0)
-    d2 = norm((k1 - k0) / scale) / h0
+    d2 = norm(k1 - k0) / h0
     steepest = max(d1, d2)
     if not math.isfinite(steepest):
         return h0

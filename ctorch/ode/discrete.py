@@ -69,7 +69,11 @@ class Job:
     def run(self, first: Stage | None, first_rng: Any) -> Run:
         """Make the steps through the kernels. Under ``no_grad``."""
         self.stepper = Stepper(
-            self.problem, self.method, self.adaptive, self.time_grad and self.keep
+            self.problem,
+            self.method,
+            self.adaptive,
+            time_leaves=self.time_grad and self.keep,
+            values_only=not self.graphs,
         )
         audit = self.captured.audit if self.graphs else None
         recorder = Recorder(self.problem, self.graphs, self.time_grad, audit)

@@ -49,12 +49,11 @@ class VectorField:
         solve.
         """
         self.nfe += 1
-        if self.layout.plain:
+        if self._plain:
             k = self.func(t, y, *self.args)
             if isinstance(k, Tensor) and k.shape == self._shape and k.dtype is self._dtype:
                 return k
-            self.layout.check_like(k, "func")
-            return k.to(self._dtype)
+            return self.checked(k)
         k = self.func(t, self.layout.unpack(y), *self.args)
         self.layout.check_like(k, "func")
         packed = self.layout.pack(k)
@@ -62,22 +61,23 @@ class VectorField:
 
     def value(self, t: Tensor, y: Tensor) -> Stage:
         """Evaluate without a graph. To be called under ``no_grad``."""
-        version = y._version
-        if self._plain:  # the frequent case, without a further call
-            self.nfe += 1
-            k = self.func(t, y, *self.args)
-            if not (isinstance(k, Tensor) and k.shape == self._shape and k.dtype is self._dtype):
-                self.layout.check_like(k, "func")
-                k = k.to(self._dtype)
-        else:
-            k = self(t, y)
-        if y._version != version:
-            raise RuntimeError(
-                "func changed its argument y in place, which would corrupt the solve: work on a"
-                " copy (y.clone())"
-                " or use out-of-place operations."
-            )
+        version = _version(y)
+        k = self(t, y)
+        if _version(y) != version:
+            self.refuse_changed_state()
         return Stage(t, y, k)
+
+    def checked(self, k: Any) -> Tensor:
+        """What ``func`` returned for a plain state, in the state's dtype; or the error that says why not."""
+        self.layout.check_like(k, "func")
+        return k.to(self._dtype)
+
+    def refuse_changed_state(self) -> None:
+        """``func`` wrote into the state that it was given."""
+        raise RuntimeError(
+            "func changed its argument y in place, which would corrupt the solve: work on a copy"
+            " (y.clone()) or use out-of-place operations."
+        )
 
     def record(self, t: Tensor, y: Tensor) -> Stage:
         """Evaluate with a graph whose leaf is ``y``, a fresh tensor."""
@@ -106,6 +106,10 @@ class VectorField:
             for buffer, value in zip(buffers, saved, strict=True):
                 if buffer._version and not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+def _version(y: Tensor) -> int:
+    return 0 if y.is_inference() else y._version
 
 
 def _autocast_state(device_type: str) -> Callable[[], list[Any]]:

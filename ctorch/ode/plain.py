@@ -36,6 +36,7 @@ class PlainStepper(Stepper):
         self.method = coefficients
         self.before_end = adaptive or problem.perturb
         self._float32 = problem.time_dtype is not torch.float64
+        self._plain_norm = False
         self._times = times.to("cpu", torch.float64) if _differentiable(times) else None
         self._start: Any = None  # the start of the step, its length, and the start of the next one
         self._length: Any = None

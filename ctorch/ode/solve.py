@@ -275,7 +275,7 @@ class Request:
         problem = Problem(
             field=field,
             layout=layout,
-            y0=layout.pack(self.y0),
+            y0=layout.pack(self.y0).contiguous(),
             t=self.t,
             times=times,
             direction=direction,

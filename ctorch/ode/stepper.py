@@ -33,6 +33,7 @@ class Stepper:
             there (torchdiffeq does the same); a fixed-step solve does so only with the option
             ``perturb``.
         time_leaves: stage times become leaves of graphs, so that each is a tensor of its own.
+        values_only: no stage needs its graph.
     """
 
     def __init__(
@@ -41,13 +42,18 @@ class Stepper:
         coefficients: Coefficients,
         adaptive: bool,
         time_leaves: bool = False,
+        values_only: bool = False,
     ) -> None:
         self.problem = problem
         self.method = coefficients
         inner = coefficients.n - 1 if coefficients.fsal else coefficients.n
         self._inner = coefficients.a[1:inner]
         self._last = coefficients.a[inner] if coefficients.fsal else coefficients.b
+        self._weights = (*self._inner, self._last)
+        self._ends_with_slope = coefficients.fsal and not coefficients.late
         self._abscissae = coefficients.c[1 : coefficients.n]
+        self._time_type = np.float64 if problem.layout.dtype is torch.float64 else np.float32
+        self._values_only = values_only and problem.layout.plain and not problem.random
         self._time_leaves = time_leaves
         self.times: Sequence[Tensor] = ()
         self.before_end = adaptive or problem.perturb
@@ -88,7 +94,7 @@ class Stepper:
             return [self.time(i, t, h, t1) for i in range(1, self.method.n)]
         end = self.beside(t1, t) if self.before_end else t1
         values = [end if c == 1.0 else t + c * h for c in self._abscissae]
-        return torch.tensor(values, dtype=problem.layout.dtype).unbind()
+        return torch.from_numpy(np.array(values, dtype=self._time_type)).unbind()
 
     def beside(self, t: float, toward: float) -> float:
         """The number next to ``t``, in the precision of the state."""
@@ -118,10 +124,12 @@ class Stepper:
         ``start`` and ``end`` say on which of the user's times the step hangs, for steppers that
         follow derivatives.
         """
+        if self._values_only:
+            return self._attempt_values(y, first, t, h, t1)
         method, k = self.method, self.k
         self.h = step = torch.scalar_tensor(h, dtype=torch.float64)
-        stages, slope, slot = [first], first.k, 0
         self.times = times = self.stage_times(t, h, t1)
+        stages, slope, slot = [first], first.k, 0
         for a, time in zip(self._inner, times, strict=False):
             stage = evaluate(time, rk_stage(y, k, slope, slot, a, step))
             slope = stage.k
@@ -131,6 +139,29 @@ class Stepper:
         if method.fsal and not method.late:
             stages.append(evaluate(times[-1], y1))
         return y1, stages
+
+    def _attempt_values(
+        self, y: Tensor, first: Stage, t: float, h: float, t1: float
+    ) -> tuple[Tensor, list[Stage]]:
+        """``attempt`` for a plain state and no graphs, with nothing between kernel and field."""
+        field, k = self.problem.field, self.k
+        func, args, shape, dtype = field.func, field.args, y.shape, y.dtype
+        self.h = step = torch.scalar_tensor(h, dtype=torch.float64)
+        self.times = times = self.stage_times(t, h, t1)
+        slope, slot = first.k, 0
+        for a in self._weights:
+            state = rk_stage(y, k, slope, slot, a, step)
+            if a is self._last and not self._ends_with_slope:
+                break
+            slope = func(times[slot], state, *args)
+            slot += 1
+            if slope.__class__ is not Tensor or slope.dtype is not dtype or slope.shape != shape:
+                slope = field.checked(slope)
+            if state._version:
+                field.refuse_changed_state()
+        field.nfe += slot
+        # the stages between have no use without their graphs
+        return state, [first] * slot + [Stage(times[slot - 1], state, slope) if slot else first]
 
     def error(self, y: Tensor, y1: Tensor, stages: list[Stage]) -> float:
         """Scaled norm of the error estimate of the attempted step: the one number that the host
@@ -149,6 +180,22 @@ class Stepper:
             self.k[method.n - 1].copy_(slope)
         estimate = rk_combine(None, self.k, method.e, self.h)
         return float(problem.error_norm(estimate, problem.error_scale(y, y1)).item())
+
+    def state_norm(self, y: Tensor) -> Callable[[Tensor], float]:
+        """Scaled norm of a state-shaped tensor, with the scale of the state ``y``."""
+        problem = self.problem
+        if not self._plain_norm:
+            scale = problem.error_scale(y, torch.zeros_like(y))
+            return lambda x: float(problem.error_norm(x, scale).item())
+        tol, one = problem.tolerances, torch.ones(1, dtype=torch.float64)
+        segments, max_norm = problem.layout.segments, problem.max_norm
+
+        def norm(x: Tensor) -> float:
+            k = x.detach().unsqueeze(0).contiguous()
+            args = (y, y, k, None, 0, one, one[0], tol.rtol, tol.atol, segments, max_norm, False)
+            return float(rk_error(*args).item())
+
+        return norm
 
     def error_vector(self, y: Tensor, y1: Tensor) -> Tensor:
         """The scaled error of every element of the last attempt, for messages."""

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import Any
 
 import torch
@@ -147,7 +148,7 @@ def _search_function(
         )
     for i, item in enumerate(fn.__defaults__ or ()):
         _hold(item, _join(name, f"default {i}"), None, found, seen, depth)
-    for key in fn.__code__.co_names:
+    for key in _names(fn.__code__):
         item = fn.__globals__.get(key)
         if _users_own(item):
             put = functools.partial(fn.__globals__.__setitem__, key)
@@ -173,6 +174,12 @@ def _search_module(
             ):  # torch's own tables; parameters and buffers were taken above
                 put = functools.partial(object.__setattr__, part, key)
                 _hold(item, _join(prefix, key), put, found, seen, depth)
+
+
+def _names(code: CodeType) -> list[str]:
+    """The names that a function's code looks up, also in functions that it defines."""
+    inner = [c for c in code.co_consts if isinstance(c, CodeType)]
+    return list(dict.fromkeys([*code.co_names, *(name for c in inner for name in _names(c))]))
 
 
 def _users_own(item: Any) -> bool:

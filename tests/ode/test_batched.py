@@ -199,6 +199,13 @@ def test_complex_states_and_pytrees_step_as_their_parts() -> None:
     assert_close(pair.y["a"], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_an_empty_batch_has_empty_rows() -> None:
+    t = torch.tensor([0.0, 1.0])
+    sol = ctorch.solve_ode(lambda t, y: -y * t, torch.zeros(0, 2), t, batched=True)
+    assert sol.y.shape == (0, 2, 2)
+    assert sol.status.shape == (0,)
+
+
 def test_own_norm_and_float32() -> None:
     mu, y0 = problem()
     t = torch.tensor([0.0, 3.0])

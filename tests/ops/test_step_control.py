@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ctorch.ode import StepController
 from ctorch.ops import step_control as control
-from ctorch.ops._op import direct
 from tests.ops.obligations import ForwardObligations, Problem, needs_cuda
 
 F64 = torch.float64
@@ -112,12 +111,14 @@ class TestPlan(StepControl):
             return call
 
         inputs = (batch.samples, batch.like)
-        return Problem(of(control.rk_plan), of(control.plan), inputs, exact=(0,))
+        return Problem(of(torch.ops.ctorch.rk_plan.default), of(control.plan), inputs, exact=(0,))
 
     def calls(self) -> list[tuple[Any, tuple[Any, ...]]]:
         b = Batch(5, 1, self.device)
         numbers = b.numbers(StepController())
-        return [(control.rk_plan, (b.samples, b.counts, ABSCISSAE, numbers, b.like))]
+        return [
+            (torch.ops.ctorch.rk_plan.default, (b.samples, b.counts, ABSCISSAE, numbers, b.like))
+        ]
 
     def bad_calls(self) -> list[tuple[Callable[[], Any], type[Exception], str]]:
         b = Batch(5, 1, self.device)
@@ -184,13 +185,18 @@ class TestJudge(StepControl):
             return call
 
         inputs = (batch.error, batch.goals)
-        return Problem(of(control.rk_judge), of(control.judge), inputs, exact=(1,))
+        return Problem(of(torch.ops.ctorch.rk_judge.default), of(control.judge), inputs, exact=(1,))
 
     def calls(self) -> list[tuple[Any, tuple[Any, ...]]]:
         b = Batch(5, 1, self.device)
         n = b.numbers(StepController.pi())
         step, lands, _ = b.plan(n)
-        return [(control.rk_judge, (b.samples, b.counts, step, lands, b.error, b.goals, n))]
+        return [
+            (
+                torch.ops.ctorch.rk_judge.default,
+                (b.samples, b.counts, step, lands, b.error, b.goals, n),
+            )
+        ]
 
     def bad_calls(self) -> list[tuple[Callable[[], Any], type[Exception], str]]:
         _, (samples, counts, step, lands, error, goals, n) = self.calls()[0]
@@ -300,14 +306,14 @@ class TestJudge(StepControl):
 class TestAccept(StepControl):
     def build(self, batch: Batch, numbers: Tensor) -> Problem:
         return Problem(
-            lambda *states: control.rk_accept(batch.moved, *states),
+            lambda *states: torch.ops.ctorch.rk_accept.default(batch.moved, *states),
             lambda *states: control.accept(batch.moved, *states),
             tuple(batch.states),
         )
 
     def calls(self) -> list[tuple[Any, tuple[Any, ...]]]:
         b = Batch(5, 1, self.device)
-        return [(control.rk_accept, (b.moved, *b.states))]
+        return [(torch.ops.ctorch.rk_accept.default, (b.moved, *b.states))]
 
     def bad_calls(self) -> list[tuple[Callable[[], Any], type[Exception], str]]:
         b = Batch(5, 1, self.device)
@@ -348,14 +354,14 @@ class TestOutputs(StepControl):
 
             return call
 
-        return Problem(of(control.rk_outputs), of(control.outputs), (batch.goals,))
+        return Problem(of(torch.ops.ctorch.rk_outputs.default), of(control.outputs), (batch.goals,))
 
     def calls(self) -> list[tuple[Any, tuple[Any, ...]]]:
         b = Batch(5, 1, self.device)
         b.counts[control.OUTPUT] = 2
         b.counts[control.OUTPUT_BEFORE] = 1
         step, _, _ = b.plan(b.numbers(StepController()))
-        return [(control.rk_outputs, (b.counts, step, b.goals, 5))]
+        return [(torch.ops.ctorch.rk_outputs.default, (b.counts, step, b.goals, 5))]
 
     def bad_calls(self) -> list[tuple[Callable[[], Any], type[Exception], str]]:
         _, (counts, step, goals, _) = self.calls()[0]
@@ -386,17 +392,6 @@ def has_kernels() -> bool:
     from ctorch.ops import _kernels
 
     return bool(_kernels.HAS_KERNELS)
-
-
-def test_direct_calls_the_same_operator() -> None:
-    b = Batch(7, 1)
-    assert direct(control.rk_accept) is not control.rk_accept  # else torch has changed: see _op.py
-    for a, e in zip(
-        direct(control.rk_accept)(b.moved, *b.states),
-        control.rk_accept(b.moved, *b.states),
-        strict=True,
-    ):
-        assert torch.equal(a, e)
 
 
 class TestPlanCUDA(TestPlan):

@@ -147,6 +147,18 @@ def test_a_module_named_as_a_global_is_checked():
     assert caught.value.variable == "GLOBAL_NET.weight"
 
 
+def test_a_global_that_only_an_inner_function_names_is_found():
+    def fn(x: Tensor) -> Tensor:
+        return (lambda y: GLOBAL_NET(y))(x)
+
+    check_gradients(fn, torch.zeros(3, 2), examples=3)
+    with pytest.raises(GradientMismatch) as caught:
+        check_gradients(
+            lambda x: (lambda y: y @ GLOBAL_NET.weight.detach())(x), torch.zeros(3, 2), examples=3
+        )
+    assert caught.value.variable == "GLOBAL_NET.weight"
+
+
 def test_a_tensor_in_a_closure_is_checked():
     w = torch.ones(3, requires_grad=True)
     check_gradients(lambda x: x * w.exp(), torch.zeros(3), order=2, examples=5)

@@ -1,0 +1,95 @@
+"""The demo fits, forecasts, draws, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+
+from ctorch.demo import fit as fitting
+from ctorch.demo.data import HARE, LYNX, record
+from ctorch.demo.fit import fit_both
+from ctorch.demo.model import LotkaVolterra, UniversalODE
+from ctorch.testing import check_gradients
+from ctorch.training import CheckpointError, TrainingInterrupted
+
+
+def test_the_record_is_the_published_one():
+    t, pelts = record()
+    assert t.tolist() == list(range(21))
+    assert pelts.shape == (21, 2)
+    # sums of the published columns, as a guard against a slip of the keyboard
+    assert sum(HARE) == pytest.approx(715.7)
+    assert sum(LYNX) == pytest.approx(423.5)
+    assert pelts[4].tolist() == [36.3, 59.4]
+
+
+def test_both_vector_fields_have_right_gradients():
+    log_counts = record()[1].log()
+    plain = LotkaVolterra(log_counts)
+    check_gradients(plain, (0.0, torch.zeros(2)), order=2, examples=5)
+    check_gradients(UniversalODE(plain, log_counts), (0.0, torch.zeros(2)), order=2, examples=5)
+
+
+def test_the_first_guess_is_near_what_the_record_implies():
+    birth, predation, death, growth = LotkaVolterra(record()[1].log()).log_rates.exp().tolist()
+    assert 0.3 < birth < 0.8  # published fits: 0.55, 0.028, 0.80, 0.024
+    assert 0.01 < predation < 0.05
+    assert 0.5 < death < 1.2
+    assert 0.01 < growth < 0.05
+
+
+def test_a_fit_improves_and_never_sees_the_years_held_out(tmp_path, monkeypatch):
+    plain, universal = fit_both(0, 25, tmp_path / "a", progress=False)
+    assert plain.history.loss[-1] < 0.06
+    assert universal.error[0] < plain.error[0] + 0.05
+    t, pelts = record()
+    pelts[-5:] *= 3
+    monkeypatch.setattr(fitting, "record", lambda: (t, pelts))
+    again = fit_both(0, 25, tmp_path / "b", progress=False)
+    assert again[0].history.loss == plain.history.loss
+    assert again[1].history.loss == universal.history.loss
+    assert again[1].error[1] != universal.error[1]
+
+
+def test_an_interrupted_and_resumed_fit_equals_the_uninterrupted_one(tmp_path, monkeypatch):
+    whole = fit_both(3, 6, tmp_path / "whole", progress=False)
+    real, calls = UniversalODE.penalty, []
+
+    def strike(self, y):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, y)
+
+    monkeypatch.setattr(UniversalODE, "penalty", strike)
+    with pytest.raises(TrainingInterrupted, match="say it again") as caught:
+        fit_both(3, 6, tmp_path / "cut", hint="say it again", progress=False)
+    assert caught.value.step == 3
+    monkeypatch.undo()
+    resumed = fit_both(3, 6, tmp_path / "cut", resume=True, progress=False)
+    for a, b in zip(whole, resumed, strict=True):
+        assert a.history.loss == b.history.loss
+        assert torch.equal(a.path, b.path)
+
+
+def test_a_resume_with_other_settings_is_refused(tmp_path):
+    fit_both(0, 2, tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match="--seed 0"):
+        fit_both(1, 2, tmp_path, resume=True, progress=False)
+
+
+def test_the_command_writes_a_picture_and_says_where(tmp_path):
+    testing = pytest.importorskip("typer.testing")
+    pytest.importorskip("matplotlib")
+    from ctorch.cli import app
+
+    result = testing.CliRunner().invoke(app(), ["demo", "--steps", "3", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    picture = tmp_path / "lynx_hare.png"
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert str(picture) in result.output.replace("\n", "")
+    assert "forecast 1916-1920" in result.output
+    assert "nfe" in result.output
