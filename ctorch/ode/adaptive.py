@@ -34,6 +34,7 @@ class AdaptiveLoop(Loop):
                 self.failure = max_steps_failure(problem, direction * tau, h, error)
                 break
             length = min(max(h, problem.min_step), problem.max_step)
+            forced = length <= problem.min_step
             tau1, end, jumps = tau + length, FREE, False
             while knot < len(knots) and knots[knot][0] <= tau:
                 knot += 1
@@ -52,7 +53,9 @@ class AdaptiveLoop(Loop):
             y1, stages = stepper.attempt(y, first, t, signed, t1, evaluate, start, end)
             error = stepper.error(y, y1, stages)
             factor = controller.factor(error, order, history)
-            if (error > 1.0 and length > problem.min_step) or not math.isfinite(error):
+            # by what was asked for: ending on a knot may lengthen min_step by a rounding error
+            forced = forced or length <= problem.min_step
+            if (error > 1.0 and not forced) or not math.isfinite(error):
                 stats.rejected += 1
                 if calling:
                     problem.call_back("callback_reject_step", t, y, length)

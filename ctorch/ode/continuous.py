@@ -313,7 +313,10 @@ class _Augmented:
         inputs = [stage.y, *([stage.t] if backward.time_grad else []), *backward.params]
         backward.run.stats.vjps += 1
         with torch.enable_grad():
-            grads = list(torch.autograd.grad(k, inputs, -a.to(k.dtype), allow_unused=True))
+            # what func holds may have been computed, by a graph that every evaluation shares
+            grads = list(
+                torch.autograd.grad(k, inputs, -a.to(k.dtype), retain_graph=True, allow_unused=True)
+            )
         vjp_y = grads.pop(0)
         vjp_t = grads.pop(0) if backward.time_grad else None
         sums = [z if g is None else _real(g) for g, z in zip(grads, zeros, strict=True)]

@@ -61,9 +61,9 @@ class VectorField:
 
     def value(self, t: Tensor, y: Tensor) -> Stage:
         """Evaluate without a graph. To be called under ``no_grad``."""
-        version = y._version
+        version = _version(y)
         k = self(t, y)
-        if y._version != version:
+        if _version(y) != version:
             self.refuse_changed_state()
         return Stage(t, y, k)
 
@@ -106,6 +106,10 @@ class VectorField:
             for buffer, value in zip(buffers, saved, strict=True):
                 if buffer._version and not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+def _version(y: Tensor) -> int:
+    return 0 if y.is_inference() else y._version
 
 
 def _autocast_state(device_type: str) -> Callable[[], list[Any]]:

@@ -70,7 +70,7 @@ class Layout:
         """
         if self.plain:
             return packed
-        y = torch.view_as_complex(packed.contiguous()) if self.is_complex else packed
+        y = _pairs_as_complex(packed) if self.is_complex else packed
         if self.is_tensor:
             return y
         leaves, start = [], 0
@@ -121,6 +121,12 @@ class Layout:
                     " the state's dtype"
                     f" (for instance `.to(y.dtype)`), or give y0 as {leaf.dtype}."
                 )
+
+
+def _pairs_as_complex(packed: Tensor) -> Tensor:
+    packed = packed.contiguous()
+    # a part of a larger state (the adjoint equation's) may begin at an odd place of its storage
+    return torch.view_as_complex(packed.clone() if packed.storage_offset() % 2 else packed)
 
 
 def _check_leaves(leaves: list[Any], batched: bool) -> None:

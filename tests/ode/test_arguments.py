@@ -1,0 +1,146 @@
+"""Bad arguments of solve_ode, one by one: what kind of error, and that it names what is wrong."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import ctorch
+from ctorch.ode import Event, StepController
+
+from .problems import F64, Net, leaf, times
+
+Y0 = torch.ones(2, dtype=F64)
+T = times(0.0, 1.0)
+
+
+def call(**changes: Any) -> Any:
+    arguments: dict[str, Any] = {"func": lambda t, y: -y, "y0": Y0, "t": T, **changes}
+    func, y0, t = (arguments.pop(name) for name in ("func", "y0", "t"))
+    return ctorch.solve_ode(func, y0, t, **arguments)
+
+
+BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "func": ({"func": 3}, TypeError, "func"),
+    "y0 integers": ({"y0": torch.ones(2, dtype=torch.int64)}, TypeError, "int64"),
+    "y0 a float": ({"y0": 1.0}, TypeError, "y0"),
+    "y0 empty tuple": ({"y0": ()}, ValueError, "y0"),
+    "y0 holds a number": ({"y0": (Y0, 1.0)}, TypeError, "float"),
+    "t a list": ({"t": [0.0, 1.0]}, TypeError, "torch.tensor"),
+    "t integers": ({"t": torch.tensor([0, 1])}, TypeError, "floating"),
+    "t 2-D": ({"t": T[None]}, ValueError, r"\[1, 2\]"),
+    "t 0-D": ({"t": T[0]}, ValueError, r"\[\]"),
+    "t empty": ({"t": T[:0]}, IndexError, "empty"),
+    "t zigzag": ({"t": times(0.0, 1.0, 0.5)}, ValueError, "monotone"),
+    "t NaN": ({"t": times(0.0, math.nan)}, ValueError, "finite"),
+    "t infinite": ({"t": times(0.0, math.inf)}, ValueError, "finite"),
+    "method": ({"method": "rk5"}, ValueError, '"dopri5".*"tsit5"'),
+    "method kind": ({"method": 4}, ValueError, "dopri5"),
+    "rtol negative": ({"rtol": -1.0}, ValueError, "rtol"),
+    "atol NaN": ({"atol": math.nan}, ValueError, "atol"),
+    "both zero": ({"rtol": 0.0, "atol": 0.0}, ValueError, "rtol and atol"),
+    "rtol shape": ({"rtol": torch.ones(3)}, ValueError, r"rtol.*\[3\].*\[2\]"),
+    "rtol grad": ({"rtol": torch.tensor(0.1, requires_grad=True)}, ValueError, "gradient"),
+    "parts": ({"y0": (Y0, Y0), "func": lambda t, y: y, "atol": (1, 1, 1)}, ValueError, "3 parts"),
+    "gradient": ({"gradient": "magic"}, ValueError, "checkpoint"),
+    "gradient kind": ({"gradient": 1}, ValueError, "checkpoint"),
+    "reversible": ({"gradient": "reversible"}, NotImplementedError, "reversible"),
+    "native": ({"native": True}, NotImplementedError, "native"),
+    "native kind": ({"native": "please"}, ValueError, "native"),
+    "save": ({"save": "steps"}, NotImplementedError, "steps"),
+    "controller": ({"controller": "pd"}, ValueError, '"pid"'),
+    "dt0": ({"dt0": -0.1}, ValueError, "dt0"),
+    "dt0 zero": ({"dt0": 0.0}, ValueError, "dt0"),
+    "max_steps": ({"max_steps": 0}, ValueError, "max_steps"),
+    "option": ({"options": {"stepsize": 1}}, ValueError, "stepsize"),
+    "option of others": ({"options": {"step_size": 1}}, ValueError, "step_size"),
+    "fixed": ({"method": "rk4", "options": {"first_step": 1}}, ValueError, "first_step"),
+    "step_size": ({"method": "rk4", "options": {"step_size": -1.0}}, ValueError, "step_size"),
+    "min_step": ({"options": {"min_step": -1.0}}, ValueError, "min_step"),
+    "max_step": ({"options": {"max_step": 0.0}}, ValueError, "max_step"),
+    "norm": ({"options": {"norm": "l7"}}, TypeError, "norm"),
+    "safety": ({"options": {"safety": 2.0}}, ValueError, "safety"),
+    "twice": ({"options": {"step_t": [0.5], "jump_t": [0.5]}}, ValueError, "step_t"),
+    "grid": (
+        {"method": "rk4", "options": {"grid_constructor": lambda f, y, t: t[:1]}},
+        ValueError,
+        "grid_constructor",
+    ),
+    "events": ({"events": [3]}, TypeError, "fn"),
+    "scipy solver": ({"method": "scipy_solver", "options": {"solver": "X"}}, ValueError, "LSODA"),
+}
+
+
+@pytest.mark.parametrize(("changes", "kind", "match"), BAD.values(), ids=list(BAD))
+def test_a_bad_argument_is_named(
+    changes: dict[str, Any], kind: type[Exception], match: str
+) -> None:
+    with pytest.raises(kind, match=match):
+        call(**changes)
+
+
+def test_native_try_solves_and_warns_once() -> None:
+    with pytest.warns(UserWarning, match="native"):
+        sol = call(native="try")
+    torch.testing.assert_close(sol.y, call().y)
+
+
+def test_events_and_controllers_check_their_settings() -> None:
+    with pytest.raises(ValueError, match="direction"):
+        Event(lambda t, y: y, direction=2)
+    with pytest.raises(ValueError, match="min_factor"):
+        StepController(min_factor=2.0)
+    with pytest.raises(ValueError, match="positive"):
+        StepController(p=0.0, i=0.0, d=0.0)
+
+
+def test_a_solution_without_dense_output_says_so() -> None:
+    with pytest.raises(ValueError, match="dense=True"):
+        call()(0.5)
+    sol = call(dense=True)
+    for outside in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="outside"):
+            sol(outside)
+    assert sol(torch.tensor([[0.1, 0.2, 1.0]])).shape == (1, 3, 2)
+
+
+def test_scipy_refuses_an_exact_gradient_and_takes_the_adjoint() -> None:
+    pytest.importorskip("scipy")
+    net = Net()
+    y0 = leaf(2)
+    with pytest.raises(NotImplementedError, match="adjoint"):
+        ctorch.solve_ode(net, y0, T, method="scipy_solver").y.sum().backward()
+    tight = {"rtol": 1e-8, "atol": 1e-8}
+    y = ctorch.solve_ode(net, y0, T, method="scipy_solver", gradient="adjoint", **tight).y
+    expected = ctorch.solve_ode(net, y0, T, **tight).y
+    torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6)
+    got = torch.autograd.grad(y.sum(), [y0, *net.parameters()])
+    want = torch.autograd.grad(expected.sum(), [y0, *net.parameters()])
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_one_time_and_repeated_first_times_return_the_initial_state(count: int) -> None:
+    sol = call(t=torch.zeros(count, dtype=F64))
+    assert sol.y.shape == (count, 2)
+    assert torch.equal(sol.y, Y0.expand(count, 2))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 0, 3), (2, 3, 1)])
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "vern7", "implicit_adams"])
+def test_states_of_any_shape(shape: tuple[int, ...], method: str) -> None:
+    y0 = torch.ones(shape, dtype=F64)
+    y = call(y0=y0, method=method, t=torch.linspace(0, 1, 21, dtype=F64)).y
+    assert y.shape == (21, *shape)
+    torch.testing.assert_close(y[-1], y0 * math.exp(-1), rtol=1e-5, atol=1e-5)
+
+
+def test_strided_and_expanded_states_are_taken() -> None:
+    y0 = torch.arange(12, dtype=F64).reshape(3, 4)
+    for state in (y0.T, y0[:, ::2], y0[:1].expand(5, 4), y0[1:2, 1]):
+        got = call(y0=state).y
+        torch.testing.assert_close(got[-1], state * math.exp(-1), rtol=1e-5, atol=1e-5)
