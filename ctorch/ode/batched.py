@@ -288,11 +288,7 @@ class BatchedLoop:
         leaves = torch.utils._pytree.tree_leaves(ratio)
         parts = []
         for leaf in leaves:
-<<<<<<< HEAD
-            flat = leaf.abs().flatten(1) if leaf.dim() > 1 else leaf.abs().unsqueeze(1)
-=======
             flat = leaf.abs().reshape(self.job.size, leaf.shape[1:].numel())
->>>>>>> control
             parts.append(flat.amax(1) if problem.max_norm else flat.square().mean(1).sqrt())
         return torch.stack(parts).amax(0).double()
 
