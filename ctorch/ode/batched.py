@@ -56,7 +56,8 @@ def _check_built(request: Request) -> None:
         )
     if request.adjoint:
         raise NotImplementedError(
-            'batched=True with gradient="adjoint" is not built yet: use "checkpoint", which is exact.'
+            'batched=True with gradient="adjoint" is not built yet: use "checkpoint",'
+            " which is exact."
         )
     missing = [name for name in ("step_t", "jump_t") if request.options.get(name) is not None]
     missing += ["events"] * bool(request.events) + ["dense"] * bool(request.dense)
@@ -113,7 +114,8 @@ class BatchedJob:
             first = recorder.evaluate(self.initial_time(), self.problem.y0.detach())
         if self.keep and not self.graphs and self.problem.random:
             raise NotImplementedError(
-                'a vector field that draws random numbers needs gradient="backprop" with batched=True.'
+                'a vector field that draws random numbers needs gradient="backprop" with'
+                " batched=True."
             )
         self.loop = BatchedLoop(self, recorder)
         return self.loop.run(first)
@@ -249,7 +251,7 @@ class BatchedLoop:
         return y
 
     # -- one step
-    # -------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _stage_time(self, i: int, t: Tensor, h: Tensor, t1: Tensor) -> Tensor:
         return self.job.field_time(stage_time(self.method, i, t, h, t1, self.problem.layout.dtype))
@@ -400,10 +402,11 @@ class BatchedLoop:
         )
         causes = {
             Status.MAX_STEPS: "max_steps was reached: loosen the tolerances or raise max_steps",
-            Status.STEP_UNDERFLOW: "underflow in dt: the error test asks for a step below the resolution of time (a"
-            " jump of the field, too tight tolerances for the dtype, a blow-up, or a stiff"
-            " problem)",
-            Status.NONFINITE: "the vector field or the state is not finite (underflow in dt): evaluate func there",
+            Status.STEP_UNDERFLOW: "underflow in dt: the error test asks for a step below the"
+            " resolution of time (a jump of the field, too tight tolerances for the dtype, a"
+            " blow-up, or a stiff problem)",
+            Status.NONFINITE: "the vector field or the state is not finite (underflow in dt):"
+            " evaluate func there",
         }
         others = f" {len(failed)} of {self.job.size} samples failed." if len(failed) > 1 else ""
         return Failure(

@@ -82,7 +82,7 @@ class Pullback:
             self._all = False
         # (`None in grads` would compare tensors)
         if self._all and all(grad is not None for grad in grads):
-            torch._foreach_add_(self._sums, list(grads))
+            torch._foreach_add_(self._sums, list(grads))  # type: ignore[arg-type]
             return
         for i, grad in enumerate(grads):
             if grad is None:
@@ -173,7 +173,7 @@ class Sweep:
         return Cotangents(yb, t, self.pullback.results(len(self.captured.tensors)))
 
     # -- one step
-    # -------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _step(self, index: int, step: Step, yb: Tensor, grad_rows: Tensor) -> Tensor:
         method, time_grad = self.method, self.time_grad
