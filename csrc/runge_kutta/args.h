@@ -157,22 +157,28 @@ inline Norm read_norm(const Slopes& k, std::vector<int64_t> segments, bool maxim
   return norm;
 }
 
-// A new contiguous tensor with k's dtype and device. Through the C function, since the dispatcher
+// A new contiguous tensor on the device of `like`. Through the C function, since the dispatcher
 // looks an operator up by its name at every call.
-inline Tensor new_tensor(const Tensor& k, const int64_t* sizes, int64_t dim) {
+inline Tensor new_tensor(const Tensor& like, int32_t dtype, const int64_t* sizes, int64_t dim) {
   std::vector<int64_t> strides(dim);
   int64_t stride = 1;
   for (int64_t d = dim - 1; d >= 0; --d) {
     strides[d] = stride;
     stride *= sizes[d] > 1 ? sizes[d] : 1;
   }
-  int32_t dtype, device_type;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(k.get(), &dtype));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(k.get(), &device_type));
+  int32_t device_type;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle made = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides.data(), dtype, device_type,
-                                                  k.get_device_index(), &made));
+                                                  like.get_device_index(), &made));
   return Tensor(made);
+}
+
+// With the dtype of `like` as well.
+inline Tensor new_tensor(const Tensor& like, const int64_t* sizes, int64_t dim) {
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  return new_tensor(like, dtype, sizes, dim);
 }
 
 inline Tensor new_state(const Slopes& k) {

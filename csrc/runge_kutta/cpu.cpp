@@ -7,10 +7,12 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <tuple>
 
 #include "args.h"
+#include "control_args.h"
 #include "cpu_blocks.h"
 
 namespace ct::rk {
@@ -350,6 +352,86 @@ Tensor rk_interpolate(const Tensor& y_, const Tensor& k_, const Tensor& p, const
   return out;
 }
 
+// body(first, last) over ranges of samples.
+template <typename Body>
+void for_samples(int64_t batch, const Body& body) {
+  for_blocks(blocks_of(batch), kBlocksAThread / 8, [&](int64_t first, int64_t last) {
+    body(first * kBlock, std::min(batch, last * kBlock));
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> rk_plan(const Tensor& samples, const Tensor& counts,
+                                           const Tensor& c, const Tensor& control,
+                                           const Tensor& like) {
+  Plan plan(samples, counts, c, control, like);
+  dispatch_floating(plan.dtype, Plan::kOp, [&](auto zero) {
+    const auto task = plan.task<decltype(zero)>();
+    for_samples(plan.batch, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) plan_sample(task, i);
+    });
+  });
+  return {plan.step, plan.lands, plan.times};
+}
+
+std::tuple<Tensor, Tensor> rk_judge(const Tensor& samples, const Tensor& counts, const Tensor& step,
+                                    const Tensor& lands, const Tensor& error, const Tensor& goals,
+                                    const Tensor& control) {
+  Judgement judgement(samples, counts, step, lands, error, goals, control);
+  std::atomic<int64_t> bits = 0, passed = 0;
+  dispatch_floating(judgement.error.scalar_type(), Judgement::kOp, [&](auto zero) {
+    const auto task = judgement.task<decltype(zero)>();
+    for_samples(task.batch, [&](int64_t first, int64_t last) {
+      Found of_range{};
+      for (int64_t i = first; i < last; ++i) {
+        const Found found = judge_sample(task, i);
+        of_range.bits |= found.bits, of_range.passed += found.passed;
+      }
+      bits |= of_range.bits, passed += of_range.passed;
+    });
+  });
+  int64_t* flags = judgement.flags.mutable_data_ptr<int64_t>();
+  flags[kBits] = bits, flags[kPassed] = passed;
+  return {judgement.moved, judgement.flags};
+}
+
+// The output times that the samples passed in their last step.
+std::tuple<Tensor, Tensor, Tensor, Tensor> rk_outputs(const Tensor& counts, const Tensor& step,
+                                                      const Tensor& times_, int64_t count) {
+  constexpr const char* kOp = "rk_outputs";
+  const Tensor times = times_.is_contiguous() ? times_ : torch::stable::contiguous(times_);
+  require(counts.dim() == 2 && times.dim() == 2, kOp, ": counts must be [", int{kCountRows},
+          ", B] and times [B, T]");
+  const int64_t batch = counts.size(1), row = times.size(1);
+  check_matrix(kOp, "counts", counts, ScalarType::Long, kCountRows, batch, counts);
+  check_matrix(kOp, "step", step, ScalarType::Double, kStepRows, batch, counts);
+  check_matrix(kOp, "times", times, ScalarType::Double, batch, row, counts);
+  Tensor sample = new_tensor(counts, &count, 1), index = new_tensor(counts, &count, 1);
+  Tensor theta = new_tensor(step, &count, 1);
+  Tensor at_end = new_tensor(counts, aoti_torch_dtype_bool(), &count, 1);
+  const int64_t* numbers = counts.const_data_ptr<int64_t>();
+  const double *of_step = step.const_data_ptr<double>(), *goals = times.const_data_ptr<double>();
+  int64_t *to_sample = sample.mutable_data_ptr<int64_t>(),
+          *to_index = index.mutable_data_ptr<int64_t>();
+  double* to_theta = theta.mutable_data_ptr<double>();
+  bool* to_end = at_end.mutable_data_ptr<bool>();
+  int64_t next = 0;
+  for (int64_t i = 0; i < batch; ++i) {
+    const int64_t begin = numbers[kOutputBefore * batch + i], end = numbers[kOutput * batch + i];
+    const double t = of_step[kStart * batch + i], t1 = of_step[kStop * batch + i];
+    for (int64_t j = begin; j < end; ++j, ++next) {
+      require(next < count && j >= 0 && j < row, kOp, ": count is ", count,
+              ", but the samples passed more output times, or such as there are not");
+      const double goal = goals[i * row + j];
+      to_sample[next] = i, to_index[next] = j;
+      to_theta[next] = std::min((goal - t) / (t1 - t), 1.0);
+      to_end[next] = goal == t1;
+    }
+  }
+  require(next == count, kOp, ": count is ", count, ", but the samples passed ", next,
+          " output times");
+  return {sample, index, theta, at_end};
+}
+
 }  // namespace
 }  // namespace ct::rk
 
@@ -359,4 +441,7 @@ STABLE_TORCH_LIBRARY_IMPL(ctorch, CPU, m) {
   m.impl("rk_error", TORCH_BOX(&ct::rk::rk_error));
   m.impl("rk_step", TORCH_BOX(&ct::rk::rk_step));
   m.impl("rk_interpolate", TORCH_BOX(&ct::rk::rk_interpolate));
+  m.impl("rk_plan", TORCH_BOX(&ct::rk::rk_plan));
+  m.impl("rk_judge", TORCH_BOX(&ct::rk::rk_judge));
+  m.impl("rk_outputs", TORCH_BOX(&ct::rk::rk_outputs));
 }

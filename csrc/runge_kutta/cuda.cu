@@ -6,6 +6,7 @@
 
 #include "../core/stream.h"
 #include "args.h"
+#include "control_args.h"
 #include "cuda_kernels.h"
 
 namespace ct::rk {
@@ -258,6 +259,35 @@ Tensor rk_interpolate(const Tensor& y_, const Tensor& k_, const Tensor& p, const
   return out;
 }
 
+std::tuple<Tensor, Tensor, Tensor> rk_plan(const Tensor& samples, const Tensor& counts,
+                                           const Tensor& c, const Tensor& control,
+                                           const Tensor& like) {
+  const Launch launch(samples);
+  Plan plan(samples, counts, c, control, like);
+  dispatch_floating(plan.dtype, Plan::kOp, [&](auto zero) {
+    using T = decltype(zero);
+    if (plan.batch == 0) return;
+    CT_LAUNCH((plan_kernel<T>), blocks_for(plan.batch), kThreads, 0, launch.stream, plan.task<T>());
+  });
+  return {plan.step, plan.lands, plan.times};
+}
+
+std::tuple<Tensor, Tensor> rk_judge(const Tensor& samples, const Tensor& counts, const Tensor& step,
+                                    const Tensor& lands, const Tensor& error, const Tensor& goals,
+                                    const Tensor& control) {
+  const Launch launch(samples);
+  Judgement judgement(samples, counts, step, lands, error, goals, control);
+  torch::stable::zero_(judgement.flags);
+  dispatch_floating(judgement.error.scalar_type(), Judgement::kOp, [&](auto zero) {
+    using T = decltype(zero);
+    if (judgement.batch == 0) return;
+    CT_LAUNCH((judge_kernel<T>), blocks_for(judgement.batch), kThreads, 0, launch.stream,
+              judgement.task<T>(),
+              reinterpret_cast<unsigned long long*>(judgement.flags.mutable_data_ptr<int64_t>()));
+  });
+  return {judgement.moved, judgement.flags};
+}
+
 }  // namespace
 }  // namespace ct::rk
 
@@ -267,4 +297,6 @@ STABLE_TORCH_LIBRARY_IMPL(ctorch, CUDA, m) {
   m.impl("rk_error", TORCH_BOX(&ct::rk::rk_error));
   m.impl("rk_step", TORCH_BOX(&ct::rk::rk_step));
   m.impl("rk_interpolate", TORCH_BOX(&ct::rk::rk_interpolate));
+  m.impl("rk_plan", TORCH_BOX(&ct::rk::rk_plan));
+  m.impl("rk_judge", TORCH_BOX(&ct::rk::rk_judge));
 }

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "arith.h"
+#include "control.h"
 
 namespace ct::rk {
 
@@ -315,6 +316,36 @@ __global__ void dense_samples_kernel(DenseTask<T> task) {
              task.row[j][i];
     task.out[at] = task.y[i] + step_at<T>(task.step, i, task.row_length) * sum;
   }
+}
+
+// ---- step control
+// ---------------------------------------------------------------------------------------------------
+
+template <typename T>
+__global__ void plan_kernel(PlanTask<T> task) {
+  for (int64_t i = global_thread(); i < task.batch; i += global_threads()) plan_sample(task, i);
+}
+
+// `flags` begins as zeros; whole numbers give the same in any order.
+template <typename T>
+__global__ void judge_kernel(JudgeTask<T> task, unsigned long long* flags) {
+  __shared__ Found of_warp[kWarp];
+  Found found{};
+  for (int64_t i = global_thread(); i < task.batch; i += global_threads()) {
+    const Found of_sample = judge_sample(task, i);
+    found.bits |= of_sample.bits, found.passed += of_sample.passed;
+  }
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    found.bits |= __shfl_down_sync(0xffffffffu, found.bits, offset);
+    found.passed += __shfl_down_sync(0xffffffffu, found.passed, offset);
+  }
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = found;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int w = 1; w < static_cast<int>(blockDim.x) / kWarp; ++w)
+    found.bits |= of_warp[w].bits, found.passed += of_warp[w].passed;
+  if (found.bits != 0) atomicOr(flags + kBits, static_cast<unsigned long long>(found.bits));
+  if (found.passed != 0) atomicAdd(flags + kPassed, static_cast<unsigned long long>(found.passed));
 }
 
 }  // namespace ct::rk

@@ -17,7 +17,7 @@ from ctorch.ode import methods
 from ctorch.ode.batched_sweep import BatchedSweep, replay_batched
 from ctorch.ode.capture import Captured
 from ctorch.ode.coefficients import Coefficients
-from ctorch.ode.control import NEUTRAL, initial_steps
+from ctorch.ode.control import initial_steps
 from ctorch.ode.discrete import solve_differentiably, solve_without_gradient
 from ctorch.ode.field import Stage
 from ctorch.ode.problem import Problem
@@ -26,10 +26,17 @@ from ctorch.ode.solution import Stats, Status
 from ctorch.ode.stepper import Recorder
 from ctorch.ode.steps import Rows, Step
 from ctorch.ode.sweep import Cotangents
+from ctorch.ops import step_control as control
 from ctorch.ops.runge_kutta import rk_combine, rk_error, rk_interpolate, rk_stage
+from ctorch.ops.step_control import rk_judge, rk_outputs, rk_plan
 
 if TYPE_CHECKING:
     from ctorch.ode.solve import Request
+
+#: by fate: running, done, out of steps, stuck, stuck for an error that is not finite
+_STATUS_OF_FATE = [
+    Status.SUCCESS, Status.SUCCESS, Status.MAX_STEPS, Status.STEP_UNDERFLOW, Status.NONFINITE
+]  # fmt: skip
 
 
 def solve(request: Request, bar: Callable[[float], None] | None) -> tuple[Run, Tensor, Problem]:
@@ -138,7 +145,8 @@ class BatchedJob:
 
 
 class BatchedLoop:
-    """The adaptive loop over a batch. All of time is [B] float64, in tau = direction * t, which
+    """The adaptive loop over a batch. What belongs to a sample (times in float64, counts, fate) lies
+    in the matrices of ``ctorch.ops.step_control``; all of time is in tau = direction * t, which
     increases.
     """
 
@@ -149,127 +157,108 @@ class BatchedLoop:
         self.method = method = job.method
         y0 = problem.y0
         device = y0.device
-        span = job.times[:, -1] - job.times[:, 0]
-        self.direction = torch.where(span < 0, -1.0, 1.0).to(torch.float64)
-        self.goals = job.times * self.direction.unsqueeze(1)
         self.k = torch.empty((method.total, *y0.shape), dtype=y0.dtype, device=device)
-        inner = method.n - 1
-        self._inner, self._last = method.a[1:inner], method.a[inner]
-        self.accepted = torch.zeros(job.size, dtype=torch.int64, device=device)
-        self.rejected = torch.zeros_like(self.accepted)
-        self.status = torch.zeros_like(self.accepted)
-        self.where: dict[str, Tensor] = {}
+        self._inner, self._last = method.a[1 : method.n - 1], method.a[method.n - 1]
         self.steps: list[Step] = []
+        start, end = job.times[:, 0], job.times[:, -1]
+        self.direction = torch.where(end < start, -1.0, 1.0).to(torch.float64)
+        self.goals = job.times * self.direction.unsqueeze(1)
+        self.samples = torch.zeros((7, job.size), dtype=torch.float64, device=device)
+        self.samples[control.TAU] = self.goals[:, 0]
+        self.samples[control.END] = self.goals[:, -1]
+        self.samples[control.DIRECTION] = self.direction
+        started = self.goals <= self.goals[:, :1]
+        self.counts = torch.zeros((5, job.size), dtype=torch.int64, device=device)
+        self.counts[control.OUTPUT] = started.sum(1)
+        self.counts[control.FATE] = torch.where(start == end, control.DONE, control.RUNNING)
+        self._control = problem.controller.numbers(
+            method.tableau.error_order, problem.min_step, problem.max_step, problem.max_steps
+        )
+        self._abscissae = torch.tensor(method.c[1:], dtype=torch.float64)
+        self._like = job.field_time(start)
+        self._column = (-1, *[1] * (y0.dim() - 1))
 
     def run(self, first: Stage) -> Run:
         """Integrate from the first evaluation."""
-        problem, job = self.problem, self.job
+        problem, job, counts = self.problem, self.job, self.counts
         before = problem.field.nfe
-        count = self.goals.shape[1]
         y = problem.y0.detach()
         self.rows = torch.full(
-            (job.size, count, *y.shape[1:]), math.nan, dtype=y.dtype, device=y.device
+            (job.size, self.goals.shape[1], *y.shape[1:]), math.nan, dtype=y.dtype, device=y.device
         )
         started = self.goals <= self.goals[:, :1]
         self.rows[started] = y.repeat_interleave(started.sum(1), 0)
-        y = self._integrate(y, first, started.sum(1))
+        span = self.samples[control.END] - self.samples[control.TAU]
+        self.samples[control.LENGTH] = self._first_steps(y, first, span)
+        y = self._integrate(y, first.k)
+        fates = torch.tensor(_STATUS_OF_FATE, device=y.device)
+        status = fates[counts[control.FATE]]
         finite = torch.isfinite(y.reshape(job.size, -1)).all(1)
-        self.status = torch.where((self.status == 0) & ~finite, int(Status.NONFINITE), self.status)
-        stats = Stats(problem.field.nfe - before + 1, self.accepted, self.rejected)
-        run = Run(self.rows, self.steps, y, stats, self.status)
-        run.failure = self._failure()
+        status = torch.where((status == 0) & ~finite, int(Status.NONFINITE), status)
+        accepted, rejected = counts[control.ACCEPTED].clone(), counts[control.REJECTED].clone()
+        stats = Stats(problem.field.nfe - before + 1, accepted, rejected)
+        run = Run(self.rows, self.steps, y, stats, status)
+        run.failure = self._failure(status)
         run.first_stage = first if self.recorder.graphs else None
         return run
 
-    def _integrate(self, y: Tensor, first: Stage, row: Tensor) -> Tensor:
-        problem, job, method = self.problem, self.job, self.method
-        goals, direction = self.goals, self.direction
-        order = method.tableau.error_order
-        tau, end = goals[:, 0].contiguous(), goals[:, -1].contiguous()
-        active = tau < end
-        h = self._first_steps(y, first, end - tau)
-        ones = torch.full_like(tau, NEUTRAL)
-        history = (ones, ones)
-        error = torch.full_like(tau, math.nan)
-        k0 = first.k
-        busy = bool(active.any())
+    def _integrate(self, y: Tensor, k0: Tensor) -> Tensor:
+        problem, method = self.problem, self.method
+        samples, counts = self.samples, self.counts
+        busy = bool((counts[control.FATE] == control.RUNNING).any())
         while busy:
-            length = h.clamp(problem.min_step, problem.max_step)
-            lands = tau + 1.001 * length >= end
-            length = torch.where(lands, end - tau, length) * active
-            tau1 = torch.where(lands, end, tau + length)
-            tau1 = torch.where(active, tau1, tau)
-            t, t1, signed = direction * tau, direction * tau1, direction * length
-            y1, stages = self._attempt(y, k0, t, signed, t1)
-            error = self._error(y, y1, stages, signed)
-            passed = (error <= 1.0) | ((length <= problem.min_step) & torch.isfinite(error))
-            moved = active & passed
-            factor = problem.controller.factors(error, order, history)
-            row1 = torch.searchsorted(goals, tau1.unsqueeze(1), right=True).squeeze(1)
-            row1 = torch.where(moved, row1, row)
-            self.accepted += moved
-            self.rejected += active & ~passed
-            grown = torch.where(lands, torch.maximum(length * factor, h), length * factor)
-            h = torch.where(moved, grown, length * factor.clamp_max(1.0))
-            stuck = active & ~moved & ~(tau + h.clamp(min=problem.min_step) > tau)
-            spent = active & (self.accepted + self.rejected >= problem.max_steps)
-            done = moved & lands
-            # the one place where the host waits
-            any_moved, any_rows, any_stuck, any_wild = torch.stack(
-                [
-                    moved.any(),
-                    (row1 > row).any(),
-                    (stuck | (spent & ~done)).any(),
-                    (active & ~moved & ~torch.isfinite(error)).any(),
-                ]
-            ).tolist()
-            if any_moved:
+            plan, lands, times = rk_plan(
+                samples, counts, self._abscissae, self._control, self._like
+            )
+            t, h, t1 = plan.unbind()
+            stage_times = self._stage_times(times)
+            y1, stages = self._attempt(y, k0, t, h, stage_times)
+            error = self._error(y, y1, stages, h)
+            moved, signs = rk_judge(samples, counts, plan, lands, error, self.goals, self._control)
+            flags, passed = signs.tolist()  # the one place where the host waits
+            if flags & control.MOVED:
                 if method.late:
-                    stages.append(
-                        self.recorder.evaluate(self._stage_time(method.n - 1, t, signed, t1), y1)
-                    )
-                step = Step(
-                    t, signed * moved, torch.where(moved, t1, t), y.detach(), end=lands, moved=moved
-                )
-                if any_rows:
-                    self._read(step, stages, tau, tau1, row, row1, y1)
-                self._keep(step, stages, any_wild)
-                mask = job.spread(moved)
-                k_last = stages[method.n - 1].k
+                    stages.append(self.recorder.evaluate(stage_times[method.n - 2], y1))
+                k1 = stages[method.n - 1].k
+                if self.job.keep or passed:
+                    step = Step(t, h, t1, y, end=lands, moved=moved)
+                    if passed:
+                        found = rk_outputs(counts, plan, self.job.times, passed)
+                        inside = bool(flags & control.INSIDE)
+                        self._read(step, stages, stage_times, y1, found, inside)
+                    self._keep(step, stages, bool(flags & control.NOT_FINITE))
+                mask = moved.view(self._column)
                 y = torch.where(mask, y1, y)
-                k0 = torch.where(mask, k_last, k0)
-                tau = torch.where(moved, tau1, tau)
-                row = row1
-                past = torch.where(moved, error.clamp_min(1e-10), history[0])
-                history = (past, torch.where(moved, history[0], history[1]))
-                active = active & ~done
-            if any_stuck:
-                active = self._stop(active, stuck, spent & ~done, direction * tau, h, error)
-            busy = bool(active.any())
+                k0 = torch.where(mask, k1, k0)
+            busy = bool(flags & control.BUSY)
             if problem.progress is not None:
-                problem.progress(float((direction * tau)[tau.argmin()]))
+                tau = samples[control.TAU]
+                problem.progress(float((self.direction * tau)[tau.argmin()]))
         return y
 
     # -- one step
     # ----------------------------------------------------------------------------------------------
 
-    def _stage_time(self, i: int, t: Tensor, h: Tensor, t1: Tensor) -> Tensor:
-        return self.job.field_time(stage_time(self.method, i, t, h, t1, self.problem.layout.dtype))
+    def _stage_times(self, times: Tensor) -> Sequence[Tensor]:
+        """Times of the stages after the first, as the vector field takes them."""
+        each = times.unbind()
+        # leaves of graphs must be tensors of their own
+        return [t.clone() for t in each] if self.recorder.time_grad else each
 
     def _attempt(
-        self, y: Tensor, k0: Tensor, t: Tensor, h: Tensor, t1: Tensor
+        self, y: Tensor, k0: Tensor, t: Tensor, h: Tensor, times: Sequence[Tensor]
     ) -> tuple[Tensor, list[Stage]]:
         k, evaluate = self.k, self.recorder.evaluate
         stages = [Stage(t, y, k0)]
         slope, slot = k0, 0
         for a in self._inner:
-            y_i = rk_stage(y, k, slope, slot, a, h)
+            stage = evaluate(times[slot], rk_stage(y, k, slope, slot, a, h))
+            stages.append(stage)
+            slope = stage.k
             slot += 1
-            stages.append(evaluate(self._stage_time(slot, t, h, t1), y_i))
-            slope = stages[-1].k
         y1 = rk_stage(y, k, slope, slot, self._last, h)
         if not self.method.late:
-            stages.append(evaluate(self._stage_time(slot + 1, t, h, t1), y1))
+            stages.append(evaluate(times[slot], y1))
         return y1, stages
 
     def _error(self, y: Tensor, y1: Tensor, stages: list[Stage], h: Tensor) -> Tensor:
@@ -332,36 +321,29 @@ class BatchedLoop:
         self,
         step: Step,
         stages: list[Stage],
-        tau: Tensor,
-        tau1: Tensor,
-        row: Tensor,
-        row1: Tensor,
+        times: Sequence[Tensor],
         y1: Tensor,
+        found: tuple[Tensor, Tensor, Tensor, Tensor],
+        inside: bool,
     ) -> None:
+        """Fill the rows that lie in a step."""
         method = self.method
-        places = torch.arange(self.goals.shape[1], device=row.device)
-        inside = (places >= row.unsqueeze(1)) & (places < row1.unsqueeze(1))
-        sample, index = inside.nonzero(as_tuple=True)
-        goal = self.goals[sample, index]
-        theta = ((goal - tau[sample]) / (tau1 - tau)[sample]).clamp_max(1.0)
-        last = index == self.goals.shape[1] - 1
-        at_end = goal == tau1[sample]
-        exact = at_end & (last | (not self.recorder.time_grad))
+        sample, index, theta, exact = found
+        if self.recorder.time_grad:  # only the last time moves the end of a step along with it
+            exact = exact & (index == self.goals.shape[1] - 1)
+            inside = not bool(exact.all())
         step.outputs = Rows(sample, index, theta, exact)
-        signed, t, t1 = step.h, step.t, step.t1
-        slope, slot = stages[-1].k, method.n - 1
-        y = step.y
-        if not bool(exact.all()):
+        values = y1[sample]
+        if inside:
+            y, slope, slot = step.y, stages[-1].k, method.n - 1
             for i in range(method.n, method.total):
-                y_i = rk_stage(y, self.k, slope, slot, method.a[i], signed)
-                stages.append(self.recorder.evaluate(self._stage_time(i, t, signed, t1), y_i))
+                y_i = rk_stage(y, self.k, slope, slot, method.a[i], step.h)
+                stages.append(self.recorder.evaluate(times[i - 1], y_i))
                 slope, slot = stages[-1].k, i
             self.k[slot].copy_(slope)
             step.extended = method.total > method.n
-            values = rk_interpolate(y, self.k, method.p, theta, signed, sample)
-            values = torch.where(exact.view(-1, *[1] * (y.dim() - 1)), y1[sample], values)
-        else:
-            values = y1[sample]
+            read = rk_interpolate(y, self.k, method.p, theta, step.h, sample)
+            values = torch.where(exact.view(self._column), values, read)
         self.rows[sample, index] = values
 
     def _keep(self, step: Step, stages: list[Stage], wild: bool) -> None:
@@ -377,29 +359,15 @@ class BatchedLoop:
                 step.stages = stages
         self.steps.append(step)
 
-    def _stop(
-        self, active: Tensor, stuck: Tensor, spent: Tensor, t: Tensor, h: Tensor, error: Tensor
-    ) -> Tensor:
-        """Take failed samples out."""
-        cause = torch.where(
-            torch.isfinite(error), int(Status.STEP_UNDERFLOW), int(Status.NONFINITE)
-        )
-        self.status = torch.where(stuck, cause, self.status)
-        self.status = torch.where(spent & ~stuck, int(Status.MAX_STEPS), self.status)
-        self.where = {"t": t, "h": h, "error": error}
-        return active & ~stuck & ~spent
-
-    def _failure(self) -> Failure | None:
-        failed = (self.status != 0).nonzero().reshape(-1).tolist()
+    def _failure(self, status: Tensor) -> Failure | None:
+        failed = (status != 0).nonzero().reshape(-1).tolist()
         if not failed:
             return None
         sample = failed[0]
-        status = Status(int(self.status[sample]))
-        t, h, error = (
-            (float(self.where[name][sample]) for name in ("t", "h", "error"))
-            if self.where
-            else (math.nan, math.nan, math.nan)
-        )
+        cause = Status(int(status[sample]))
+        numbers = self.samples[:, sample].tolist()
+        t = numbers[control.DIRECTION] * numbers[control.TAU]
+        h, error = numbers[control.LENGTH], numbers[control.ERROR]
         causes = {
             Status.MAX_STEPS: "max_steps was reached: loosen the tolerances or raise max_steps",
             Status.STEP_UNDERFLOW: "underflow in dt: the error test asks for a step below the"
@@ -410,8 +378,8 @@ class BatchedLoop:
         }
         others = f" {len(failed)} of {self.job.size} samples failed." if len(failed) > 1 else ""
         return Failure(
-            status,
-            f"sample {sample}: {causes[status]}; t={t:.9g}, step h={h:.3e}, error norm"
+            cause,
+            f"sample {sample}: {causes[cause]}; t={t:.9g}, step h={h:.3e}, error norm"
             f" {error:.3g}.{others} With"
             " throw=False the other samples' solutions are returned, with a status for each.",
             t,

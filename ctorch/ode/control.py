@@ -85,22 +85,11 @@ class StepController:
             return min(self.max_factor, max(factor, self.min_factor))
         return min(self.safety, max(factor, self.min_factor))
 
-    def factors(self, error: Tensor, order: int, history: tuple[Tensor, Tensor]) -> Tensor:
-        """``factor`` for every sample of a batch. All tensors [B] float64."""
-        zero = error == 0.0
-        safe = error.clamp_min(1e-300)
-        accepted = error <= 1.0
-        if self.p == 0.0 and self.d == 0.0:
-            lowest = torch.where((error < 1.0) & self.never_shrinks, 1.0, self.min_factor)
-            factor = torch.maximum(self.safety * safe ** (-self.i / order), lowest)
-        else:
-            factor = self.safety * safe ** (-(self.p + self.i + self.d) / order)
-            past = history[0] ** ((self.p + 2 * self.d) / order) * history[1] ** (-self.d / order)
-            factor = torch.where(accepted, factor * past, factor.clamp_max(self.safety))
-            factor = factor.clamp_min(self.min_factor)
-        factor = factor.clamp_max(self.max_factor)
-        factor = torch.where(zero, self.max_factor, factor)
-        return torch.where(error < math.inf, factor, self.min_factor)
+    def numbers(self, order: int, min_step: float, max_step: float, max_steps: int) -> Tensor:
+        """Everything that step control hangs on, as ``ctorch.ops.step_control`` takes it."""
+        gains = [self.p, self.i, self.d, self.safety, self.min_factor, self.max_factor]
+        values = [*gains, float(self.never_shrinks), order, min_step, max_step, max_steps]
+        return torch.tensor(values, dtype=torch.float64)
 
 
 #: the error norm that starts a history: neutral in the product above

@@ -51,8 +51,7 @@ class Stepper:
         self._last = coefficients.a[inner] if coefficients.fsal else coefficients.b
         self._weights = (*self._inner, self._last)
         self._ends_with_slope = coefficients.fsal and not coefficients.late
-        self._abscissae = np.array(coefficients.c[1 : coefficients.n])
-        self._at_end = self._abscissae == 1.0
+        self._abscissae = coefficients.c[1 : coefficients.n]
         self._time_type = np.float64 if problem.layout.dtype is torch.float64 else np.float32
         self._values_only = values_only and problem.layout.plain and not problem.random
         self._time_leaves = time_leaves
@@ -93,10 +92,9 @@ class Stepper:
         problem = self.problem
         if self._time_leaves or problem.layout.device.type != "cpu":
             return [self.time(i, t, h, t1) for i in range(1, self.method.n)]
-        values = self._abscissae * h
-        values += t
-        values[self._at_end] = self.beside(t1, t) if self.before_end else t1
-        return torch.from_numpy(values.astype(self._time_type, copy=False)).unbind()
+        end = self.beside(t1, t) if self.before_end else t1
+        values = [end if c == 1.0 else t + c * h for c in self._abscissae]
+        return torch.from_numpy(np.array(values, dtype=self._time_type)).unbind()
 
     def beside(self, t: float, toward: float) -> float:
         """The number next to ``t``, in the precision of the state."""

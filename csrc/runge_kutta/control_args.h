@@ -1,0 +1,141 @@
+// Reads and checks the arguments of the operators of step control, and makes their outputs; the
+// same for CPU and CUDA.
+#pragma once
+
+#include <algorithm>
+
+#include "args.h"
+#include "control.h"
+
+namespace ct::rk {
+
+// A contiguous matrix [rows, B] on the device of `like`, of the dtype named.
+inline void check_matrix(const char* op, const char* name, const Tensor& x, ScalarType dtype,
+                         int64_t rows, int64_t batch, const Tensor& like) {
+  require(x.dim() == 2 && x.size(0) == rows && x.size(1) == batch, op, ": ", name, " must be [",
+          rows, ", ", batch, "]");
+  require(x.scalar_type() == dtype, op, ": ", name, " must have dtype ",
+          torch::headeronly::toString(dtype), ", got ",
+          torch::headeronly::toString(x.scalar_type()));
+  require(x.is_contiguous(), op, ": ", name, " must be contiguous");
+  require(x.is_cpu() == like.is_cpu() && x.get_device_index() == like.get_device_index(), op, ": ",
+          name, " must be on the device of samples");
+}
+
+inline int64_t check_samples(const char* op, const Tensor& samples, const Tensor& counts) {
+  require(samples.dim() == 2, op, ": samples must be [", int{kSampleRows}, ", B]");
+  const int64_t batch = samples.size(1);
+  check_matrix(op, "samples", samples, ScalarType::Double, kSampleRows, batch, samples);
+  check_matrix(op, "counts", counts, ScalarType::Long, kCountRows, batch, samples);
+  return batch;
+}
+
+inline const double* read_control(const char* op, const Tensor& control) {
+  const double* numbers = host_numbers(op, "control", control, 1);
+  require(control.numel() == kControlEntries, op, ": control must have ", int{kControlEntries},
+          " entries, got ", control.numel());
+  return numbers;
+}
+
+struct Plan {
+  Plan(const Tensor& samples_, const Tensor& counts_, const Tensor& c, const Tensor& control,
+       const Tensor& like)
+      : samples(samples_),
+        counts(counts_),
+        batch(check_samples(kOp, samples_, counts_)),
+        abscissae(host_numbers(kOp, "c", c, 1)),
+        stages(c.numel()),
+        numbers(read_control(kOp, control)),
+        dtype(like.scalar_type()) {
+    require(stages <= kMaxTerms, kOp, ": c has more than ", kMaxTerms, " entries");
+    require(like.numel() == batch, kOp, ": like must have one element for each of the ", batch,
+            " samples, got ", like.numel());
+    const int64_t step_sizes[] = {kStepRows, batch};
+    step = new_tensor(samples, step_sizes, 2);
+    lands = new_tensor(samples, aoti_torch_dtype_bool(), &batch, 1);
+    std::vector<int64_t> sizes{stages};
+    for (int64_t d = 0; d < like.dim(); ++d) sizes.push_back(like.size(d));
+    int32_t of_times;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &of_times));
+    times = new_tensor(samples, of_times, sizes.data(), static_cast<int64_t>(sizes.size()));
+  }
+
+  template <typename T>
+  PlanTask<T> task() {
+    PlanTask<T> task{};
+    task.samples = samples.const_data_ptr<double>();
+    task.counts = counts.const_data_ptr<int64_t>();
+    std::copy(abscissae, abscissae + stages, task.abscissae);
+    task.stages = static_cast<int>(stages);
+    task.min_step = numbers[kMinStep], task.max_step = numbers[kMaxStep];
+    task.batch = batch;
+    task.step = step.mutable_data_ptr<double>();
+    task.lands = lands.mutable_data_ptr<bool>();
+    task.times = times.mutable_data_ptr<T>();
+    return task;
+  }
+
+  static constexpr const char* kOp = "rk_plan";
+  const Tensor &samples, &counts;
+  int64_t batch;
+  const double* abscissae;
+  int64_t stages;
+  const double* numbers;
+  ScalarType dtype;
+  Tensor step, lands, times;
+};
+
+struct Judgement {
+  Judgement(const Tensor& samples_, const Tensor& counts_, const Tensor& step_,
+            const Tensor& lands_, const Tensor& error_, const Tensor& goals_, const Tensor& control)
+      : samples(samples_),
+        counts(counts_),
+        step(step_),
+        lands(lands_),
+        batch(check_samples(kOp, samples_, counts_)),
+        error(error_.is_contiguous() ? error_ : torch::stable::contiguous(error_)),
+        goals(goals_.is_contiguous() ? goals_ : torch::stable::contiguous(goals_)),
+        numbers(read_control(kOp, control)) {
+    check_matrix(kOp, "step", step, ScalarType::Double, kStepRows, batch, samples);
+    check_vector("lands", lands);
+    check_vector("error", error);
+    require(lands.scalar_type() == ScalarType::Bool, kOp, ": lands must have dtype bool");
+    require(goals.dim() == 2, kOp, ": goals must be [B, T]");
+    check_matrix(kOp, "goals", goals, ScalarType::Double, batch, goals.size(1), samples);
+    const int64_t entries = kFlagEntries;
+    moved = new_tensor(samples, aoti_torch_dtype_bool(), &batch, 1);
+    flags = new_tensor(samples, aoti_torch_dtype_int64(), &entries, 1);
+  }
+
+  void check_vector(const char* name, const Tensor& x) const {
+    require(x.dim() == 1 && x.size(0) == batch && x.is_contiguous(), kOp, ": ", name,
+            " must be [B] and contiguous, with B = ", batch);
+    require(x.is_cpu() == samples.is_cpu() && x.get_device_index() == samples.get_device_index(),
+            kOp, ": ", name, " must be on the device of samples");
+  }
+
+  template <typename T>
+  JudgeTask<T> task() {
+    return {samples.mutable_data_ptr<double>(),
+            counts.mutable_data_ptr<int64_t>(),
+            step.mutable_data_ptr<double>(),
+            lands.const_data_ptr<bool>(),
+            error.const_data_ptr<T>(),
+            goals.const_data_ptr<double>(),
+            gains_of(numbers),
+            numbers[kMinStep],
+            numbers[kMaxSteps],
+            batch,
+            goals.size(1),
+            moved.mutable_data_ptr<bool>()};
+  }
+
+  static constexpr const char* kOp = "rk_judge";
+  const Tensor &samples, &counts, &step, &lands;
+  int64_t batch;
+  Tensor error, goals;
+  const double* numbers;
+  Tensor moved, flags;
+};
+
+}  // namespace ct::rk
