@@ -5,7 +5,8 @@ two matrices, with a column for each sample, that the operators change in place:
 
 - ``samples`` float64: ``TAU`` (time, as tau = direction * t, which increases), ``LENGTH`` (proposed
   for the next step), ``END`` (last time), ``DIRECTION`` of t, ``ERROR`` (norm of the last
-  attempt), ``LOG_LAST`` and ``LOG_BEFORE`` (logarithms of the norms of the last two accepted steps);
+  attempt), ``LOG_LAST`` and ``LOG_BEFORE`` (logarithms of the norms of the last two accepted
+  steps);
 - ``counts`` int64: ``FATE``, ``OUTPUT`` (index of the next output time), ``OUTPUT_BEFORE`` (the
   same before the last attempt), ``ACCEPTED`` and ``REJECTED``.
 
@@ -33,8 +34,8 @@ of output times that were passed.
 lists these ``count`` outputs, sample by sample: the sample, the index of the time in ``t [B, T]``,
 the fraction of the step at which it lies, and whether it is the step's end.
 
-``control`` [11] float64 on the CPU: p, i, d, safety, min_factor, max_factor, never_shrinks and order
-of the controller (see ``ctorch.ode.StepController``), then min_step, max_step, max_steps.
+``control`` [11] float64 on the CPU: p, i, d, safety, min_factor, max_factor, never_shrinks and
+order of the controller (see ``ctorch.ode.StepController``), then min_step, max_step, max_steps.
 """
 
 from __future__ import annotations
