@@ -146,8 +146,8 @@ class BatchedJob:
 
 class BatchedLoop:
     """The adaptive loop over a batch. What belongs to a sample (times in float64, counts, fate)
-    lies in the matrices of ``ctorch.ops.step_control``; all of time is in tau = direction * t, which
-    increases.
+    lies in the matrices of ``ctorch.ops.step_control``; all of time is in tau = direction * t,
+    which increases.
     """
 
     def __init__(self, job: BatchedJob, recorder: Recorder) -> None:

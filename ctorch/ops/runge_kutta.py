@@ -7,8 +7,8 @@ their rows, even NaN, does not matter.
 
 The functions here check their arguments. A solver's inner loop calls the bare operators below,
 ``rk_combine``, ``rk_stage``, ``rk_error``, ``rk_step`` and ``rk_interpolate``, with all numbers as
-float64 tensors on the CPU: a call costs a few microseconds. (``torch.compile`` does not look through
-the bare ``rk_stage`` and ``rk_error``; the functions here compile.)
+float64 tensors on the CPU: a call costs a few microseconds. (``torch.compile`` does not look
+through the bare ``rk_stage`` and ``rk_error``; the functions here compile.)
 
 Dtypes: float32 and float64; ``combine`` and ``stage_`` take float16 and bfloat16 too, and add them
 up in float32. Steps, coefficients and times are float64 whatever the state.

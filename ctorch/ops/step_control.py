@@ -187,8 +187,8 @@ def _fake_judge(samples: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 def _fake_outputs(
     counts: Tensor, step: Tensor, t: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    whole = [counts.new_empty(count) for _ in range(2)]
-    return *whole, step.new_empty(count), step.new_empty(count, dtype=torch.bool)
+    sample, index = counts.new_empty(count), counts.new_empty(count)
+    return sample, index, step.new_empty(count), step.new_empty(count, dtype=torch.bool)
 
 
 rk_plan = define(
