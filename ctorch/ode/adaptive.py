@@ -30,10 +30,10 @@ class AdaptiveLoop(Loop):
         history = (NEUTRAL, NEUTRAL)
         h = self._first_step(y, first)
         while self.reading:
-            if stats.accepted + stats.rejected >= problem.max_steps:
-                self.failure = max_steps_failure(problem, direction * tau, h, error)
-                break
             length = min(max(h, problem.min_step), problem.max_step)
+            if stats.accepted + stats.rejected >= problem.max_steps:
+                self.failure = max_steps_failure(problem, direction * tau, length, error)
+                break
             forced = length <= problem.min_step
             tau1, end, jumps = tau + length, FREE, False
             while knot < len(knots) and knots[knot][0] <= tau:

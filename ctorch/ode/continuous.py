@@ -182,12 +182,16 @@ class _Backward:
         if run.fired is not None:
             times = [*times[: rows.shape[0] - 1], run.fired[0]]
         count = rows.shape[0]
-        initial = sum(t == times[0] for t in times)
+        if run.failure is not None:  # the rows that were not reached are constants
+            count = int(torch.isfinite(rows.reshape(count, -1)).all(1).sum())
+            if not count:
+                return grad_rows[0], None, [torch.zeros_like(p) for p in self.params]
+        initial = sum(t == times[0] for t in times[:count])
         field = problem.field
         sums = [torch.zeros_like(_real(p)) for p in self.params]
         time_bar = [0.0] * count
         zero = torch.zeros((), dtype=problem.layout.dtype, device=problem.layout.device)
-        a = grad_rows[-1].clone()
+        a = grad_rows[count - 1].clone()
         before = field.nfe
         with field.recomputing():
             for i in range(count - 1, initial - 1, -1):

@@ -68,6 +68,7 @@ def solve(problem: Problem, options: dict[str, Any]) -> Run:
         **limits,
     )
     found = dict(zip(result.t.tolist(), result.y.T, strict=True))
+    found[problem.times[0]] = y0.cpu().double().numpy().reshape(-1)  # some interpolate it
     rows = [torch.as_tensor(found[t]).to(y0).reshape(y0.shape) for t in problem.times if t in found]
     stats = Stats(nfe=problem.field.nfe)
     if result.success and len(rows) == len(problem.times):

@@ -246,8 +246,19 @@ def test_without_anything_to_differentiate_there_is_no_graph(gradient: str) -> N
         y = solve(net, y0.clone().requires_grad_(), gradient)
     assert not y.requires_grad
     assert y.grad_fn is None
+
+
+@pytest.mark.xfail(
+    reason="inference tensors have no version: stepper.py, Stepper._attempt_values",
+    raises=RuntimeError,
+    strict=True,
+)
+@every_mode
+def test_solves_run_in_inference_mode(gradient: str) -> None:
+    net, y0 = Net(), torch.tensor([0.4, -0.7], dtype=F64)
     with torch.inference_mode():
-        solve(net, y0, gradient)
+        y = solve(net, y0, gradient)
+    torch.testing.assert_close(y.clone(), solve(net, y0, "none"))
 
 
 def test_gradient_none_leaves_no_graph() -> None:

@@ -223,7 +223,7 @@ def test_a_field_that_changes_its_state_in_place_is_an_error(gradient: str) -> N
 @every_mode
 def test_a_solve_is_deterministic(gradient: str) -> None:
     """The same bits, again and with another number of threads."""
-    net, y0 = Net(8, 32), leaf(2000, 8)
+    net, y0 = Net(8, 32), leaf(1000, 8)
     results = []
     for threads in (1, 1, 2):
         torch.set_num_threads(threads)

@@ -100,6 +100,17 @@ def test_a_gradient_penalty_trains_the_parameters(gradient: str) -> None:
     same(got, want, 1e-12)
 
 
+@every_exact_mode
+def test_a_field_made_from_the_initial_state_and_the_times_is_counted_once(gradient: str) -> None:
+    """The graphs of y0 and t reach into what the field holds: with create_graph as without."""
+    y0, t = leaf(2), times(0.0, 0.9, grad=True)
+    matrix = torch.outer(y0, y0.cos()) * t[-1]
+    y = solve(gradient, lambda s, y: torch.tanh(y @ matrix), y0, t, options=frozen(0.2))
+    once = torch.autograd.grad(y.sum(), [y0, t], retain_graph=True)
+    twice = torch.autograd.grad(y.sum(), [y0, t], create_graph=True)
+    same([g.detach() for g in twice], once)
+
+
 @pytest.mark.parametrize("interface", ["odeint_adjoint", "solve_ode"])
 def test_the_continuous_adjoint_refuses(interface: str) -> None:
     net, y0 = Net(), leaf(2)
