@@ -200,8 +200,8 @@ def train(
             a folder without checkpoints.
         resume_hint: what the message after an interrupt says to do, for a command line; None: the
             call to make.
-        state: further objects with ``state_dict`` and ``load_state_dict``, and
-            ``torch.Generator``s, by name.
+        state: further objects with ``state_dict`` and ``load_state_dict``, or of type
+            ``torch.Generator``, by name.
         callbacks: functions called after every step with its record.
         log: file (``.jsonl``, ``.csv``) or folder (TensorBoard) for the records.
         progress: show a bar (rich, on a terminal), or plain lines.

@@ -29,8 +29,8 @@ class StepController:
         p, i, d: the gains.
         safety: aim below the tolerance by this factor.
         min_factor, max_factor: limits of a change of step size.
-        never_shrinks: under pure integral control an accepted step never shortens the next
-            one: torchdiffeq's rule (``odeint`` keeps it), which costs rejections where steps must
+        never_shrinks: under pure integral control an accepted step never shortens the next one:
+            torchdiffeq's rule (``odeint`` keeps it), which costs rejections where steps must
             shrink.
     """
 
@@ -110,7 +110,7 @@ def make_controller(controller: StepController | str | None) -> StepController:
     if isinstance(controller, str) and controller.lower() in named:
         return named[controller.lower()]()
     raise ValueError(
-        f'controller must be "i", "pi", "pid" or a ctorch.ode.StepController, but is'
+        'controller must be "i", "pi", "pid" or a ctorch.ode.StepController, but is'
         f" {controller!r}."
     )
 

@@ -22,8 +22,7 @@ class Event:
     """A terminal event: the solve ends where ``fn(t, y, *args)`` crosses zero.
 
     A function that is zero at the start fires only after it has departed from zero and come back: a
-        ball that leaves
-    the floor does not hit it at once.
+    ball that leaves the floor does not hit it at once.
 
     Args:
         fn: ``fn(t, y, *args)`` returns a tensor of any shape; the event is the first crossing of

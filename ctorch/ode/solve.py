@@ -218,9 +218,7 @@ class Request:
             run = solve_without_gradient(job)
             return run, run.rows, problem
         if self.adjoint:
-            run, rows = continuous.solve(
-                self, problem, lambda first: solve_without_gradient(job, first)
-            )
+            run, rows = continuous.solve(self, problem, lambda first: job.run(first, None))
             return run, rows, problem
         rows, run = solve_differentiably(job, graphs=self.gradient == "backprop")
         return run, rows, problem

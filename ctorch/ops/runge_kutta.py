@@ -7,8 +7,7 @@ their rows, even NaN, does not matter.
 
 The functions here check their arguments. A solver's inner loop calls the bare operators below,
 ``rk_combine``, ``rk_stage``, ``rk_error``, ``rk_step`` and ``rk_interpolate``, with all numbers as
-float64 tensors on the CPU: a call costs a few microseconds. (``torch.compile`` does not look
-through the bare ``rk_stage`` and ``rk_error``; the functions here compile.)
+float64 tensors on the CPU: a call costs a few microseconds.
 
 Dtypes: float32 and float64; ``combine`` and ``stage_`` take float16 and bfloat16 too, and add them
 up in float32. Steps, coefficients and times are float64 whatever the state.
@@ -78,8 +77,12 @@ def stage_(
     _refuse_grad("stage_", "combine", y, k, slope, h)
     a, h = _check(k, {"y": y, "slope": slope}, {"a": a}, h, half=True)
     _check_slot(k, slot)
-    y = None if y is None else y.contiguous()
-    return cast(Tensor, torch.ops.ctorch.rk_stage.default(y, k, slope, slot, a, h))
+    return cast(
+        Tensor,
+        torch.ops.ctorch.rk_stage.default(
+            None if y is None else y.contiguous(), k, slope, slot, a, h
+        ),
+    )
 
 
 def error_norm(

@@ -29,6 +29,10 @@ read: bits ``MOVED`` (some sample did), ``INSIDE`` (some output time lies strict
 ``NOT_FINITE`` (some error norm was not) and ``BUSY`` (some sample is still running), and the number
 of output times that were passed.
 
+    y, k0 = rk_accept(moved, y, y1, k0, k1)
+
+gives the states and slopes ``[B, ...]`` at which the next step starts.
+
     sample, index, theta, at_end = rk_outputs(counts, step, t, count)
 
 lists these ``count`` outputs, sample by sample: the sample, the index of the time in ``t [B, T]``,
@@ -140,6 +144,12 @@ def judge(
     return moved, torch.stack([torch.as_tensor(bits), passed.sum()])
 
 
+def accept(moved: Tensor, y: Tensor, y1: Tensor, k0: Tensor, k1: Tensor) -> tuple[Tensor, Tensor]:
+    """``rk_accept`` in plain PyTorch."""
+    mask = moved.view(-1, *[1] * (y.dim() - 1))
+    return torch.where(mask, y1, y).contiguous(), torch.where(mask, k1, k0).contiguous()
+
+
 def outputs(
     counts: Tensor, step: Tensor, t: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -184,6 +194,10 @@ def _fake_judge(samples: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return moved, samples.new_empty(2, dtype=torch.int64)
 
 
+def _fake_accept(moved: Tensor, y: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    return y.new_empty(y.shape), y.new_empty(y.shape)
+
+
 def _fake_outputs(
     counts: Tensor, step: Tensor, t: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -202,6 +216,12 @@ rk_judge = define(
     "Tensor goals, Tensor control) -> (Tensor moved, Tensor flags)",
     judge,
     fake=_fake_judge,
+)
+rk_accept = define(
+    "rk_accept(Tensor moved, Tensor y, Tensor y1, Tensor k0, Tensor k1) "
+    "-> (Tensor next_y, Tensor next_k)",
+    accept,
+    fake=_fake_accept,
 )
 rk_outputs = define(
     "rk_outputs(Tensor counts, Tensor step, Tensor t, int count) "
