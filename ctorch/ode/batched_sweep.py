@@ -183,6 +183,7 @@ def replay_batched(job: BatchedJob, run: Run, y0: Tensor, t: Tensor) -> Tensor:
     placed: list[tuple[Tensor, Tensor, Tensor]] = []
     a = [row.tolist() for row in method.a]
     for step in run.steps:
+        assert step.moved is not None
         anchored = step.moved & step.end
         h = torch.where(anchored, times[:, -1] - start, step.h)
         h = torch.where(step.moved, h, 0.0)

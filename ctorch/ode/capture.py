@@ -26,7 +26,7 @@ Evaluate = Callable[[Tensor, Tensor], Stage]
 
 
 class UnknownTensor(Exception):
-    """An evaluation used tensors that the solve does not differentiate in; ``stage`` is that evaluation."""
+    """An evaluation, ``stage``, used tensors that the solve does not differentiate in."""
 
     def __init__(self, tensors: list[Tensor], stage: Stage) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ def discover(
 
 
 def watched(evaluate: Evaluate, captured: Captured) -> Evaluate:
-    """``evaluate``, looking at every tensor that comes into every evaluation: slow, and misses nothing.
+    """``evaluate``, looking at every tensor that comes into every evaluation: slow, misses none.
 
     For fields whose graphs say too little, such as those that make leaves of their own.
     """

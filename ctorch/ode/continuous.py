@@ -146,7 +146,7 @@ class _Backward:
         self.options["norm"] = self._make_norm(norm)
 
     # -- norms
-    # ----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _state_norm(self, y: Tensor) -> Tensor:
         problem = self.problem
@@ -180,7 +180,7 @@ class _Backward:
         return on_parts
 
     # -- the solve
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def gradients(
         self, grad_rows: Tensor, options: dict[str, Any]
@@ -271,7 +271,7 @@ class _Backward:
         )
         if not self.request.torchdiffeq and self.request.dt0 is not None:
             request.dt0 = self.request.dt0
-        run, rows, problem = request.solve()
+        run, rows, _ = request.solve()
         if run.failure is not None:
             message = f"in the backward pass (continuous adjoint): {run.failure.message}"
             run.failure.message = message + ' gradient="checkpoint" needs no backward solve.'

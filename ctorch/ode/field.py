@@ -83,7 +83,7 @@ class VectorField:
         return stage
 
     def checked(self, k: Any) -> Tensor:
-        """What ``func`` returned for a plain state, in the state's dtype; or the error that says why not."""
+        """What ``func`` returned for a plain state, in its dtype; or the error that says why."""
         self.layout.check_like(k, "func")
         return k.to(self._dtype)
 

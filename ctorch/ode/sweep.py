@@ -82,7 +82,7 @@ class Pullback:
             self._all = False
         # (`None in grads` would compare tensors)
         if self._all and all(grad is not None for grad in grads):
-            torch._foreach_add_(self._sums, list(grads))
+            torch._foreach_add_(self._sums, list(grads))  # type: ignore[arg-type]
             return
         for i, grad in enumerate(grads):
             if grad is None:
@@ -176,7 +176,7 @@ class Sweep:
         return Cotangents(yb, t, self.pullback.results(len(self.captured.tensors)))
 
     # -- one step
-    # -------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _step(self, index: int, step: Step, yb: Tensor, grad_rows: Tensor) -> Tensor:
         method, time_grad = self.method, self.time_grad
@@ -369,7 +369,7 @@ def unknown_tensors(unknown: list[Tensor], t: float) -> GradientError:
     """The error for tensors that are used, but were not seen in the first evaluation."""
     shapes = ", ".join(str(list(x.shape)) for x in unknown)
     return GradientError(
-        f"func used tensors that require grad (shapes {shapes}) at t={t:.6g}, which were not seen in"
-        " its first evaluation: pass them in args, hold them in a module, or use"
+        f"func used tensors that require grad (shapes {shapes}) at t={t:.6g}, which were not seen"
+        " in its first evaluation: pass them in args, hold them in a module, or use"
         ' gradient="backprop".'
     )

@@ -1,4 +1,4 @@
-"""A solve inside ``DistributedDataParallel``: gradients are averaged over processes as for any module."""
+"""A solve inside ``DistributedDataParallel``: gradients are averaged as for any module."""
 
 from __future__ import annotations
 
