@@ -101,7 +101,7 @@ class AdaptiveLoop(Loop):
         t0, direction = problem.times[0], problem.direction
 
         def slope(h: float, y1: Tensor) -> Tensor:
-            return problem.field.value(problem.time(t0 + direction * h), y1).k
+            return problem.field(problem.time(t0 + direction * h), y1).detach()
 
         norm = self.stepper.state_norm(y)
         order = self.stepper.method.tableau.error_order
