@@ -219,7 +219,7 @@ def test_resume_true_in_an_empty_folder_starts_anew(tmp_path):
 def test_a_nan_loss_stops_and_saves_the_last_state_with_a_finite_one(tmp_path, every):
     x = torch.ones(1, requires_grad=True)
 
-    def loss():  # its slope is 1, so that x goes 1, 0, -1, -2, and the root fails at the fourth step
+    def loss():  # its slope is 1, so that x goes 1, 0, -1, -2: the root fails at the fourth step
         return (x + 0 * (x.detach() + 1.5).sqrt()).sum()
 
     optimizer = torch.optim.SGD([x], lr=1.0)

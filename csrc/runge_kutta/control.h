@@ -197,4 +197,22 @@ CT_HD Found judge_sample(const JudgeTask<T>& task, int64_t i) {
   return found;
 }
 
+// ---- the acceptance
+// ------------------------------------------------------------------------------------------
+
+// State and slope at the start of the next step: new ones for the samples that moved.
+template <typename T>
+struct AcceptTask {
+  const bool* moved;
+  const T *y, *y1, *k0, *k1;
+  T *next_y, *next_k;
+  int64_t batch, row;
+};
+
+template <typename T>
+CT_HD void accept_element(const AcceptTask<T>& task, int64_t i, bool moved) {
+  task.next_y[i] = moved ? task.y1[i] : task.y[i];
+  task.next_k[i] = moved ? task.k1[i] : task.k0[i];
+}
+
 }  // namespace ct::rk

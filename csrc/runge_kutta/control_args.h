@@ -138,4 +138,55 @@ struct Judgement {
   Tensor moved, flags;
 };
 
+struct Acceptance {
+  Acceptance(const Tensor& moved_, const Tensor& y_, const Tensor& y1_, const Tensor& k0_,
+             const Tensor& k1_)
+      : moved(moved_),
+        y(contiguous(y_)),
+        y1(contiguous(y1_)),
+        k0(contiguous(k0_)),
+        k1(contiguous(k1_)),
+        dtype(y.scalar_type()) {
+    require(moved.dim() == 1 && moved.scalar_type() == ScalarType::Bool && moved.is_contiguous(),
+            kOp, ": moved must be a contiguous bool tensor [B]");
+    require(y.dim() >= 1 && y.size(0) == moved.size(0), kOp,
+            ": y must be [B, ...] with B = ", moved.size(0));
+    check_like_y("moved", moved, false);
+    check_like_y("y1", y1), check_like_y("k0", k0), check_like_y("k1", k1);
+    const auto sizes = y.sizes();
+    next_y = new_tensor(y, sizes.data(), static_cast<int64_t>(sizes.size()));
+    next_k = new_tensor(y, sizes.data(), static_cast<int64_t>(sizes.size()));
+  }
+
+  static Tensor contiguous(const Tensor& x) {
+    return x.is_contiguous() ? x : torch::stable::contiguous(x);
+  }
+
+  void check_like_y(const char* name, const Tensor& x, bool shape = true) const {
+    require(x.is_cpu() == y.is_cpu() && x.get_device_index() == y.get_device_index(), kOp, ": ",
+            name, " must be on the device of y");
+    if (!shape) return;
+    const auto given = x.sizes(), wanted = y.sizes();
+    require(given.size() == wanted.size() &&
+                std::equal(given.begin(), given.end(), wanted.begin()) && x.scalar_type() == dtype,
+            kOp, ": ", name, " must have the shape and dtype of y");
+  }
+
+  template <typename T>
+  AcceptTask<T> task() {
+    const int64_t batch = y.size(0);
+    return {moved.const_data_ptr<bool>(),     y.const_data_ptr<T>(),
+            y1.const_data_ptr<T>(),           k0.const_data_ptr<T>(),
+            k1.const_data_ptr<T>(),           next_y.mutable_data_ptr<T>(),
+            next_k.mutable_data_ptr<T>(),     batch,
+            batch > 0 ? y.numel() / batch : 0};
+  }
+
+  static constexpr const char* kOp = "rk_accept";
+  const Tensor& moved;
+  Tensor y, y1, k0, k1;
+  ScalarType dtype;
+  Tensor next_y, next_k;
+};
+
 }  // namespace ct::rk

@@ -115,8 +115,9 @@ void norm_of_small_units(const Norm& norm, T* out, const Values& values) {
         double result = 0;
         for (int64_t length : norm.segments) {
           if (length == 0) continue;
-          result = larger(result, finish<T>(fold(next, norm.maximum, static_cast<int>(length)),
-                                            norm.maximum, length));
+          const int n = static_cast<int>(length);  // a short one is not worth the call
+          const T total = n <= 8 ? fold_body(next, norm.maximum, n) : fold(next, norm.maximum, n);
+          result = larger(result, finish<T>(total, norm.maximum, length));
           next += length;
         }
         out[unit] = static_cast<T>(result);
@@ -394,6 +395,22 @@ std::tuple<Tensor, Tensor> rk_judge(const Tensor& samples, const Tensor& counts,
   return {judgement.moved, judgement.flags};
 }
 
+std::tuple<Tensor, Tensor> rk_accept(const Tensor& moved, const Tensor& y, const Tensor& y1,
+                                     const Tensor& k0, const Tensor& k1) {
+  Acceptance acceptance(moved, y, y1, k0, k1);
+  dispatch_floating(acceptance.dtype, Acceptance::kOp, [&](auto zero) {
+    const auto task = acceptance.task<decltype(zero)>();
+    const int64_t work = task.batch * task.row, grain = kBlocksAThread * kBlock;
+    for_blocks(task.batch, work <= grain ? task.batch : std::max<int64_t>(1, grain / task.row),
+               [&](int64_t first, int64_t last) {
+                 for (int64_t sample = first; sample < last; ++sample)
+                   for (int64_t i = sample * task.row; i < (sample + 1) * task.row; ++i)
+                     accept_element(task, i, task.moved[sample]);
+               });
+  });
+  return {acceptance.next_y, acceptance.next_k};
+}
+
 // The output times that the samples passed in their last step.
 std::tuple<Tensor, Tensor, Tensor, Tensor> rk_outputs(const Tensor& counts, const Tensor& step,
                                                       const Tensor& times_, int64_t count) {
@@ -443,5 +460,6 @@ STABLE_TORCH_LIBRARY_IMPL(ctorch, CPU, m) {
   m.impl("rk_interpolate", TORCH_BOX(&ct::rk::rk_interpolate));
   m.impl("rk_plan", TORCH_BOX(&ct::rk::rk_plan));
   m.impl("rk_judge", TORCH_BOX(&ct::rk::rk_judge));
+  m.impl("rk_accept", TORCH_BOX(&ct::rk::rk_accept));
   m.impl("rk_outputs", TORCH_BOX(&ct::rk::rk_outputs));
 }

@@ -68,6 +68,13 @@ CT_INLINE void sum_terms(A* __restrict sum, const Terms<T, A>& terms, int64_t be
                      std::min(terms.count - j, kUnrolled), begin, n);
 }
 
+// Whole samples of so few elements that a loop over each would cost more than they do.
+template <int kRow, typename A>
+CT_INLINE void multiply_short_rows(A* __restrict sum, const double* h, int64_t stride, int n) {
+  for (int i = 0; i < n; i += kRow, h += stride)
+    for (int j = 0; j < kRow; ++j) sum[i + j] *= static_cast<A>(*h);
+}
+
 template <typename A>
 CT_INLINE void multiply_by_step(A* __restrict sum, const Step& step, int64_t row, int64_t begin,
                                 int n) {
@@ -77,6 +84,13 @@ CT_INLINE void multiply_by_step(A* __restrict sum, const Step& step, int64_t row
     return;
   }
   int64_t sample = begin / row, column = begin % row;
+  if (column == 0 && n % row == 0 && row <= 4) {
+    const double* h = step.data + sample * step.stride;
+    if (row == 1) return multiply_short_rows<1>(sum, h, step.stride, n);
+    if (row == 2) return multiply_short_rows<2>(sum, h, step.stride, n);
+    if (row == 3) return multiply_short_rows<3>(sum, h, step.stride, n);
+    return multiply_short_rows<4>(sum, h, step.stride, n);
+  }
   for (int i = 0; i < n;) {
     const A h = static_cast<A>(step.data[sample++ * step.stride]);
     const int end = static_cast<int>(std::min<int64_t>(n, i + row - column));

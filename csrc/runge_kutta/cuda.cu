@@ -288,6 +288,20 @@ std::tuple<Tensor, Tensor> rk_judge(const Tensor& samples, const Tensor& counts,
   return {judgement.moved, judgement.flags};
 }
 
+std::tuple<Tensor, Tensor> rk_accept(const Tensor& moved, const Tensor& y, const Tensor& y1,
+                                     const Tensor& k0, const Tensor& k1) {
+  const Launch launch(y);
+  Acceptance acceptance(moved, y, y1, k0, k1);
+  dispatch_floating(acceptance.dtype, Acceptance::kOp, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t numel = acceptance.y.numel();
+    if (numel == 0) return;
+    CT_LAUNCH((accept_kernel<T>), blocks_for(numel), kThreads, 0, launch.stream,
+              acceptance.task<T>());
+  });
+  return {acceptance.next_y, acceptance.next_k};
+}
+
 }  // namespace
 }  // namespace ct::rk
 
@@ -299,4 +313,5 @@ STABLE_TORCH_LIBRARY_IMPL(ctorch, CUDA, m) {
   m.impl("rk_interpolate", TORCH_BOX(&ct::rk::rk_interpolate));
   m.impl("rk_plan", TORCH_BOX(&ct::rk::rk_plan));
   m.impl("rk_judge", TORCH_BOX(&ct::rk::rk_judge));
+  m.impl("rk_accept", TORCH_BOX(&ct::rk::rk_accept));
 }

@@ -348,4 +348,10 @@ __global__ void judge_kernel(JudgeTask<T> task, unsigned long long* flags) {
   if (found.passed != 0) atomicAdd(flags + kPassed, static_cast<unsigned long long>(found.passed));
 }
 
+template <typename T>
+__global__ void accept_kernel(AcceptTask<T> task) {
+  for (int64_t i = global_thread(); i < task.batch * task.row; i += global_threads())
+    accept_element(task, i, task.moved[i / task.row]);
+}
+
 }  // namespace ct::rk

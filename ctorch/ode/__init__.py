@@ -15,6 +15,6 @@ from ctorch.ode.solve import solve_ode as solve_ode
 from ctorch.ode.tableaus import TABLEAUS as TABLEAUS
 
 __all__ = [
-    "METHODS", "TABLEAUS", "ContinuousAdjoint", "Event", "Solution", "Stats", "Status", "StepController", "odeint",
-    "odeint_adjoint", "odeint_dense", "odeint_event", "solve_ode",
+    "METHODS", "TABLEAUS", "ContinuousAdjoint", "Event", "Solution", "Stats", "Status",
+    "StepController", "odeint", "odeint_adjoint", "odeint_dense", "odeint_event", "solve_ode",
 ]  # fmt: skip

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from ctorch._exceptions import ArgumentError
 from ctorch.ode.adams_coefficients import adams_bashforth, adams_moulton
-from ctorch.ode.capture import Captured, UnknownTensor
+from ctorch.ode.capture import Captured
 from ctorch.ode.discrete import solve_differentiably, solve_without_gradient
-from ctorch.ode.field import Stage
+from ctorch.ode.field import Stage, UnexpectedGraph
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import Run, collect, max_steps_failure, nonfinite_failure
 from ctorch.ode.solution import Stats, Status
 from ctorch.ode.steps import FIXED, FREE, random_state, set_random_state
-from ctorch.ode.sweep import Cotangents, unknown_tensor
+from ctorch.ode.sweep import Cotangents, audit_again
 from ctorch.ode.tableaus import TABLEAUS
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ def solve(request: Request, problem: Problem) -> tuple[Run, Tensor, Problem]:
         run = solve_without_gradient(job)
         return run, run.rows, problem
     if request.adjoint:
-        run, rows = continuous.solve(
-            request, problem, lambda first: solve_without_gradient(job, first)
-        )
+        run, rows = continuous.solve(request, problem, lambda first: job.run(first, None))
         return run, rows, problem
     rows, run = solve_differentiably(job, graphs=False)
     return run, rows, problem
@@ -99,9 +97,11 @@ class AdamsJob:
         knots = request.knots(problem)
         assert knots is not None
         self.knots = knots
-        self.time_grad = self.keep = self.graphs = False
+        self.time_grad = self.keep = self.graphs = self.watching = False
         self.captured = Captured(())
         self.slopes: list[Tensor] = []
+        self._first: Stage | None = None
+        self.vigilant = False
 
     # -- the interface of a job
     # -----------------------------------------------------------------------------------
@@ -117,7 +117,11 @@ class AdamsJob:
         """Make the steps. Under ``no_grad``."""
         before = self.problem.field.nfe
         if first_rng is not None and self.problem.random:
+            # the first evaluation is made again, from the same random state, with the step's others
+            first = None
             set_random_state(self.problem.layout.device, first_rng)
+        self._first = first
+        self.vigilant = torch.is_grad_enabled()  # then nothing is known to require grad
         run = self.make(self.knots(), self.problem.y0.detach(), None)
         run.stats.nfe = self.problem.field.nfe - before + (0 if first is None else 1)
         return run
@@ -190,10 +194,7 @@ class AdamsJob:
         self, slope: Tensor, y: Tensor, history: list[Tensor], times: Tensor, t: float
     ) -> None:
         known = Captured([*self.captured.tensors, *history, *([times] if self.time_grad else [])])
-        try:
-            known.audit(Stage(times, y, slope))
-        except UnknownTensor as unknown:
-            raise unknown_tensor(unknown, t) from None
+        audit_again(known, self.problem.field, Stage(self.problem.time(t), y, slope))
 
     def replay(self, run: Run, y0: Tensor, t: Tensor) -> list[Tensor]:
         """The rows as a differentiable function of y0, the times and what the field uses."""
@@ -362,7 +363,8 @@ class _Making:
         perturb = self.problem.perturb
         first = job._beside(step.t, step.t1) if perturb else step.t
         self._last = job._beside(step.t1, step.t) if perturb else step.t1
-        self.slope = self._field(first, 0.0, y)
+        known, job._first = job._first, None
+        self.slope = self._field(first, 0.0, y) if known is None else known.k
         slopes = [self.slope, *history]
         order = min(len(slopes), job.max_order - 1)
         if order < LOWEST - 1:
@@ -373,8 +375,14 @@ class _Making:
 
     def _field(self, value: float, c: float, y: Tensor) -> Tensor:
         if self.moving is None:
-            return self.problem.field(self.problem.time(value), y)
-        return self.problem.field(self.problem.follow(self.moving + c * self.length, value), y)
+            return self._evaluate(self.problem.time(value), y)
+        return self._evaluate(self.problem.follow(self.moving + c * self.length, value), y)
+
+    def _evaluate(self, t: Tensor, y: Tensor) -> Tensor:
+        k = self.problem.field(t, y)
+        if self.job.vigilant and k.requires_grad:
+            raise UnexpectedGraph(Stage(t, y, k))
+        return k
 
     def _h(self) -> Any:
         return (

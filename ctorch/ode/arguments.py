@@ -17,8 +17,8 @@ from ctorch.ode.layout import Layout
 from ctorch.ode.problem import Tolerances
 
 ADAPTIVE_OPTIONS = {
-    "norm", "first_step", "step_t", "jump_t", "safety", "ifactor", "dfactor", "max_num_steps", "min_step",
-    "max_step", "dtype",
+    "norm", "first_step", "step_t", "jump_t", "safety", "ifactor", "dfactor", "max_num_steps",
+    "min_step", "max_step", "dtype",
 }  # fmt: skip
 FIXED_OPTIONS = {"norm", "step_size", "grid_constructor", "interp", "perturb", "max_num_steps"}
 ADAMS_OPTIONS = FIXED_OPTIONS | {"max_order", "max_iters"}
@@ -173,7 +173,7 @@ def special_times(options: dict[str, Any], direction: int) -> tuple[list[float],
     both = []
     for name in ("step_t", "jump_t"):
         value = options.get(name)
-        given = [] if value is None else torch.as_tensor(value, dtype=torch.float64).reshape(-1)
+        given = torch.as_tensor([] if value is None else value, dtype=torch.float64).reshape(-1)
         both.append(sorted(direction * float(x) for x in given))
     merged = both[0] + both[1]
     if len(set(merged)) != len(merged):

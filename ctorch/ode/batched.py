@@ -18,7 +18,7 @@ from ctorch.ode.batched_sweep import BatchedSweep, replay_batched
 from ctorch.ode.capture import Captured
 from ctorch.ode.coefficients import Coefficients
 from ctorch.ode.control import initial_steps
-from ctorch.ode.discrete import solve_differentiably, solve_without_gradient
+from ctorch.ode.discrete import make_recorder, solve_differentiably, solve_without_gradient
 from ctorch.ode.field import Stage
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import Failure, Run
@@ -28,7 +28,7 @@ from ctorch.ode.steps import Rows, Step
 from ctorch.ode.sweep import Cotangents
 from ctorch.ops import step_control as control
 from ctorch.ops.runge_kutta import rk_combine, rk_error, rk_interpolate, rk_stage
-from ctorch.ops.step_control import rk_judge, rk_outputs, rk_plan
+from ctorch.ops.step_control import rk_accept, rk_judge, rk_outputs, rk_plan
 
 if TYPE_CHECKING:
     from ctorch.ode.solve import Request
@@ -63,7 +63,8 @@ def _check_built(request: Request) -> None:
         )
     if request.adjoint:
         raise NotImplementedError(
-            'batched=True with gradient="adjoint" is not built yet: use "checkpoint", which is exact.'
+            'batched=True with gradient="adjoint" is not built yet: use "checkpoint", which is'
+            " exact."
         )
     missing = [name for name in ("step_t", "jump_t") if request.options.get(name) is not None]
     missing += ["events"] * bool(request.events) + ["dense"] * bool(request.dense)
@@ -86,6 +87,7 @@ class BatchedJob:
         self.graphs = False
         self.keep = False
         self.time_grad = False
+        self.watching = False
         self.captured = Captured(())
         shape = problem.y0.shape
         self.size = shape[0]
@@ -114,13 +116,13 @@ class BatchedJob:
 
     def run(self, first: Stage | None, first_rng: Any) -> Run:
         """Make the steps through the kernels. Under ``no_grad``."""
-        audit = self.captured.audit if self.graphs else None
-        recorder = Recorder(self.problem, self.graphs, self.time_grad, audit)
+        recorder = make_recorder(self)
         if first is None:
             first = recorder.evaluate(self.initial_time(), self.problem.y0.detach())
         if self.keep and not self.graphs and self.problem.random:
             raise NotImplementedError(
-                'a vector field that draws random numbers needs gradient="backprop" with batched=True.'
+                'a vector field that draws random numbers needs gradient="backprop" with'
+                " batched=True."
             )
         self.loop = BatchedLoop(self, recorder)
         return self.loop.run(first)
@@ -143,8 +145,8 @@ class BatchedJob:
 
 
 class BatchedLoop:
-    """The adaptive loop over a batch. What belongs to a sample (times in float64, counts, fate) lies
-    in the matrices of ``ctorch.ops.step_control``; all of time is in tau = direction * t, which
+    """The adaptive loop over a batch. What belongs to a sample (times in float64, counts, fate)
+    lies in the matrices of ``ctorch.ops.step_control``; its time is tau = direction * t, which
     increases.
     """
 
@@ -191,7 +193,7 @@ class BatchedLoop:
         y = self._integrate(y, first.k)
         fates = torch.tensor(_STATUS_OF_FATE, device=y.device)
         status = fates[counts[control.FATE]]
-        finite = torch.isfinite(y.reshape(job.size, -1)).all(1)
+        finite = torch.isfinite(y.reshape(job.size, y.shape[1:].numel())).all(1)
         status = torch.where((status == 0) & ~finite, int(Status.NONFINITE), status)
         accepted, rejected = counts[control.ACCEPTED].clone(), counts[control.REJECTED].clone()
         stats = Stats(problem.field.nfe - before + 1, accepted, rejected)
@@ -208,9 +210,9 @@ class BatchedLoop:
             plan, lands, times = rk_plan(
                 samples, counts, self._abscissae, self._control, self._like
             )
-            t, h, t1 = plan.unbind()
+            h = plan[control.SIGNED]
             stage_times = self._stage_times(times)
-            y1, stages = self._attempt(y, k0, t, h, stage_times)
+            y1, stages = self._attempt(y, k0, h, stage_times)
             error = self._error(y, y1, stages, h)
             moved, signs = rk_judge(samples, counts, plan, lands, error, self.goals, self._control)
             flags, passed = signs.tolist()  # the one place where the host waits
@@ -219,15 +221,14 @@ class BatchedLoop:
                     stages.append(self.recorder.evaluate(stage_times[method.n - 2], y1))
                 k1 = stages[method.n - 1].k
                 if self.job.keep or passed:
+                    t, h, t1 = plan.unbind()
                     step = Step(t, h, t1, y, end=lands, moved=moved)
                     if passed:
                         found = rk_outputs(counts, plan, self.job.times, passed)
                         inside = bool(flags & control.INSIDE)
                         self._read(step, stages, stage_times, y1, found, inside)
                     self._keep(step, stages, bool(flags & control.NOT_FINITE))
-                mask = moved.view(self._column)
-                y = torch.where(mask, y1, y)
-                k0 = torch.where(mask, k1, k0)
+                y, k0 = rk_accept(moved, y, y1, k0, k1)
             busy = bool(flags & control.BUSY)
             if problem.progress is not None:
                 tau = samples[control.TAU]
@@ -235,7 +236,7 @@ class BatchedLoop:
         return y
 
     # -- one step
-    # -------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _stage_times(self, times: Tensor) -> Sequence[Tensor]:
         """Times of the stages after the first, as the vector field takes them."""
@@ -244,10 +245,10 @@ class BatchedLoop:
         return [t.clone() for t in each] if self.recorder.time_grad else each
 
     def _attempt(
-        self, y: Tensor, k0: Tensor, t: Tensor, h: Tensor, times: Sequence[Tensor]
+        self, y: Tensor, k0: Tensor, h: Tensor, times: Sequence[Tensor]
     ) -> tuple[Tensor, list[Stage]]:
         k, evaluate = self.k, self.recorder.evaluate
-        stages = [Stage(t, y, k0)]
+        stages = [Stage(self._like, y, k0)]  # its time is not looked at again
         slope, slot = k0, 0
         for a in self._inner:
             stage = evaluate(times[slot], rk_stage(y, k, slope, slot, a, h))
@@ -287,7 +288,7 @@ class BatchedLoop:
         leaves = torch.utils._pytree.tree_leaves(ratio)
         parts = []
         for leaf in leaves:
-            flat = leaf.abs().reshape(self.job.size, -1)
+            flat = leaf.abs().reshape(self.job.size, leaf.shape[1:].numel())
             parts.append(flat.amax(1) if problem.max_norm else flat.square().mean(1).sqrt())
         return torch.stack(parts).amax(0).double()
 
@@ -368,10 +369,11 @@ class BatchedLoop:
         h, error = numbers[control.LENGTH], numbers[control.ERROR]
         causes = {
             Status.MAX_STEPS: "max_steps was reached: loosen the tolerances or raise max_steps",
-            Status.STEP_UNDERFLOW: "underflow in dt: the error test asks for a step below the resolution of time (a"
-            " jump of the field, too tight tolerances for the dtype, a blow-up, or a stiff"
-            " problem)",
-            Status.NONFINITE: "the vector field or the state is not finite (underflow in dt): evaluate func there",
+            Status.STEP_UNDERFLOW: "underflow in dt: the error test asks for a step below the"
+            " resolution of time (a jump of the field, too tight tolerances for the dtype, a"
+            " blow-up, or a stiff problem)",
+            Status.NONFINITE: "the vector field or the state is not finite (underflow in dt):"
+            " evaluate func there",
         }
         others = f" {len(failed)} of {self.job.size} samples failed." if len(failed) > 1 else ""
         return Failure(

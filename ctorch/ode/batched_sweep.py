@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ctorch.ode.capture import UnknownTensor
 from ctorch.ode.field import Stage
 from ctorch.ode.run import Run
 from ctorch.ode.steps import Rows, Step
-from ctorch.ode.sweep import Cotangents, Pullback, unknown_tensor
+from ctorch.ode.sweep import Cotangents, Pullback, audit_again
 from ctorch.ops.runge_kutta import rk_combine, rk_stage
 
 if TYPE_CHECKING:
@@ -167,10 +166,7 @@ class BatchedSweep:
         stage = field.record_with_time(t, y) if self.time_grad else field.record(t, y)
         field.nfe -= 1
         self.recorded.stats.nfe_backward += 1
-        try:
-            self.job.captured.audit(stage)
-        except UnknownTensor as unknown:
-            raise unknown_tensor(unknown, float(t.reshape(-1)[0])) from None
+        audit_again(self.job.captured, field, stage)
         return stage
 
 
@@ -187,6 +183,7 @@ def replay_batched(job: BatchedJob, run: Run, y0: Tensor, t: Tensor) -> Tensor:
     placed: list[tuple[Tensor, Tensor, Tensor]] = []
     a = [row.tolist() for row in method.a]
     for step in run.steps:
+        assert step.moved is not None
         anchored = step.moved & step.end
         h = torch.where(anchored, times[:, -1] - start, step.h)
         h = torch.where(step.moved, h, 0.0)

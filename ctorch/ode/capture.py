@@ -22,14 +22,16 @@ from torch.utils import _pytree as pytree
 from ctorch.ode.field import Stage
 
 Node = torch.autograd.graph.Node
+Evaluate = Callable[[Tensor, Tensor], Stage]
 
 
 class UnknownTensor(Exception):
-    """An evaluation used tensors that the solve does not differentiate in."""
+    """An evaluation, ``stage``, used tensors that the solve does not differentiate in."""
 
-    def __init__(self, tensors: list[Tensor]) -> None:
+    def __init__(self, tensors: list[Tensor], stage: Stage) -> None:
         super().__init__()
         self.tensors = tensors
+        self.stage = stage
 
 
 class Captured:
@@ -76,7 +78,7 @@ class Captured:
                 if other is not None:
                     todo.append(other)
         if unknown:
-            raise UnknownTensor(unknown)
+            raise UnknownTensor(unknown, stage)
 
 
 def leaves_of(nodes: Iterable[Node]) -> list[Tensor]:
@@ -122,6 +124,10 @@ class Recording(TorchFunctionMode):
         self.outside: dict[int, Tensor] = {}
         self._inside: dict[int, Any] = {id(x): x for x in inside}
 
+    def made(self, x: Tensor) -> bool:
+        """Whether ``x`` was given to the evaluation, or made in it."""
+        return id(x) in self._inside
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for leaf in pytree.tree_leaves((args, kwargs)):
@@ -153,8 +159,26 @@ def discover(
     if stage.k.grad_fn is not None:
         # what C++ code reached without a torch function call
         stop = known | {_node(stage.y)}
-        found += [leaf for leaf in _leaves_beyond(stage, stop) if leaf is not stage.t]
+        found += [leaf for leaf in _leaves_beyond(stage, stop) if not recording.made(leaf)]
     return stage, found
+
+
+def watched(evaluate: Evaluate, captured: Captured) -> Evaluate:
+    """``evaluate``, looking at every tensor that comes into every evaluation: slow, misses none.
+
+    For fields whose graphs say too little, such as those that make leaves of their own.
+    """
+    known = {id(x) for x in captured.tensors}
+
+    def watching(t: Tensor, y: Tensor) -> Stage:
+        with Recording([t, y]) as recording:
+            stage = evaluate(t, y)
+        unknown = [x for key, x in recording.outside.items() if key not in known]
+        if unknown:
+            raise UnknownTensor(unknown, stage)
+        return stage
+
+    return watching
 
 
 def _leaves_beyond(stage: Stage, stop: set[Node]) -> Iterator[Tensor]:

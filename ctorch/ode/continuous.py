@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from ctorch._exceptions import GradientError
-from ctorch.ode.capture import Captured, UnknownTensor, discover
-from ctorch.ode.field import Stage
+from ctorch.ode.capture import Captured, discover
+from ctorch.ode.field import Stage, UnexpectedGraph
 from ctorch.ode.layout import Layout
 from ctorch.ode.problem import Problem, default_norm
 from ctorch.ode.run import Run
+from ctorch.ode.sweep import audit_again
 
 if TYPE_CHECKING:
     from ctorch.ode.solve import Request
@@ -78,9 +79,18 @@ def solve(
         request.gradient if isinstance(request.gradient, ContinuousAdjoint) else ContinuousAdjoint()
     )
     first, params, complete = _parameters(problem, given)
-    with torch.no_grad():
-        run = forward(first)
-    if not (problem.y0.requires_grad or problem.t.requires_grad or params):
+    leaves = problem.y0.requires_grad or problem.t.requires_grad
+    try:
+        # where nothing is known to require grad, a slope with a graph is to be noticed
+        with torch.set_grad_enabled(complete and not (leaves or params)):
+            run = forward(first)
+    except UnexpectedGraph as surprise:
+        t, y = surprise.stage.t.detach().clone(), surprise.stage.y.detach().clone()
+        _, found = discover(lambda: problem.field.record(t, y), [t, y], ())
+        params = Captured(found).tensors
+        with torch.no_grad():
+            run = forward(first)
+    if not (leaves or params):
         return run, run.rows
     backward = _Backward(request, problem, run, given, params, complete)
     rows, event_t = _Adjoint.apply(backward, run, problem.y0, problem.t, *params)
@@ -146,7 +156,7 @@ class _Backward:
         self.options["norm"] = self._make_norm(norm)
 
     # -- norms
-    # ----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _state_norm(self, y: Tensor) -> Tensor:
         problem = self.problem
@@ -180,7 +190,7 @@ class _Backward:
         return on_parts
 
     # -- the solve
-    # ------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def gradients(
         self, grad_rows: Tensor, options: dict[str, Any]
@@ -271,7 +281,7 @@ class _Backward:
         )
         if not self.request.torchdiffeq and self.request.dt0 is not None:
             request.dt0 = self.request.dt0
-        run, rows, problem = request.solve()
+        run, rows, _ = request.solve()
         if run.failure is not None:
             message = f"in the backward pass (continuous adjoint): {run.failure.message}"
             run.failure.message = message + ' gradient="checkpoint" needs no backward solve.'
@@ -312,15 +322,7 @@ class _Augmented:
         stage = record(t.detach().clone(), y.detach().clone())
         k = stage.k
         if backward.audited is not None:
-            try:
-                backward.audited.audit(stage)
-            except UnknownTensor as unknown:
-                shapes = [list(x.shape) for x in unknown.tensors]
-                raise GradientError(
-                    f"func used tensors that require grad (shapes {shapes}) at t={float(t):.6g},"
-                    " which were not seen in"
-                    " its first evaluation: list them in adjoint_params, or pass them in args."
-                ) from None
+            audit_again(backward.audited, field, stage)
         zeros = [torch.zeros_like(s) for s in state[3:]]
         if not k.requires_grad:
             return (torch.zeros_like(t), k, torch.zeros_like(a), *zeros)

@@ -118,7 +118,8 @@ def make_controller(controller: StepController | str | None) -> StepController:
     if isinstance(controller, str) and controller.lower() in named:
         return named[controller.lower()]()
     raise ValueError(
-        f'controller must be "i", "pi", "pid" or a ctorch.ode.StepController, but is {controller!r}.'
+        'controller must be "i", "pi", "pid" or a ctorch.ode.StepController, but is'
+        f" {controller!r}."
     )
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctorch._exceptions import GradientError
 from ctorch.ode.adaptive import AdaptiveLoop
-from ctorch.ode.capture import Captured, UnknownTensor, discover
+from ctorch.ode.capture import Captured, UnknownTensor, discover, watched
 from ctorch.ode.coefficients import Coefficients
-from ctorch.ode.field import Stage
+from ctorch.ode.field import Stage, UnexpectedGraph
 from ctorch.ode.fixed import FixedLoop
 from ctorch.ode.loop import Loop
 from ctorch.ode.plain import PlainRecorder, PlainStepper, replay
@@ -21,6 +22,9 @@ from ctorch.ode.run import Pieces, Run
 from ctorch.ode.stepper import Recorder, Stepper
 from ctorch.ode.steps import random_state, set_random_state
 from ctorch.ode.sweep import Cotangents, Sweep
+
+#: how often a solve begins again because func used tensors that had not been seen
+RESTARTS = 20
 
 
 class Job:
@@ -46,6 +50,7 @@ class Job:
         self.keep = False
         self.time_grad = False
         self.captured = Captured(())
+        self.watching = False
         self.stepper: Stepper | None = None
 
     def initial_time(self, stepper: Stepper | None = None) -> Tensor:
@@ -73,10 +78,9 @@ class Job:
             self.method,
             self.adaptive,
             time_leaves=self.time_grad and self.keep,
-            values_only=not self.graphs,
+            values_only=not (self.graphs or self.watching),
         )
-        audit = self.captured.audit if self.graphs else None
-        recorder = Recorder(self.problem, self.graphs, self.time_grad, audit)
+        recorder = make_recorder(self)
         if first is None:
             first = recorder.evaluate(self.initial_time(self.stepper), self.problem.y0.detach())
         return self.loop(self.stepper, recorder).run(first, first_rng)
@@ -136,10 +140,10 @@ class Job:
         return sum(t == times[0] for t in times)
 
 
-def solve_without_gradient(job: Any, first: Stage | None = None) -> Run:
+def solve_without_gradient(job: Any) -> Run:
     """Solve; the result has no graph."""
     with torch.no_grad():
-        return job.run(first, None)
+        return job.run(None, None)
 
 
 def solve_differentiably(job: Any, graphs: bool) -> tuple[Tensor, Run]:
@@ -158,39 +162,66 @@ def solve_differentiably(job: Any, graphs: bool) -> tuple[Tensor, Run]:
     job.time_grad = problem.t.requires_grad
     start = random_state(device)
     extra: list[Tensor] = []
-    while True:
+    for _ in range(RESTARTS):
         first, found = _first_evaluation(job)
         problem.random = problem.random or not _same(start, random_state(device))
         job.captured = Captured([*found, *extra])
-        inputs = (problem.y0, problem.t, *job.captured.tensors)
-        differentiable = any(x.requires_grad for x in inputs)
-        job.keep = differentiable
-        job.graphs = graphs and differentiable
-        if not job.graphs:
-            first = Stage(first.t.detach(), first.y.detach(), first.k.detach())
+        before = random_state(device)
         try:
-            before = random_state(device)
-            if not differentiable:
-                with torch.no_grad():
-                    run = job.run(first, start)
-                return run.rows, run
-            holder: list[Run] = []
-            outputs = _Solve.apply(job, holder, first, start, *inputs)
-        except UnknownTensor as unknown:
-            extra += unknown.tensors
+            rows, run = _run(job, graphs, first, start)
+        except (UnknownTensor, UnexpectedGraph) as surprise:
+            # what this evaluation uses was not seen in the first one: begin again, knowing it
+            new = _new_tensors(job, surprise)
+            job.watching = job.watching or not new
+            extra += new
             set_random_state(device, start)
             continue
         if not problem.random and not _same(before, random_state(device)):
-            problem.random = (
-                True  # it draws, though not in its first evaluation: note the states this time
-            )
+            problem.random = True  # it draws, though not at first: note the states this time
             set_random_state(device, start)
             continue
-        run = holder[0]
-        if isinstance(outputs, tuple):
-            run.attached = Pieces(*outputs[1:])
-            return outputs[0], run
-        return outputs, run
+        return rows, run
+    raise GradientError(
+        "func uses other tensors that require grad each time it is evaluated: pass them in args, or"
+        ' solve with gradient="none".'
+    )
+
+
+def _run(job: Any, graphs: bool, first: Stage, first_rng: Any) -> tuple[Tensor, Run]:
+    inputs = (job.problem.y0, job.problem.t, *job.captured.tensors)
+    job.keep = any(x.requires_grad for x in inputs)
+    job.graphs = graphs and job.keep
+    if not job.graphs:
+        first = Stage(first.t.detach(), first.y.detach(), first.k.detach())
+    if not job.keep:
+        # grad mode stays on, so that a slope which has a graph after all is noticed
+        run = job.run(first, first_rng)
+        return run.rows, run
+    holder: list[Run] = []
+    outputs = _Solve.apply(job, holder, first, first_rng, *inputs)
+    run = holder[0]
+    if isinstance(outputs, tuple):
+        run.attached = Pieces(*outputs[1:])
+        return outputs[0], run
+    return outputs, run
+
+
+def _new_tensors(job: Any, surprise: Any) -> list[Tensor]:
+    """The tensors from outside that an evaluation uses and that are not captured yet."""
+    known = {id(x) for x in job.captured.tensors}
+    if job.watching:
+        return [x for x in surprise.tensors if id(x) not in known]
+    t, y = surprise.stage.t.detach().clone(), surprise.stage.y.detach().clone()
+    field = job.problem.field
+    _, found = discover(lambda: field.record(t, y), [t, y], (field.func, field.args))
+    return [x for x in found if id(x) not in known]
+
+
+def make_recorder(job: Any) -> Recorder:
+    """How a job evaluates its stages."""
+    audit = job.captured.audit if job.graphs and not job.watching else None
+    watch = (lambda evaluate: watched(evaluate, job.captured)) if job.watching else None
+    return Recorder(job.problem, job.graphs, job.time_grad, audit, watch)
 
 
 def _first_evaluation(job: Any) -> tuple[Stage, list[Tensor]]:

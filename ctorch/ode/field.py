@@ -25,6 +25,14 @@ class Stage:
         self.t, self.y, self.k = t, y, k
 
 
+class UnexpectedGraph(Exception):
+    """A slope requires grad where nothing was known to; ``stage`` is the evaluation."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.stage = stage
+
+
 class VectorField:
     """``func(t, y, *args)`` on the solver's packed state.
 
@@ -60,15 +68,22 @@ class VectorField:
         return packed if packed.dtype is self._dtype else packed.to(self._dtype)
 
     def value(self, t: Tensor, y: Tensor) -> Stage:
-        """Evaluate without a graph. To be called under ``no_grad``."""
+        """Evaluate without a graph.
+
+        Raises:
+            UnexpectedGraph: grad mode is on, and the slope has a graph although the state has none.
+        """
         version = _version(y)
         k = self(t, y)
         if _version(y) != version:
             self.refuse_changed_state()
-        return Stage(t, y, k)
+        stage = Stage(t, y, k)
+        if k.requires_grad and torch.is_grad_enabled():
+            raise UnexpectedGraph(stage)
+        return stage
 
     def checked(self, k: Any) -> Tensor:
-        """What ``func`` returned for a plain state, in the state's dtype; or the error that says why not."""
+        """What ``func`` returned for a plain state, in its dtype; or the error that says why."""
         self.layout.check_like(k, "func")
         return k.to(self._dtype)
 

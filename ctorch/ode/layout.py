@@ -92,16 +92,16 @@ class Layout:
         """Raise where ``value`` (what the vector field returned) does not have the state's
         structure and shapes.
         """
-        leaves, spec = pytree.tree_flatten(value)
+        leaves, _ = pytree.tree_flatten(value)
         # a field may return a list where the state is a tuple: what counts is the order of the
         # tensors
         same = len(leaves) == len(self._shapes) and (self.is_tensor == isinstance(value, Tensor))
         if not same or not all(isinstance(leaf, Tensor) for leaf in leaves):
             got = type(value).__name__ if not leaves else f"{type(value).__name__} of {len(leaves)}"
+            kind = self._spec.type.__name__ if self._spec.type else "a pytree"
             raise TypeError(
                 f"{what} must return what it was given: {self.describe()} as "
-                f"{'a tensor' if self.is_tensor else self._spec.type.__name__ if self._spec.type else 'a pytree'}"
-                f", but it returned {got}."
+                f"{'a tensor' if self.is_tensor else kind}, but it returned {got}."
             )
         for index, (leaf, shape) in enumerate(zip(leaves, self._shapes, strict=True)):
             part = "" if self.is_tensor else f" (part {index})"

@@ -118,7 +118,7 @@ class PlainStepper(Stepper):
             else self.problem.time(value)
         )
 
-    # -----------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _hang(self, t: float, h: float, t1: float, start: int, end: int) -> None:
         """The step's start and length as functions of the user's times."""

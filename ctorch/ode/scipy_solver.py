@@ -95,8 +95,8 @@ class _NoGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_rows: Tensor) -> Any:  # type: ignore[override]
         raise NotImplementedError(
-            'method="scipy_solver" has no exact gradient: use gradient="adjoint" (odeint_adjoint), or'
-            " another method."
+            'method="scipy_solver" has no exact gradient: use gradient="adjoint" (odeint_adjoint),'
+            " or another method."
         )
 
 

@@ -218,9 +218,7 @@ class Request:
             run = solve_without_gradient(job)
             return run, run.rows, problem
         if self.adjoint:
-            run, rows = continuous.solve(
-                self, problem, lambda first: solve_without_gradient(job, first)
-            )
+            run, rows = continuous.solve(self, problem, lambda first: job.run(first, None))
             return run, rows, problem
         rows, run = solve_differentiably(job, graphs=self.gradient == "backprop")
         return run, rows, problem
@@ -308,7 +306,7 @@ class Request:
         controller = make_controller(chosen)
         if self.torchdiffeq:
             controller = dataclasses.replace(controller, never_shrinks=True)
-        changes = {
+        changes: dict[str, Any] = {
             mine: float(options[theirs])
             for mine, theirs in (
                 ("safety", "safety"),
@@ -329,7 +327,8 @@ class Request:
             interp = self.options.get("interp", "linear")
             if interp not in ("linear", "cubic"):
                 raise ValueError(
-                    f'Unknown interpolation method {interp!r}: options["interp"] is "linear" or "cubic".'
+                    f'Unknown interpolation method {interp!r}: options["interp"] is "linear" or'
+                    ' "cubic".'
                 )
             return coefficients(self.method, "linear" if interp == "linear" else "best")
         return coefficients(self.method, "torchdiffeq" if self.torchdiffeq else "best")
@@ -382,7 +381,8 @@ def ArgumentErrorForEvents(method: str) -> Exception:
     from ctorch._exceptions import ArgumentError
 
     return ArgumentError(
-        f'method {method!r} needs options={{"step_size": ...}} to look for an event: it has no end time.'
+        f'method {method!r} needs options={{"step_size": ...}} to look for an event: it has no end'
+        " time."
     )
 
 

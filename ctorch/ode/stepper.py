@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ctorch.ode.coefficients import Coefficients
-from ctorch.ode.field import Stage
+from ctorch.ode.field import Stage, UnexpectedGraph
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import Piece
 from ctorch.ode.steps import FREE
@@ -53,7 +53,9 @@ class Stepper:
         self._ends_with_slope = coefficients.fsal and not coefficients.late
         self._abscissae = coefficients.c[1 : coefficients.n]
         self._time_type = np.float64 if problem.layout.dtype is torch.float64 else np.float32
-        self._values_only = values_only and problem.layout.plain and not problem.random
+        plain = problem.layout.plain and not problem.random
+        # (inference tensors have no version by which a change in place could be noticed)
+        self._values_only = values_only and plain and not torch.is_inference_mode_enabled()
         self._time_leaves = time_leaves
         self.times: Sequence[Tensor] = ()
         self.before_end = adaptive or problem.perturb
@@ -66,7 +68,7 @@ class Stepper:
         self._float32 = problem.time_dtype is not torch.float64
 
     # -- times
-    # ----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def time(self, i: int, t: float, h: float, t1: float) -> Tensor:
         """Time of stage i, as the vector field takes it."""
@@ -105,7 +107,7 @@ class Stepper:
         return math.nextafter(t, far)
 
     # -- one step
-    # -------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def attempt(
         self,
@@ -159,6 +161,8 @@ class Stepper:
                 slope = field.checked(slope)
             if state._version:
                 field.refuse_changed_state()
+            if slope.requires_grad and torch.is_grad_enabled():
+                raise UnexpectedGraph(Stage(times[slot - 1], state, slope))
         field.nfe += slot
         # the stages between have no use without their graphs
         return state, [first] * slot + [Stage(times[slot - 1], state, slope) if slot else first]
@@ -252,11 +256,19 @@ class Recorder:
         graphs: the graphs of the stages are kept.
         time_grad: stage times are leaves of these graphs.
         audit: looks at every accepted stage's graph.
+        watch: wraps ``evaluate``, to look at every tensor that it uses.
     """
 
     evaluate: Evaluate
 
-    def __init__(self, problem: Problem, graphs: bool, time_grad: bool, audit: Any = None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        graphs: bool,
+        time_grad: bool,
+        audit: Any = None,
+        watch: Callable[[Evaluate], Evaluate] | None = None,
+    ) -> None:
         self.graphs = graphs
         self.time_grad = time_grad
         self.audit = audit
@@ -265,6 +277,8 @@ class Recorder:
             self.evaluate = field.value
         else:
             self.evaluate = field.record_with_time if time_grad else field.record
+        if watch is not None:
+            self.evaluate = watch(self.evaluate)
 
     def leaf(self, y: Tensor) -> Tensor:
         """The same state as another tensor, which may be the leaf of another graph."""

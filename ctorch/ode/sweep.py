@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.autograd import Variable
 
 from ctorch._exceptions import GradientError
-from ctorch.ode.capture import Captured, UnknownTensor
-from ctorch.ode.field import Stage
+from ctorch.ode.capture import Captured, UnknownTensor, discover
+from ctorch.ode.field import Stage, VectorField
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import Run
 from ctorch.ode.stepper import Stepper
@@ -82,7 +82,7 @@ class Pullback:
             self._all = False
         # (`None in grads` would compare tensors)
         if self._all and all(grad is not None for grad in grads):
-            torch._foreach_add_(self._sums, list(grads))
+            torch._foreach_add_(self._sums, list(grads))  # type: ignore[arg-type]
             return
         for i, grad in enumerate(grads):
             if grad is None:
@@ -146,9 +146,12 @@ class Sweep:
         self._grad_pieces = grad_pieces or (None, None, None, None)
         self.pullback = Pullback(self.captured, wanted, self.time_grad)
         problem = self.problem
-        self.tb = [0.0] * len(problem.times)
+        self.tb = [0.0] * problem.t.numel()
         grad_rows = grad_rows.contiguous()
-        steps = self.recorded.steps
+        steps = list(self.recorded.steps)
+        if all(piece is None for piece in grad_pieces):
+            while steps and not steps[-1].outputs:  # after a failure: steps that led to no output
+                steps.pop()
         yb = torch.zeros_like(problem.y0)
         self.kap: Tensor | None = None  # cotangent of the slope that the next step takes over
         self.tau = 0.0  # cotangent of the end of the step
@@ -173,7 +176,7 @@ class Sweep:
         return Cotangents(yb, t, self.pullback.results(len(self.captured.tensors)))
 
     # -- one step
-    # -------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _step(self, index: int, step: Step, yb: Tensor, grad_rows: Tensor) -> Tensor:
         method, time_grad = self.method, self.time_grad
@@ -327,10 +330,7 @@ class Sweep:
         stage = field.record_with_time(t, y) if self.time_grad else field.record(t, y)
         field.nfe -= 1
         self.recorded.stats.nfe_backward += 1
-        try:
-            self.captured.audit(stage)
-        except UnknownTensor as unknown:
-            raise unknown_tensor(unknown, float(t.reshape(-1)[0])) from None
+        audit_again(self.captured, field, stage)
         return stage
 
     def _first_time(self, index: int, step: Step) -> float:
@@ -347,11 +347,29 @@ def _dot(x: Tensor, y: Tensor) -> float:
     return float(torch.dot(x.reshape(-1), y.detach().reshape(-1)))
 
 
-def unknown_tensor(unknown: UnknownTensor, t: float) -> GradientError:
-    """The error for a tensor that is used, but was not seen in the first evaluation."""
-    shapes = ", ".join(str(list(x.shape)) for x in unknown.tensors)
+def audit_again(captured: Captured, field: VectorField, stage: Stage) -> None:
+    """Look for tensors that a recomputed evaluation uses and the solve does not know.
+
+    Raises:
+        GradientError: there are some. Leaves that the field makes for itself are none.
+    """
+    try:
+        captured.audit(stage)
+    except UnknownTensor:
+        t, y = stage.t.detach().clone(), stage.y.detach().clone()
+        _, found = discover(lambda: field.record(t, y), [t, y], ())
+        field.nfe -= 1
+        known = {id(x) for x in captured.tensors}
+        unknown = [x for x in found if id(x) not in known]
+        if unknown:
+            raise unknown_tensors(unknown, float(t.reshape(-1)[0])) from None
+
+
+def unknown_tensors(unknown: list[Tensor], t: float) -> GradientError:
+    """The error for tensors that are used, but were not seen in the first evaluation."""
+    shapes = ", ".join(str(list(x.shape)) for x in unknown)
     return GradientError(
         f"func used tensors that require grad (shapes {shapes}) at t={t:.6g}, which were not seen"
-        " in its first"
-        ' evaluation: pass them in args, hold them in a module, or use gradient="backprop".'
+        " in its first evaluation: pass them in args, hold them in a module, or use"
+        ' gradient="backprop".'
     )

@@ -77,7 +77,12 @@ def stage_(
     _refuse_grad("stage_", "combine", y, k, slope, h)
     a, h = _check(k, {"y": y, "slope": slope}, {"a": a}, h, half=True)
     _check_slot(k, slot)
-    return cast(Tensor, rk_stage(None if y is None else y.contiguous(), k, slope, slot, a, h))
+    return cast(
+        Tensor,
+        torch.ops.ctorch.rk_stage.default(
+            None if y is None else y.contiguous(), k, slope, slot, a, h
+        ),
+    )
 
 
 def error_norm(
@@ -130,7 +135,7 @@ def error_norm(
     rtol, atol, maximum = _check_norm(k, rtol, atol, segments, norm, per_sample)
     y, y1 = y.contiguous(), y1.contiguous()
     args = (y, y1, k, slope, slot, e, h, rtol, atol, list(segments), maximum, per_sample)
-    return cast(Tensor, rk_error(*args))
+    return cast(Tensor, torch.ops.ctorch.rk_error.default(*args))
 
 
 def step_end(

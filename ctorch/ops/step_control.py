@@ -5,7 +5,8 @@ two matrices, with a column for each sample, that the operators change in place:
 
 - ``samples`` float64: ``TAU`` (time, as tau = direction * t, which increases), ``LENGTH`` (proposed
   for the next step), ``END`` (last time), ``DIRECTION`` of t, ``ERROR`` (norm of the last
-  attempt), ``LOG_LAST`` and ``LOG_BEFORE`` (logarithms of the norms of the last two accepted steps);
+  attempt), ``LOG_LAST`` and ``LOG_BEFORE`` (logarithms of the norms of the last two accepted
+  steps);
 - ``counts`` int64: ``FATE``, ``OUTPUT`` (index of the next output time), ``OUTPUT_BEFORE`` (the
   same before the last attempt), ``ACCEPTED`` and ``REJECTED``.
 
@@ -28,13 +29,17 @@ read: bits ``MOVED`` (some sample did), ``INSIDE`` (some output time lies strict
 ``NOT_FINITE`` (some error norm was not) and ``BUSY`` (some sample is still running), and the number
 of output times that were passed.
 
+    y, k0 = rk_accept(moved, y, y1, k0, k1)
+
+gives the states and slopes ``[B, ...]`` at which the next step starts.
+
     sample, index, theta, at_end = rk_outputs(counts, step, t, count)
 
 lists these ``count`` outputs, sample by sample: the sample, the index of the time in ``t [B, T]``,
 the fraction of the step at which it lies, and whether it is the step's end.
 
-``control`` [11] float64 on the CPU: p, i, d, safety, min_factor, max_factor, never_shrinks and order
-of the controller (see ``ctorch.ode.StepController``), then min_step, max_step, max_steps.
+``control`` [11] float64 on the CPU: p, i, d, safety, min_factor, max_factor, never_shrinks and
+order of the controller (see ``ctorch.ode.StepController``), then min_step, max_step, max_steps.
 """
 
 from __future__ import annotations
@@ -139,6 +144,12 @@ def judge(
     return moved, torch.stack([torch.as_tensor(bits), passed.sum()])
 
 
+def accept(moved: Tensor, y: Tensor, y1: Tensor, k0: Tensor, k1: Tensor) -> tuple[Tensor, Tensor]:
+    """``rk_accept`` in plain PyTorch."""
+    mask = moved.view(-1, *[1] * (y.dim() - 1))
+    return torch.where(mask, y1, y).contiguous(), torch.where(mask, k1, k0).contiguous()
+
+
 def outputs(
     counts: Tensor, step: Tensor, t: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -183,11 +194,15 @@ def _fake_judge(samples: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return moved, samples.new_empty(2, dtype=torch.int64)
 
 
+def _fake_accept(moved: Tensor, y: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    return y.new_empty(y.shape), y.new_empty(y.shape)
+
+
 def _fake_outputs(
     counts: Tensor, step: Tensor, t: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    whole = [counts.new_empty(count) for _ in range(2)]
-    return *whole, step.new_empty(count), step.new_empty(count, dtype=torch.bool)
+    sample, index = counts.new_empty(count), counts.new_empty(count)
+    return sample, index, step.new_empty(count), step.new_empty(count, dtype=torch.bool)
 
 
 rk_plan = define(
@@ -201,6 +216,12 @@ rk_judge = define(
     "Tensor goals, Tensor control) -> (Tensor moved, Tensor flags)",
     judge,
     fake=_fake_judge,
+)
+rk_accept = define(
+    "rk_accept(Tensor moved, Tensor y, Tensor y1, Tensor k0, Tensor k1) "
+    "-> (Tensor next_y, Tensor next_k)",
+    accept,
+    fake=_fake_accept,
 )
 rk_outputs = define(
     "rk_outputs(Tensor counts, Tensor step, Tensor t, int count) "

@@ -88,5 +88,13 @@ T __shfl_down_sync(unsigned, T value, int offset, int width = emu::kWarp) {
   return result;
 }
 
+inline unsigned long long atomicOr(unsigned long long* to, unsigned long long bits) {
+  return __atomic_fetch_or(to, bits, __ATOMIC_RELAXED);
+}
+
+inline unsigned long long atomicAdd(unsigned long long* to, unsigned long long value) {
+  return __atomic_fetch_add(to, value, __ATOMIC_RELAXED);
+}
+
 #define CT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   emu::launch(kernel, grid, block, __VA_ARGS__)

@@ -222,6 +222,92 @@ void check_dense() {
   }
 }
 
+// Samples of a batch that is under way; one in five is done.
+struct Batch {
+  explicit Batch(int64_t size_)
+      : size(size_),
+        samples(numbers(kSampleRows * size_, 1)),
+        error(numbers(size_, 2)),
+        goals(4 * size_),
+        counts(kCountRows * size_),
+        step(kStepRows * size_),
+        times(2 * size_) {
+    for (int64_t i = 0; i < size; ++i) {
+      double* sample = &samples[i];
+      sample[kLength * size] = 0.02 * (i % 7), sample[kDirection * size] = i % 2 == 0 ? 1 : -1;
+      sample[kEnd * size] = sample[kTau * size] + 0.1;
+      error[i] = i % 11 == 0 ? NAN : 2 * std::fabs(error[i]);
+      for (int j = 0; j < 4; ++j) goals[4 * i + j] = sample[kTau * size] + 0.1 / 3 * j;
+      counts[kOutput * size + i] = 1;
+      counts[kFate * size + i] = i % 5 == 0 ? kDone : kRunning;
+    }
+  }
+
+  PlanTask<double> plan() {
+    return {samples.data(), counts.data(), {0.5, 1},    2,     0.01,
+            0.08,           size,          step.data(), lands, times.data()};
+  }
+
+  JudgeTask<double> judge() {
+    return {samples.data(),
+            counts.data(),
+            step.data(),
+            lands,
+            error.data(),
+            goals.data(),
+            {-0.14, 0.08, 0, 0.9, 0.2, 10, false, false},
+            0.01,
+            1e6,
+            size,
+            4,
+            moved};
+  }
+
+  void expect_equal(const char* what, const Batch& other) const {
+    for (size_t i = 0; i < samples.size(); ++i) expect_close(what, samples[i], other.samples[i]);
+    for (size_t i = 0; i < counts.size(); ++i)
+      expect_close(what, static_cast<double>(counts[i]), static_cast<double>(other.counts[i]));
+    for (size_t i = 0; i < step.size(); ++i) expect_close(what, step[i], other.step[i]);
+    for (size_t i = 0; i < times.size(); ++i) expect_close(what, times[i], other.times[i]);
+    for (int64_t i = 0; i < size; ++i) expect_close(what, moved[i], other.moved[i]);
+  }
+
+  int64_t size;
+  std::vector<double> samples, error, goals;
+  std::vector<int64_t> counts;
+  std::vector<double> step, times;
+  bool lands[1000] = {}, moved[1000] = {};
+};
+
+void check_control(int64_t size) {
+  Batch parallel(size), serial(size);
+  unsigned long long flags[kFlagEntries] = {};
+  int64_t expected[kFlagEntries] = {};
+  CT_LAUNCH(plan_kernel<double>, 2, kThreadsHere, 0, nullptr, parallel.plan());
+  CT_LAUNCH(judge_kernel<double>, 3, kThreadsHere, 0, nullptr, parallel.judge(), &flags[0]);
+  for (int64_t i = 0; i < size; ++i) plan_sample(serial.plan(), i);
+  for (int64_t i = 0; i < size; ++i) {
+    const Found found = judge_sample(serial.judge(), i);
+    expected[kBits] |= found.bits, expected[kPassed] += found.passed;
+  }
+  parallel.expect_equal("step control", serial);
+  for (int entry = 0; entry < kFlagEntries; ++entry)
+    expect_close("flags", static_cast<double>(flags[entry]), static_cast<double>(expected[entry]));
+}
+
+void check_accept() {
+  Problem p(7, 50);
+  std::vector<double> next(p.n);
+  const bool moved[] = {true, false, false, true, true, false, true};
+  CT_LAUNCH(accept_kernel<double>, 2, kThreadsHere, 0, nullptr,
+            AcceptTask<double>{moved, p.y.data(), p.y1.data(), p.fresh.data(), p.rtol.data(),
+                               p.out.data(), next.data(), 7, 50});
+  for (int64_t i = 0; i < p.n; ++i) {
+    expect_close("accepted state", p.out[i], moved[i / 50] ? p.y1[i] : p.y[i]);
+    expect_close("accepted slope", next[i], moved[i / 50] ? p.rtol[i] : p.fresh[i]);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -229,6 +315,8 @@ int main() {
   check_combine<2>(3, 50);
   check_norms();
   check_dense();
+  for (int64_t size : {1, 63, 700}) check_control(size);
+  check_accept();
   if (failures == 0) std::puts("ok");
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -208,14 +208,7 @@ def test_what_is_refused_is_named(
         ctorch.solve_ode(lambda t, y: -y, y0, t, batched=True, **arguments)
 
 
-EMPTY = pytest.mark.xfail(
-    reason="reshape(0, -1) is ambiguous: batched.py, BatchedLoop._norm",
-    raises=RuntimeError,
-    strict=True,
-)
-
-
-@pytest.mark.parametrize("size", [pytest.param(0, marks=EMPTY), 1])
+@pytest.mark.parametrize("size", [0, 1])
 def test_small_batches_and_single_times(size: int) -> None:
     y0 = torch.ones(size, 2, dtype=F64)
     sol = ctorch.solve_ode(lambda t, y: -y, y0, T, batched=True)

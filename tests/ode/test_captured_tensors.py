@@ -176,11 +176,6 @@ def test_a_tensor_used_only_later_is_found_or_refused(gradient: str) -> None:
     same([got], [differences(loss, late)], 1e-8)
 
 
-@pytest.mark.xfail(
-    reason="a solve in which nothing is known to require grad does not look at what it evaluates:"
-    " discrete.solve_differentiably, continuous.solve",
-    strict=True,
-)
 @pytest.mark.parametrize("gradient", MODES)
 def test_a_late_tensor_is_not_lost_where_nothing_else_requires_grad(gradient: str) -> None:
     hidden, y0 = _Opaque({"late": leaf(2, 2)}).get, torch.tensor([0.4, -0.7], dtype=F64)
@@ -248,11 +243,6 @@ def test_without_anything_to_differentiate_there_is_no_graph(gradient: str) -> N
     assert y.grad_fn is None
 
 
-@pytest.mark.xfail(
-    reason="inference tensors have no version: stepper.py, Stepper._attempt_values",
-    raises=RuntimeError,
-    strict=True,
-)
 @every_mode
 def test_solves_run_in_inference_mode(gradient: str) -> None:
     net, y0 = Net(), torch.tensor([0.4, -0.7], dtype=F64)

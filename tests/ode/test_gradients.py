@@ -176,11 +176,6 @@ def test_the_times_of_interpolated_fixed_grids_have_their_derivatives(interp: st
     same([t_bar], [differences(lambda: loss_of(solve(net, y0, t)), t, 1e-4)], 1e-8)
 
 
-@pytest.mark.xfail(
-    reason="Sweep.tb has no room for the times of a constructed grid: sweep.py, Sweep.run",
-    raises=IndexError,
-    strict=True,
-)
 @pytest.mark.parametrize("interface", INTERFACES)
 def test_a_grid_that_hangs_on_the_times_and_on_a_tensor_is_differentiated(interface: str) -> None:
     net, y0, t = setting()

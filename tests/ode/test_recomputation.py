@@ -91,11 +91,8 @@ class Counting(nn.Module):
 @every_mode
 @every_method
 def test_buffers_hooks_and_nfe_count_every_evaluation_once(
-    gradient: str, how: dict[str, Any], request: pytest.FixtureRequest
+    gradient: str, how: dict[str, Any]
 ) -> None:
-    if how["method"] == "explicit_adams" and gradient != "backprop":
-        reason = "AdamsJob.run does not use the first evaluation that it is given: adams.py"
-        request.node.add_marker(pytest.mark.xfail(reason=reason, strict=True))
     net, y0 = Counting(), leaf(2)
     sol = ctorch.solve_ode(net, y0, T, gradient=gradient, **how)
     assert sol.stats.nfe == int(net.count) == net.hooked

@@ -17,7 +17,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 # Small, around a vector's width, around a block of the kernels, and what has no elements at all.
 SHAPES = [(), (1,), (3,), (0,), (0, 3), (3, 0), (5, 2), (2, 3, 4), (33,), (511,), (513,), (300, 2)]
-SHAPES += [(2, 600), (3, 1100)]
+SHAPES += [(2, 600), (3, 1100), (200, 3), (150, 4)]
 
 
 def rand(shape: tuple[int, ...], seed: int, device: str = "cpu") -> Tensor:

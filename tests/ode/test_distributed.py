@@ -1,0 +1,68 @@
+"""A solve inside ``DistributedDataParallel``: gradients are averaged as for any module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+
+import ctorch
+
+pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs the gloo back end")
+TIMES = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+
+
+class Model(nn.Module):
+    """A linear layer before a solve, so that the solve's input requires grad."""
+
+    def __init__(self, gradient: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lift = nn.Linear(2, 3).double()
+        self.field = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+        self.gradient = gradient
+
+    def forward(self, x: Tensor) -> Tensor:
+        field = self.field
+        solution = ctorch.solve_ode(
+            lambda t, y: field(y), self.lift(x), TIMES, gradient=self.gradient
+        )
+        return solution.y[-1]
+
+
+def batch(rank: int) -> Tensor:
+    return torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(rank))
+
+
+def work(rank: int, folder: str, gradient: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    model = DistributedDataParallel(Model(gradient))
+    for _ in range(2):  # the second backward pass finds the reducer's buckets rebuilt
+        model.zero_grad()
+        model(batch(rank)).square().mean().backward()
+    if rank == 0:
+        torch.save([p.grad for p in model.module.parameters()], Path(folder) / "gradients.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
+def test_gradients_are_averaged_over_processes(tmp_path: Path, gradient: str) -> None:
+    mp.spawn(work, args=(str(tmp_path), gradient), nprocs=2)
+    averaged = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    model = Model(gradient)
+    losses = [model(batch(rank)).square().mean() for rank in range(2)]
+    # each process chooses steps for its own half, as these two solves do
+    wanted = torch.autograd.grad(sum(losses) / 2, list(model.parameters()))
+    for got, want in zip(averaged, wanted, strict=True):
+        # (the adjoint chooses its backward steps by the size of the loss, which differs here)
+        tolerance = 1e-5 if gradient == "adjoint" else 1e-12
+        assert_close(got, want, rtol=tolerance, atol=tolerance)
