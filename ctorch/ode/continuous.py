@@ -42,6 +42,16 @@ class ContinuousAdjoint:
             ODE", 2021) or a callable of (t, y, a, *params).
         params: tensors to differentiate in; None: every tensor that func uses.
         options: of the backward solve; None: those of the forward one, but for the norm.
+
+    Example:
+        >>> import torch, ctorch
+        >>> rate = torch.tensor(0.5, requires_grad=True)
+        >>> adjoint = ctorch.ode.ContinuousAdjoint(rtol=1e-5, norm="seminorm")
+        >>> t = torch.tensor([0.0, 2.0])
+        >>> sol = ctorch.solve_ode(lambda t, y: -rate * y, torch.ones(1), t, gradient=adjoint)
+        >>> sol.y[-1].sum().backward()
+        >>> print(f"{rate.grad.item():.3f}")
+        -0.736
     """
 
     rtol: Any = None

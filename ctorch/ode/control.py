@@ -32,6 +32,14 @@ class StepController:
         never_shrinks: under pure integral control an accepted step never shortens the next one:
             torchdiffeq's rule (``odeint`` keeps it), which costs rejections where steps must
             shrink.
+
+    Example:
+        >>> import torch, ctorch
+        >>> calm = ctorch.ode.StepController.pi(p=0.3, i=0.4)
+        >>> t = torch.tensor([0.0, 10.0])
+        >>> sol = ctorch.solve_ode(lambda t, y: -20 * y, torch.ones(1), t, controller=calm)
+        >>> sol.status.name
+        'SUCCESS'
     """
 
     p: float = 0.0

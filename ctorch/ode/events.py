@@ -29,6 +29,14 @@ class Event:
             any element.
         direction: +1: only crossings from negative to positive (in the sense in which the solve
             runs); -1: only from positive to negative; 0: both.
+
+    Example:
+        >>> import torch, ctorch
+        >>> half = ctorch.ode.Event(lambda t, y: y - 0.5, direction=-1)
+        >>> t = torch.tensor([0.0, 9.0])
+        >>> sol = ctorch.solve_ode(lambda t, y: -y, torch.ones(1), t, events=half)
+        >>> print(f"{sol.event.t.item():.4f} {sol.event.y.item():.4f}")
+        0.6931 0.5000
     """
 
     fn: Callable[..., Tensor]

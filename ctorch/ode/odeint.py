@@ -58,6 +58,12 @@ def odeint(
     Raises:
         ValueError, TypeError, AssertionError: bad arguments, of torchdiffeq's kinds.
         ctorch.SolveError: the solve failed (a RuntimeError and an AssertionError).
+
+    Example:
+        >>> import torch
+        >>> from ctorch import odeint
+        >>> odeint(lambda t, y: -y, torch.ones(2), torch.tensor([0.0, 1.0]))[-1]
+        tensor([0.3679, 0.3679])
     """
     return _solve(func, y0, t, rtol, atol, method, options, event_fn, "backprop")
 
@@ -99,6 +105,16 @@ def odeint_adjoint(
     Raises:
         ValueError: adjoint_method differs from method, options are given and adjoint_options are
             not.
+
+    Example:
+        >>> import torch
+        >>> from ctorch import odeint_adjoint
+        >>> rate = torch.tensor(0.5, requires_grad=True)
+        >>> t = torch.tensor([0.0, 2.0])
+        >>> y = odeint_adjoint(lambda t, y: -rate * y, torch.ones(1), t, adjoint_params=(rate,))
+        >>> y[-1].sum().backward()
+        >>> rate.grad  # -2 exp(-1)
+        tensor(-0.7358)
     """
     if adjoint_params is None and not isinstance(func, torch.nn.Module):
         raise ValueError(
@@ -155,6 +171,17 @@ def odeint_event(
     Returns:
         (event time, solution [2, *y0.shape]): differentiable in y0, t0, what func holds, and what
         event_fn holds.
+
+    Example:
+        >>> import torch
+        >>> from ctorch import odeint_event
+        >>> level = torch.tensor(0.5, requires_grad=True)
+        >>> t, y = odeint_event(
+        ...     lambda t, y: -y, torch.ones(1), torch.tensor(0.0), event_fn=lambda t, y: y - level
+        ... )
+        >>> t.backward()
+        >>> print(f"{t.item():.4f} {level.grad.item():.4f}")  # log 2, -1 / level
+        0.6931 -2.0000
     """
     if not isinstance(t0, Tensor):
         raise ArgumentTypeError(f"t0 must be a torch.Tensor, but is {type(t0).__name__}.")
@@ -193,6 +220,13 @@ def odeint_dense(
     Returns:
         ``fn(t)``: t a number or a tensor of any shape [*S] inside the interval -> [*S, *y0.shape].
         Differentiable.
+
+    Example:
+        >>> import torch
+        >>> from ctorch import odeint_dense
+        >>> y = odeint_dense(lambda t, y: -y, torch.ones(2), 0.0, 1.0)
+        >>> y(0.5), y(torch.rand(3, 4)).shape
+        (tensor([0.6065, 0.6065]), torch.Size([3, 4, 2]))
     """
     layout = Layout(y0)
     ends = [torch.as_tensor(x, device=layout.device) for x in (t0, t1)]
