@@ -92,8 +92,7 @@ class AdamsJob:
             warnings.warn(
                 f"max_order is below {LOWEST}, so the solver reduces to `rk4`.", stacklevel=6
             )
-        cubic = not request.torchdiffeq or options.get("interp", "linear") == "cubic"
-        self.cubic = cubic
+        self.cubic = options.get("interp", "linear" if request.torchdiffeq else "cubic") == "cubic"
         knots = request.knots(problem)
         assert knots is not None
         self.knots = knots

@@ -15,6 +15,10 @@ from ctorch.ode.run import Failure, max_steps_failure, nonfinite_failure, underf
 from ctorch.ode.solution import Status
 from ctorch.ode.steps import FIXED, FREE, Step
 
+#: after so many attempts it is asked whether the solve creeps along the edge of the field's domain:
+#: tiny steps that do not move the state have no error, grow, leave the domain, and are cut again
+PATIENCE = 2000
+
 
 class AdaptiveLoop(Loop):
     """One solve with error control."""
@@ -29,11 +33,18 @@ class AdaptiveLoop(Loop):
         tau, fresh, error = self.goals[0], True, math.nan
         history = (NEUTRAL, NEUTRAL)
         h = self._first_step(y, first)
+        mark, wild = tau, 0
         while self.reading:
             length = min(max(h, problem.min_step), problem.max_step)
-            if stats.accepted + stats.rejected >= problem.max_steps:
+            attempts = stats.accepted + stats.rejected
+            if attempts >= problem.max_steps:
                 self.failure = max_steps_failure(problem, direction * tau, length, error)
                 break
+            if attempts and attempts % PATIENCE == 0:
+                if wild > PATIENCE // 5 and tau - mark < 1e-3 * (self.goals[-1] - tau):
+                    self.failure = self._underflow(y, first, tau, length, math.nan)
+                    break
+                mark, wild = tau, 0
             forced = length <= problem.min_step
             tau1, end, jumps = tau + length, FREE, False
             while knot < len(knots) and knots[knot][0] <= tau:
@@ -57,6 +68,7 @@ class AdaptiveLoop(Loop):
             forced = forced or length <= problem.min_step
             if (error > 1.0 and not forced) or not math.isfinite(error):
                 stats.rejected += 1
+                wild += not math.isfinite(error)
                 if calling:
                     problem.call_back("callback_reject_step", t, y, length)
                 h = length * min(factor, 1.0)

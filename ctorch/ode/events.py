@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
+from ctorch._exceptions import GradientError
 from ctorch.ode.layout import Layout
 
 
@@ -241,8 +241,12 @@ class _Once(torch.autograd.Function):
         return tuple(x.clone() for x in tensors)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        if torch.is_grad_enabled():
+            raise GradientError(
+                "an event's time and state can be differentiated once only (create_graph=True was"
+                " asked for)."
+            )
         return grads
 
 

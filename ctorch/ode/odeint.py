@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ctorch._eager import eager
 from ctorch._exceptions import ArgumentError, ArgumentTypeError
 from ctorch.ode import arguments, methods
 from ctorch.ode.continuous import ContinuousAdjoint
@@ -19,7 +20,7 @@ from ctorch.ode.solve import Request
 Func = Callable[[Tensor, Any], Any]
 
 
-@torch.compiler.disable
+@eager
 def odeint(
     func: Func,
     y0: Any,
@@ -68,7 +69,7 @@ def odeint(
     return _solve(func, y0, t, rtol, atol, method, options, event_fn, "backprop")
 
 
-@torch.compiler.disable
+@eager
 def odeint_adjoint(
     func: Func,
     y0: Any,
@@ -146,7 +147,7 @@ def odeint_adjoint(
     return _solve(func, y0, t, rtol, atol, method, options, event_fn, adjoint)
 
 
-@torch.compiler.disable
+@eager
 def odeint_event(
     func: Func,
     y0: Any,
@@ -199,7 +200,7 @@ def odeint_event(
     return event_t, solution
 
 
-@torch.compiler.disable
+@eager
 def odeint_dense(
     func: Func,
     y0: Any,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ctorch._eager import eager
 from ctorch.ode import adams, arguments, continuous, methods, scipy_solver
 from ctorch.ode import batched as batched_solve
 from ctorch.ode.arguments import number
@@ -31,7 +32,7 @@ from ctorch.ode.solution import EventRecord, Solution
 GRADIENTS = ("backprop", "checkpoint", "adjoint", "reversible", "none")
 
 
-@torch.compiler.disable
+@eager
 def solve_ode(
     func: Callable[..., Any],
     y0: Any,
@@ -322,9 +323,7 @@ class Request:
     def coefficients(self) -> Any:
         """The method with the interpolant that this solve reads."""
         if self.method in methods.FIXED:
-            if not self.torchdiffeq:
-                return coefficients(self.method, "best")
-            interp = self.options.get("interp", "linear")
+            interp = self.options.get("interp", "linear" if self.torchdiffeq else "cubic")
             if interp not in ("linear", "cubic"):
                 raise ValueError(
                     f'Unknown interpolation method {interp!r}: options["interp"] is "linear" or'

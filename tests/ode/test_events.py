@@ -281,3 +281,24 @@ def test_jumps_are_met_in_the_backward_solve(gradient: str) -> None:
         smooth = ctorch.solve_ode(net, y0, times(0.0, 1.0), gradient=gradient, **TIGHT)
         torch.autograd.grad(smooth.y[-1].sum(), wanted)
         assert sol.stats.nfe_backward < 6 * smooth.stats.nfe_backward
+
+
+@pytest.mark.parametrize("interface", ["odeint_event", "solve_ode"])
+def test_a_second_derivative_through_an_event_is_refused(interface: str) -> None:
+    y0 = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    t0 = torch.tensor(0.0, dtype=torch.float64)
+
+    def fall(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y[1], -9.81 - y[1] ** 3])
+
+    def floor(t: Tensor, y: Tensor) -> Tensor:
+        return y[0]
+
+    if interface == "odeint_event":
+        t, _ = ctorch.odeint_event(fall, y0, t0, event_fn=floor)
+    else:
+        event = ctorch.solve_ode(fall, y0, torch.stack([t0, t0 + 5]), events=floor).event
+        assert event is not None
+        t = event.t
+    with pytest.raises(ctorch.GradientError, match="once only"):
+        torch.autograd.grad(t, y0, create_graph=True)

@@ -235,3 +235,14 @@ def test_a_net_without_gradients_still_fails_with_its_parameters_intact() -> Non
         ctorch.solve_ode(lambda t, y: net(t, y) / 0.0, leaf(2), times(0.0, 1.0))
     assert torch.equal(before, net.inner.weight)
     assert net.inner.weight.grad is None
+
+
+def test_a_solve_that_creeps_at_the_edge_of_the_domain_ends() -> None:
+    """In float32 tiny steps do not move the state, have no error, and grow until they leave the domain."""
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return torch.sqrt(y - 0.5) * 0 - 1
+
+    with pytest.raises(ctorch.SolveError, match="underflow in dt") as failure:
+        ctorch.solve_ode(field, torch.ones(1), torch.tensor([0.0, 2.0]))
+    assert abs(failure.value.t - 0.5) < 1e-2
