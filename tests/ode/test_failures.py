@@ -238,7 +238,7 @@ def test_a_net_without_gradients_still_fails_with_its_parameters_intact() -> Non
 
 
 def test_a_solve_that_creeps_at_the_edge_of_the_domain_ends() -> None:
-    """In float32 tiny steps do not move the state, have no error, and grow until they leave the domain."""
+    """In float32 tiny steps do not move the state, have no error, and grow until they leave it."""
 
     def field(t: Tensor, y: Tensor) -> Tensor:
         return torch.sqrt(y - 0.5) * 0 - 1
