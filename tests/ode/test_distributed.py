@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from datetime import timedelta
 from pathlib import Path
 
@@ -56,6 +57,10 @@ def work(rank: int, folder: str, gradient: str) -> None:
         model(batch(rank)).square().mean().backward()
     if rank == 0:
         torch.save([p.grad for p in model.module.parameters()], Path(folder) / "gradients.pt")
+    # The group must die last, without the interpreter's lock: where the model holds the last
+    # reference, torch waits with the lock for a thread of gloo that waits for the lock.
+    del model
+    gc.collect()
     dist.destroy_process_group()
 
 
