@@ -23,7 +23,7 @@ from ctorch.ode.field import Stage
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import Failure, Run
 from ctorch.ode.solution import Stats, Status
-from ctorch.ode.stepper import Recorder
+from ctorch.ode.stepper import Recorder, bare_stages
 from ctorch.ode.steps import Rows, Step
 from ctorch.ode.sweep import Cotangents
 from ctorch.ops import step_control as control
@@ -159,6 +159,9 @@ class BatchedLoop:
         device = y0.device
         self.k = torch.empty((method.total, *y0.shape), dtype=y0.dtype, device=device)
         self._inner, self._last = method.a[1 : method.n - 1], method.a[method.n - 1]
+        self._weights = (*self._inner, self._last)
+        plain = problem.layout.plain and not torch.is_inference_mode_enabled()
+        self._bare = plain and not (recorder.graphs or job.watching)
         self.steps: list[Step] = []
         start, end = job.times[:, 0], job.times[:, -1]
         self.direction = torch.where(end < start, -1.0, 1.0).to(torch.float64)
@@ -247,8 +250,15 @@ class BatchedLoop:
     def _attempt(
         self, y: Tensor, k0: Tensor, h: Tensor, times: Sequence[Tensor]
     ) -> tuple[Tensor, list[Stage]]:
+        first = Stage(self._like, y, k0)  # its time is not looked at again
+        if self._bare:
+            last = self._last if self.method.late else None
+            y1, stage, made = bare_stages(
+                self.problem.field, y, self.k, first, times, self._weights, h, last
+            )
+            return y1, [first] * made + [stage]
         k, evaluate = self.k, self.recorder.evaluate
-        stages = [Stage(self._like, y, k0)]  # its time is not looked at again
+        stages = [first]
         slope, slot = k0, 0
         for a in self._inner:
             stage = evaluate(times[slot], rk_stage(y, k, slope, slot, a, h))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ctorch.ode.coefficients import Coefficients
-from ctorch.ode.field import Stage, UnexpectedGraph
+from ctorch.ode.field import Stage, UnexpectedGraph, VectorField
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import Piece
 from ctorch.ode.steps import FREE
@@ -146,26 +146,14 @@ class Stepper:
         self, y: Tensor, first: Stage, t: float, h: float, t1: float
     ) -> tuple[Tensor, list[Stage]]:
         """``attempt`` for a plain state and no graphs, with nothing between kernel and field."""
-        field, k = self.problem.field, self.k
-        func, args, shape, dtype = field.func, field.args, y.shape, y.dtype
         self.h = step = torch.scalar_tensor(h, dtype=torch.float64)
         self.times = times = self.stage_times(t, h, t1)
-        slope, slot = first.k, 0
-        for a in self._weights:
-            state = rk_stage(y, k, slope, slot, a, step)
-            if a is self._last and not self._ends_with_slope:
-                break
-            slope = func(times[slot], state, *args)
-            slot += 1
-            if slope.__class__ is not Tensor or slope.dtype is not dtype or slope.shape != shape:
-                slope = field.checked(slope)
-            if state._version:
-                field.refuse_changed_state()
-            if slope.requires_grad and torch.is_grad_enabled():
-                raise UnexpectedGraph(Stage(times[slot - 1], state, slope))
-        field.nfe += slot
+        last = self._last if not self._ends_with_slope else None
+        y1, stage, made = bare_stages(
+            self.problem.field, y, self.k, first, times, self._weights, step, last
+        )
         # the stages between have no use without their graphs
-        return state, [first] * slot + [Stage(times[slot - 1], state, slope) if slot else first]
+        return y1, [first] * made + [stage]
 
     def error(self, y: Tensor, y1: Tensor, stages: list[Stage]) -> float:
         """Scaled norm of the error estimate of the attempted step: the one number that the host
@@ -246,6 +234,49 @@ class Stepper:
         """
         start, span = (torch.tensor(x, dtype=torch.float64) for x in (tau, length))
         return Piece(start, span, y.detach(), self.k.clone())
+
+
+def bare_stages(
+    field: VectorField,
+    y: Tensor,
+    k: Tensor,
+    first: Stage,
+    times: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    h: Tensor,
+    without_slope: Tensor | None,
+) -> tuple[Tensor, Stage, int]:
+    """The stages of a step on a plain state without graphs, with nothing between kernel and field.
+
+    Args:
+        field: the vector field.
+        y, k: state [*shape] and buffer of slopes.
+        first: the first stage.
+        times: of the further stages.
+        weights: of the further stages and, last, of the new state.
+        h: the step, as the kernels take it.
+        without_slope: the last of ``weights``, if no slope is wanted there.
+
+    Returns:
+        The new state, the last stage, and how many evaluations were made.
+    """
+    func, args, shape, dtype = field.func, field.args, y.shape, y.dtype
+    slope, slot, last, state = first.k, 0, y, y
+    for a in weights:
+        state = rk_stage(y, k, slope, slot, a, h)
+        if a is without_slope:
+            break
+        slope = func(times[slot], state, *args)
+        slot += 1
+        if slope.__class__ is not Tensor or slope.dtype is not dtype or slope.shape != shape:
+            slope = field.checked(slope)
+        if state._version:
+            field.refuse_changed_state()
+        if slope.requires_grad and torch.is_grad_enabled():
+            raise UnexpectedGraph(Stage(times[slot - 1], state, slope))
+        last = state
+    field.nfe += slot
+    return state, first if slot == 0 else Stage(times[slot - 1], last, slope), slot
 
 
 class Recorder:
