@@ -34,12 +34,16 @@ PRODUCTS = ("_C.abi3.so", "_build.json")  # the library, and a note of what was 
 
 
 class BuildKernels(build_ext):
-    """Makes the library and the note, in the build folder and, if editable, in the source tree."""
+    """Makes the library and the note, in the build folder and in the source tree.
+
+    In the tree also where the package is installed elsewhere: `python -m ctorch` finds the tree
+    first when it runs there.
+    """
 
     def run(self) -> None:
         library, note = (Path(self.build_lib) / "ctorch" / name for name in PRODUCTS)
-        places = [library.parent, ROOT / "ctorch"] if self._in_tree() else [library.parent]
-        for place in places:  # what an earlier build left must not be shipped with this one
+        # what an earlier build left must not be shipped with this one
+        for place in (library.parent, ROOT / "ctorch"):
             for name in PRODUCTS:
                 (place / name).unlink(missing_ok=True)
         try:
@@ -51,12 +55,9 @@ class BuildKernels(build_ext):
         library.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(facts, indent=1) + "\n")
         for product in (library, note):
-            if self._in_tree() and product.exists():
+            if product.exists():
                 put(product, ROOT / "ctorch" / product.name)
         _announce(facts)
-
-    def _in_tree(self) -> bool:
-        return bool(self.inplace or self.editable_mode)
 
     def get_outputs(self) -> list[str]:
         products = (Path(self.build_lib) / "ctorch" / name for name in PRODUCTS)

@@ -165,8 +165,9 @@ def test_a_library_that_does_not_load_is_told_from_one_that_is_missing(bare_copy
     assert "rebuild it" in done.stdout
 
 
-@pytest.mark.parametrize("wish", ["auto", "1"])
-def test_without_a_compiler_the_build_goes_on_only_if_it_may(tmp_path: Path, wish: str) -> None:
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A copy of all that a build needs, with a library left by an earlier one."""
     tree = tmp_path / "tree"
     for name in ("ctorch", "csrc", "build_support"):
         shutil.copytree(ROOT / name, tree / name)
@@ -174,15 +175,35 @@ def test_without_a_compiler_the_build_goes_on_only_if_it_may(tmp_path: Path, wis
         shutil.copy(ROOT / name, tree)
     (tree / "README.md").touch()
     (tree / "ctorch/_C.abi3.so").write_bytes(b"left by an earlier build")
-    code = (
-        "import runpy, sys; sys.argv[1:] = ['build_ext', '--inplace']; runpy.run_path('setup.py')"
-    )
-    done = run(code, tree, CTORCH_EXT=wish, PATH=str(tmp_path), CXX="no-such-compiler")
+    return tree
+
+
+def build(tree: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    code = f"import runpy, sys; sys.argv[1:] = {list(command)}; runpy.run_path('setup.py')"
+    return run(code, tree, **environment)
+
+
+@pytest.mark.parametrize("wish", ["auto", "1"])
+def test_without_a_compiler_the_build_goes_on_only_if_it_may(
+    sources: Path, tmp_path: Path, wish: str
+) -> None:
+    tree = sources
+    bare = {"PATH": str(tmp_path), "CXX": "no-such-compiler"}
+    done = build(tree, "build_ext", "--inplace", CTORCH_EXT=wish, **bare)
     assert (done.returncode == 0) == (wish == "auto"), done.stderr
     assert "no C++ compiler" in done.stderr
     assert not (tree / "ctorch/_C.abi3.so").exists()
     if wish == "auto":
         assert "no C++ compiler" in json.loads((tree / "ctorch/_build.json").read_text())["reason"]
+
+
+def test_an_install_serves_the_source_tree_too(sources: Path) -> None:
+    """``pip install . && python -m ctorch demo`` in the source folder runs the tree's package."""
+    done = build(sources, "build_ext", "--build-lib", "elsewhere", CTORCH_EXT="0")
+    assert done.returncode == 0, done.stderr
+    notes = [sources / place / "ctorch/_build.json" for place in ("elsewhere", ".")]
+    assert [json.loads(note.read_text())["reason"][:12] for note in notes] == ["CTORCH_EXT=0"] * 2
+    assert not (sources / "ctorch/_C.abi3.so").exists()
 
 
 @pytest.mark.parametrize("installed", [True, False])
