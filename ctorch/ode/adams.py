@@ -28,6 +28,7 @@ from ctorch.ode.solution import Stats, Status
 from ctorch.ode.steps import FIXED, FREE, random_state, set_random_state
 from ctorch.ode.sweep import Cotangents, audit_again
 from ctorch.ode.tableaus import TABLEAUS
+from ctorch.ode.transforms import follows, transforms_active, under_vmap
 
 if TYPE_CHECKING:
     from ctorch.ode.solve import Request
@@ -38,7 +39,6 @@ LOWEST, HIGHEST = 4, 12
 def solve(request: Request, problem: Problem) -> tuple[Run, Tensor, Problem]:
     """Solve by an Adams method. Returns the run, its rows with their graph, and the problem."""
     from ctorch.ode import continuous
-    from ctorch.ode.solve import transforms_active
 
     if problem.dense:
         raise NotImplementedError(f"dense output of {request.method!r} is not built yet.")
@@ -282,7 +282,7 @@ class AdamsJob:
                 moving = made.end
             if problem.progress is not None:
                 problem.progress(t1)
-        if failure is None and not _under_vmap(y) and not bool(torch.isfinite(y.detach()).all()):
+        if failure is None and not under_vmap(y) and not bool(torch.isfinite(y.detach()).all()):
             failure = nonfinite_failure(t, last_h, "the state y")
         if self.keep:
             self.slopes = [k.detach() for k in slopes]
@@ -415,7 +415,7 @@ class _Making:
         return self.y + change
 
     def _settled(self, before: Tensor, after: Tensor) -> bool:
-        if _under_vmap(after):  # samples cannot be told apart: all iterations are made
+        if under_vmap(after):  # samples cannot be told apart: all iterations are made
             return False
         with torch.no_grad():
             before, after = before.detach(), after.detach()
@@ -459,13 +459,4 @@ def _sum(slopes: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def _times(t: Tensor) -> Tensor | None:
-    differentiable = t.requires_grad or torch._C._functorch.peek_interpreter_stack() is not None
-    return t.to("cpu", torch.float64) if differentiable else None
-
-
-def _under_vmap(x: Tensor) -> bool:
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        if torch._C._functorch.is_batchedtensor(x):
-            return True
-        x = torch._C._functorch.get_unwrapped(x)
-    return False
+    return t.to("cpu", torch.float64) if follows(t) else None

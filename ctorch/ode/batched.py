@@ -26,6 +26,7 @@ from ctorch.ode.solution import Stats, Status
 from ctorch.ode.stepper import Recorder, bare_stages
 from ctorch.ode.steps import Rows, Step
 from ctorch.ode.sweep import Cotangents
+from ctorch.ode.transforms import transforms_active
 from ctorch.ops import step_control as control
 from ctorch.ops.runge_kutta import rk_combine, rk_error, rk_interpolate, rk_stage
 from ctorch.ops.step_control import rk_accept, rk_judge, rk_outputs, rk_plan
@@ -70,10 +71,10 @@ def _check_built(request: Request) -> None:
     missing += ["events"] * bool(request.events) + ["dense"] * bool(request.dense)
     if missing:
         raise NotImplementedError(f"batched=True with {missing[0]} is not built yet.")
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if transforms_active():
         raise NotImplementedError(
-            "batched=True under a torch.func transform is not built yet: use batched=False, or"
-            " plain autograd."
+            "batched=True under a torch.func transform or forward-mode AD is not built yet: use"
+            " batched=False, or plain autograd."
         )
 
 

@@ -5,7 +5,6 @@ tensors on the CPU.
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import torch
 from torch import Tensor
@@ -67,7 +66,6 @@ class Coefficients:
         return powers.to(torch.float64) @ self.slope_p.T.to(theta.device)
 
 
-@functools.cache
 def coefficients(name: str, interpolant: str) -> Coefficients:
     """Coefficients of a method.
 
@@ -76,6 +74,10 @@ def coefficients(name: str, interpolant: str) -> Coefficients:
         interpolant: "best"; "torchdiffeq" (its quartic through a midpoint value); "linear"; or
             "none".
     """
+    return _COEFFICIENTS[name, interpolant]
+
+
+def _build(name: str, interpolant: str) -> Coefficients:
     tableau = TABLEAUS[name]
     n = len(tableau.b)
     c, a = list(tableau.c), [list(row) for row in tableau.a]
@@ -124,3 +126,11 @@ def _derivative(p: list[list[float]]) -> Tensor:
 def _reverse(a: list[list[float]], b: list[float]) -> tuple[Tensor, ...]:
     total = len(b)
     return tuple(_vector([b[j], *[a[i][j] for i in range(total - 1, j, -1)]]) for j in range(total))
+
+
+# Made once and here: tensors made while a transform is at work belong to it and must not outlive it
+_COEFFICIENTS = {
+    (name, interpolant): _build(name, interpolant)
+    for name in TABLEAUS
+    for interpolant in ("best", "torchdiffeq", "linear", "none")
+}

@@ -20,6 +20,7 @@ from ctorch.ode.problem import Problem
 from ctorch.ode.run import Piece
 from ctorch.ode.stepper import Evaluate, Recorder, Stepper
 from ctorch.ode.steps import EVENT, FIXED, FREE, Step
+from ctorch.ode.transforms import follows
 
 
 class PlainStepper(Stepper):
@@ -37,7 +38,7 @@ class PlainStepper(Stepper):
         self.before_end = adaptive or problem.perturb
         self._float32 = problem.time_dtype is not torch.float64
         self._plain_norm = False
-        self._times = times.to("cpu", torch.float64) if _differentiable(times) else None
+        self._times = times.to("cpu", torch.float64) if follows(times) else None
         self._start: Any = None  # the start of the step, its length, and the start of the next one
         self._length: Any = None
         self._next: Any = None
@@ -230,10 +231,6 @@ def replay(
     count = max(rows) + 1 if event_row >= 0 else len(problem.times)
     nothing = torch.full_like(y0, math.nan)
     return torch.stack([rows.get(row, nothing) for row in range(count)]), pieces
-
-
-def _differentiable(times: Tensor) -> bool:
-    return times.requires_grad or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _sum(slopes: list[Tensor], weights: list[float]) -> Tensor | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ctorch._eager import eager
+from ctorch._exceptions import ArgumentError
 from ctorch.ode import adams, arguments, continuous, methods, scipy_solver
 from ctorch.ode import batched as batched_solve
 from ctorch.ode.arguments import number
@@ -28,6 +29,8 @@ from ctorch.ode.problem import Problem
 from ctorch.ode.progress import progress_bar
 from ctorch.ode.run import Run
 from ctorch.ode.solution import EventRecord, Solution
+from ctorch.ode.steps import FIXED
+from ctorch.ode.transforms import transforms_active
 
 GRADIENTS = ("backprop", "checkpoint", "adjoint", "reversible", "none")
 
@@ -347,7 +350,10 @@ class Request:
             step = number({"step_size": step}, "step_size", 0.0, positive=True)
         if self.until_event:
             if step is None:
-                raise ArgumentErrorForEvents(self.method)
+                raise ArgumentError(
+                    f'method {self.method!r} needs options={{"step_size": ...}} to look for an'
+                    " event: it has no end time."
+                )
             start, length, direction = times[0], step, problem.direction
             if "max_num_steps" not in options:
                 problem.max_steps = 20_000
@@ -361,7 +367,11 @@ class Request:
         values = [float(x) for x in grid.detach().double().tolist()]
         times = problem.times
         if not values or values[0] != times[0] or values[-1] != times[-1]:
-            raise ArgumentErrorForGrid(values, times)
+            given = f"[{values[0]}, ..., {values[-1]}]" if values else "[]"
+            raise ArgumentError(
+                f"grid_constructor must return a grid from t[0]={times[0]} to t[-1]={times[-1]},"
+                f" but returned {given}."
+            )
         arguments.check_times(grid, problem.layout.device, strict=False, batched=False)
         count = len(times)
         if grid.requires_grad or transforms_active():
@@ -369,39 +379,7 @@ class Request:
             problem.t = torch.cat([problem.t, grid.to(problem.t)])
             return lambda: iter([(v, count + i) for i, v in enumerate(values)])
         anchors = {0: 0, len(values) - 1: count - 1}
-        return lambda: iter([(v, anchors.get(i, CONSTANT)) for i, v in enumerate(values)])
-
-
-CONSTANT = -2  # steps.FIXED: a knot that does not move
-
-
-def ArgumentErrorForEvents(method: str) -> Exception:
-    """A fixed-step method needs a step to look for an event."""
-    from ctorch._exceptions import ArgumentError
-
-    return ArgumentError(
-        f'method {method!r} needs options={{"step_size": ...}} to look for an event: it has no end'
-        " time."
-    )
-
-
-def ArgumentErrorForGrid(values: list[float], times: list[float]) -> Exception:
-    """A grid must span the interval."""
-    from ctorch._exceptions import ArgumentError
-
-    given = f"[{values[0]}, ..., {values[-1]}]" if values else "[]"
-    return ArgumentError(
-        f"grid_constructor must return a grid from t[0]={times[0]} to t[-1]={times[-1]}, but"
-        f" returned {given}."
-    )
-
-
-def transforms_active() -> bool:
-    """Whether a ``torch.func`` transform or a forward-mode AD level is at work."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-    )
+        return lambda: iter([(v, anchors.get(i, FIXED)) for i, v in enumerate(values)])
 
 
 def _run_plain(job: Job) -> Run:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -186,3 +188,45 @@ def test_a_compiled_model_that_contains_a_solve() -> None:
         out = call(x)
         results.append((out, *torch.autograd.grad(out.sum(), [x, *model.parameters()])))
     same(*results, 1e-10)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "implicit_adams"])
+def test_dual_times_without_torch_func(method: str) -> None:
+    """A tangent of t reaches the solution in forward mode as it does in reverse mode."""
+    y0 = torch.tensor([0.5, -0.3], dtype=torch.float64)
+    t = torch.linspace(0.0, 1.0, 9, dtype=torch.float64)
+    tangent = torch.linspace(0.3, -1.0, 9, dtype=torch.float64)
+
+    def last(t: Tensor) -> Tensor:
+        solution = ctorch.solve_ode(
+            lambda t, y: torch.sin(y) * (1 + t), y0, t, method=method, gradient="backprop"
+        )
+        return solution.y[-1].sum()
+
+    with torch.autograd.forward_ad.dual_level():
+        dual = last(torch.autograd.forward_ad.make_dual(t, tangent))
+        forward = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    assert forward is not None
+    leaf_t = t.clone().requires_grad_()
+    (reverse,) = torch.autograd.grad(last(leaf_t), leaf_t)
+    torch.testing.assert_close(forward, reverse @ tangent, rtol=1e-9, atol=1e-9)
+
+
+def test_batched_solves_refuse_dual_numbers() -> None:
+    y0 = torch.ones(2, 1, dtype=torch.float64)
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(y0, y0)
+        with pytest.raises(NotImplementedError, match="batched=True"):
+            ctorch.solve_ode(lambda t, y: -y, dual, t, batched=True)
+
+
+def test_nothing_made_under_a_transform_outlives_it() -> None:
+    """A process whose first solve runs under a transform can solve afterwards."""
+    code = (
+        "import torch, ctorch\n"
+        "t = torch.tensor([0.0, 1.0])\n"
+        "f = lambda y: ctorch.solve_ode(lambda t, y: -y, y, t).y.sum()\n"
+        "print(torch.func.grad(f)(torch.ones(2)), f(torch.ones(2)))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
