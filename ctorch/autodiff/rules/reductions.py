@@ -18,7 +18,9 @@ def _dims(x: Any, dim: Any) -> list[int]:
 
 
 @rule("sum")
-def sum_(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None) -> Any:
+def sum_(
+    x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None
+) -> Any:
     dims = _dims(x, dim if axis is None else axis)
     if not dims:
         return x.linear(lambda s: s.clone())
@@ -26,7 +28,9 @@ def sum_(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, a
 
 
 @rule("mean")
-def mean(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None) -> Any:
+def mean(
+    x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None
+) -> Any:
     dims = _dims(x, dim if axis is None else axis)
     if not dims:
         return x.linear(lambda s: s.clone())

@@ -266,7 +266,9 @@ def take_along_dim(x: Any, indices: Tensor, dim: int | None = None) -> Any:
     if dim is None:
         return take_along_dim(flatten(x), indices.flatten(), 0)
     at, n = _negative(dim, x.ndim), x.ndim
-    return x.linear(lambda s: s.take_along_dim(indices.expand(*_lead(s, n), *indices.shape), s.ndim + at))
+    return x.linear(
+        lambda s: s.take_along_dim(indices.expand(*_lead(s, n), *indices.shape), s.ndim + at)
+    )
 
 
 @rule("flip")
