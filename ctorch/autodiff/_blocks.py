@@ -40,9 +40,9 @@ def alone(f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> bool:
         scale = torch.maximum(inside.abs().amax(), y.detach().abs().mean()) if y.numel() else 0.0
         if bool(((single - inside).abs() > 1e-2 * scale).any()):
             raise ValueError(
-                "f: a sample has another value alone than within the batch: f mixes samples (batch "
-                "statistics, attention over the batch), or it is random. This operator acts on each "
-                "sample alone; in a module, eval() may be what is missing"
+                "f: a sample has another value alone than within the batch: f mixes samples (as "
+                "batch statistics do), or it is random. This operator acts on each sample alone; "
+                "for a module, eval() may be what is missing"
             )
     return True
 

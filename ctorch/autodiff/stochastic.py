@@ -92,9 +92,9 @@ def stochastic_bilaplacian(
 ) -> Estimate:
     """``(sum_i d_i^2)^2 f`` from fourth derivatives along Gaussian directions.
 
-    ``E[D^4 f(v, v, v, v)] = 3 Laplacian^2 f`` for ``v ~ N(0, I)`` (Isserlis). Arguments, results and
-    errors are those of ``stochastic_laplacian``; the variance is that of ``D^4 f(v, v, v, v) / 3``
-    over ``samples``.
+    ``E[D^4 f(v, v, v, v)] = 3 Laplacian^2 f`` for ``v ~ N(0, I)`` (Isserlis). Arguments, results
+    and errors are those of ``stochastic_laplacian``; the variance is that of
+    ``D^4 f(v, v, v, v) / 3`` over ``samples``.
     """
     _check(x, samples)
     shape = (samples, *x.shape)
