@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 
 from ctorch.autodiff._jet import Jet, pad
 from ctorch.autodiff._propagated import Propagated
+from ctorch.autodiff.mlp import mlp_for
+from ctorch.ops import mlp
 
 Function = Callable[..., Any]
 
@@ -139,6 +141,9 @@ def _along(f: Function, x: Tensor, v: Tensor, order: int) -> Any:
         )
     if order == 0:
         return f(x)
+    net = mlp_for(f, x)
+    if net is not None:
+        return mlp.derivative(net, x, v, order)
     out = f(Jet(torch.stack([x, v]), order))
     factor = math.factorial(order)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from ctorch.ops.mlp import MLP as MLP
 
@@ -64,6 +65,21 @@ def as_mlp(f: Any) -> MLP | None:
         return MLP(weights, tuple(layer.bias for layer in layers), name, param)
     except (TypeError, ValueError):  # sizes that do not follow on each other, an integer dtype, ...
         return None
+
+
+def mlp_for(f: Any, x: Tensor) -> MLP | None:
+    """The MLP that a function is, where the kernels of ``ctorch.ops.mlp`` take it with this input.
+
+    Not while compiling, nor under autocast, which would run the layers in another precision.
+    """
+    if x.ndim == 0 or is_compiling() or torch.is_autocast_enabled(x.device.type):
+        return None
+    net = as_mlp(f)
+    if net is None:
+        return None
+    first = net.weights[0]
+    fits = (x.shape[-1], x.dtype, x.device) == (first.shape[1], first.dtype, first.device)
+    return net if fits and x.dtype in (torch.float32, torch.float64) else None
 
 
 def _flat(module: nn.Module) -> Iterator[nn.Module]:
