@@ -5,5 +5,10 @@ from ctorch.autodiff._jet import Jet as Jet
 from ctorch.autodiff._propagated import MissingRuleError as MissingRuleError
 from ctorch.autodiff._propagated import Propagated as Propagated
 from ctorch.autodiff._propagated import register_jet_rule as register_jet_rule
+from ctorch.autodiff.divergence import divergence as divergence
 from ctorch.autodiff.jet import derivative as derivative
 from ctorch.autodiff.jet import jet as jet
+from ctorch.autodiff.stochastic import Estimate as Estimate
+from ctorch.autodiff.stochastic import stochastic_bilaplacian as stochastic_bilaplacian
+from ctorch.autodiff.stochastic import stochastic_laplacian as stochastic_laplacian
+from ctorch.autodiff.stochastic import stochastic_operator as stochastic_operator

@@ -10,11 +10,13 @@ without a rule raises; nothing falls back to a computation that would drop deriv
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 Function = Callable[..., Any]
 P = TypeVar("P", bound="Propagated")
@@ -269,6 +271,30 @@ def register_jet_rule(function: Function, rule: Function | None = None) -> Any:
             raise TypeError(f"{name}: expected something callable, got {type(given).__name__}")
     RULES[function] = rule
     return rule
+
+
+_running = threading.local()
+
+
+def propagate(f: Function, *values: Any) -> Any:
+    """``f(*values)`` for a derivative operator.
+
+    Raises:
+        TypeError: another operator is running ``f`` from outside: a value of the outer one, caught
+            by a closure, would be taken for one of the inner.
+    """
+    if is_compiling():
+        return f(*values)
+    if getattr(_running, "inside", False):
+        raise TypeError(
+            "derivative operators do not nest: within a function that one of them differentiates, "
+            "take further derivatives by torch.autograd.grad around it, or ask for a higher order"
+        )
+    _running.inside = True
+    try:
+        return f(*values)
+    finally:
+        _running.inside = False
 
 
 def constant(x: Any) -> bool:

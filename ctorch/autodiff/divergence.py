@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ctorch.autodiff._blocks import alone, block_size
-from ctorch.autodiff._propagated import MissingRuleError
+from ctorch.autodiff._propagated import MissingRuleError, propagate
 from ctorch.autodiff._tangents import Tangents
 from ctorch.autodiff.mlp import mlp_for
 from ctorch.ops import mlp
@@ -95,7 +95,7 @@ def jacobian_products(f: Field, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor
     Where a function within ``f`` has no rule, these are ``J^T v``, which has the same trace.
     """
     try:
-        out = f(Tangents(x, rows))  # type: ignore[arg-type]
+        out = propagate(f, Tangents(x, rows))
     except MissingRuleError as error:
         warnings.warn(f"divergence in reverse mode: {error}", UserWarning, stacklevel=3)
         return _reverse_products(f, x, rows)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ctorch.autodiff._jet import Jet, pad
-from ctorch.autodiff._propagated import Propagated
+from ctorch.autodiff._propagated import Propagated, propagate
 from ctorch.autodiff.mlp import mlp_for
 from ctorch.ops import mlp
 
@@ -61,7 +61,7 @@ def jet(
         True
     """
     stacks, order = _stacks(primals, series, factorial_scaled)
-    out = f(*(Jet(stack, order) for stack in stacks))
+    out = propagate(f, *(Jet(stack, order) for stack in stacks))
     leaves, tree = pytree.tree_flatten(out, is_leaf=_is_leaf)
     values, derivatives = [], []
     for leaf in leaves:
@@ -144,7 +144,7 @@ def _along(f: Function, x: Tensor, v: Tensor, order: int) -> Any:
     net = mlp_for(f, x)
     if net is not None:
         return mlp.derivative(net, x, v, order)
-    out = f(Jet(torch.stack([x, v]), order))
+    out = propagate(f, Jet(torch.stack([x, v]), order))
     factor = math.factorial(order)
 
     def pick(leaf: Any) -> Any:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ctorch.autodiff._jet import Jet
+from ctorch.autodiff._propagated import propagate
 from ctorch.autodiff.jet import derivative
 
 Scalar = Callable[[Tensor], Tensor]
@@ -172,7 +173,7 @@ def stochastic_operator(
 
 def _directional(f: Scalar, x: Tensor, v: Tensor, order: int) -> tuple[Tensor, Tensor]:
     """``f(x)`` and derivatives of one order along each of the directions ``[n, *x.shape]``."""
-    out = f(Jet(torch.stack([x.expand(v.shape), v]), order))  # type: ignore[arg-type]
+    out = propagate(f, Jet(torch.stack([x.expand(v.shape), v]), order))
     if not isinstance(out, Jet):
         return out[0], torch.zeros_like(out)
     if out.shape != v.shape[:-1]:
