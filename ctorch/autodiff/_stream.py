@@ -135,7 +135,9 @@ class Stream(Propagated):
     def value(self) -> Tensor:
         return self.node.coefficients[0]
 
-    def _then(self, value: Tensor, step: Step, *others: Node, degree: float | None = None) -> Stream:
+    def _then(
+        self, value: Tensor, step: Step, *others: Node, degree: float | None = None
+    ) -> Stream:
         """A value that follows from this one (and others)."""
         degree = self.node.degree if degree is None else degree
         _same_tape(self.node, *others)
