@@ -12,3 +12,5 @@ from ctorch.autodiff.stochastic import Estimate as Estimate
 from ctorch.autodiff.stochastic import stochastic_bilaplacian as stochastic_bilaplacian
 from ctorch.autodiff.stochastic import stochastic_laplacian as stochastic_laplacian
 from ctorch.autodiff.stochastic import stochastic_operator as stochastic_operator
+from ctorch.autodiff.series import Autonomous as Autonomous
+from ctorch.autodiff.series import taylor_series as taylor_series

@@ -22,6 +22,9 @@ ADAPTIVE_OPTIONS = {
 }  # fmt: skip
 FIXED_OPTIONS = {"norm", "step_size", "grid_constructor", "interp", "perturb", "max_num_steps"}
 ADAMS_OPTIONS = FIXED_OPTIONS | {"max_order", "max_iters"}
+TAYLOR_OPTIONS = ADAPTIVE_OPTIONS - {"safety", "ifactor", "dfactor"} | {
+    "order", "step_size", "grid_constructor",
+}  # fmt: skip
 SCIPY_OPTIONS = {"norm", "solver", "min_step", "max_step"}
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
