@@ -7,3 +7,5 @@ from ctorch.autodiff._propagated import Propagated as Propagated
 from ctorch.autodiff._propagated import register_jet_rule as register_jet_rule
 from ctorch.autodiff.jet import derivative as derivative
 from ctorch.autodiff.jet import jet as jet
+from ctorch.autodiff.laplacian import Laplacian as Laplacian
+from ctorch.autodiff.laplacian import laplacian as laplacian
