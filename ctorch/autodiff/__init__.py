@@ -14,3 +14,5 @@ from ctorch.autodiff.stochastic import stochastic_laplacian as stochastic_laplac
 from ctorch.autodiff.stochastic import stochastic_operator as stochastic_operator
 from ctorch.autodiff.series import Autonomous as Autonomous
 from ctorch.autodiff.series import taylor_series as taylor_series
+from ctorch.autodiff.laplacian import Laplacian as Laplacian
+from ctorch.autodiff.laplacian import laplacian as laplacian
