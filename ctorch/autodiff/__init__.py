@@ -1,0 +1,9 @@
+"""Derivative operators on functions: functions in, functions' derivatives out."""
+
+from ctorch.autodiff import rules as rules
+from ctorch.autodiff._jet import Jet as Jet
+from ctorch.autodiff._propagated import MissingRuleError as MissingRuleError
+from ctorch.autodiff._propagated import Propagated as Propagated
+from ctorch.autodiff._propagated import register_jet_rule as register_jet_rule
+from ctorch.autodiff.jet import derivative as derivative
+from ctorch.autodiff.jet import jet as jet

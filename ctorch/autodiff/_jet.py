@@ -1,0 +1,145 @@
+"""Truncated Taylor series carried through torch code as one stack of coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from ctorch.autodiff._propagated import Propagated, constant
+from ctorch.ops import jet as ops
+from ctorch.ops._op import transforms_active
+
+Function = Callable[..., Any]
+
+
+class Jet(Propagated):
+    """``x(s) = sum_k coefficients[k] s^k`` up to ``order``.
+
+    Attributes:
+        coefficients: ``[degree + 1, *shape]``, normalized; above ``degree <= order`` they are zero,
+            which is what makes the first layers of a network cheap.
+        order: the order K at which series are cut off.
+    """
+
+    __slots__ = ("coefficients", "order")
+
+    def __init__(self, coefficients: Tensor, order: int) -> None:
+        self.coefficients = coefficients
+        self.order = order
+
+    @property
+    def value(self) -> Tensor:
+        return self.coefficients[0]
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.coefficients.shape[1:]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.coefficients.dtype
+
+    @property
+    def degree(self) -> int:
+        return self.coefficients.shape[0] - 1
+
+    def stack(self) -> Tensor:
+        """All coefficients ``[order + 1, *shape]``."""
+        return pad(self.coefficients, self.order)
+
+    def linear(self, fn: Function) -> Jet:
+        return Jet(fn(self.coefficients), self.order)
+
+    def shift(self, constant: Tensor | complex) -> Jet:
+        return Jet(shift(self.coefficients, constant), self.order)
+
+    def affine(self, fn: Function, constant: Tensor) -> Jet:
+        stack = fn(self.coefficients)  # of its own: a bias can be added to it where no graph sees
+        shape = torch.broadcast_shapes(stack.shape[1:], constant.shape)
+        recorded = torch.is_grad_enabled() and (stack.requires_grad or constant.requires_grad)
+        if recorded or shape != stack.shape[1:] or transforms_active() or is_compiling():
+            return Jet(shift(stack, constant), self.order)
+        stack[0] += constant
+        return Jet(stack, self.order)
+
+    @classmethod
+    def join(cls, fn: Function, parts: Sequence[Any]) -> Jet:
+        jets = [part for part in parts if isinstance(part, Jet)]
+        degree = max(jet.degree for jet in jets)
+        stacks = [
+            pad(part.coefficients if isinstance(part, Jet) else part.unsqueeze(0), degree)
+            for part in parts
+        ]
+        return Jet(fn(stacks), jets[0].order)
+
+    def unary(self, name: str, param: float = 0.0) -> Jet:
+        return Jet(ops.unary(self.coefficients, name, self.order, param), self.order)
+
+    def integrate(self, value: Tensor, slope: Any) -> Jet:
+        if self.degree == 0 or self.order == 0:
+            return Jet(value.unsqueeze(0), self.order)
+        weights = torch.arange(1, self.order + 1, dtype=self.dtype, device=self.device)
+        weights = weights.reshape(-1, *(1,) * self.ndim)
+        change = self.coefficients[1:] * weights[: self.degree]
+        if constant(slope):
+            rest = change * slope
+        else:
+            top = min(self.order, self.degree + slope.degree) - 1
+            rest = ops.mul(change, slope.coefficients, top)
+        return Jet(torch.cat([value.unsqueeze(0), rest / weights[: rest.shape[0]]]), self.order)
+
+    def times(self, other: Jet) -> Jet:
+        degree = min(self.order, self.degree + other.degree)
+        return Jet(ops.mul(self.coefficients, other.coefficients, degree), self.order)
+
+    def over(self, other: Jet) -> Jet:
+        if other.degree == 0:
+            return Jet(ops.mul(self.coefficients, 1 / other.coefficients), self.order)
+        return Jet(ops.div(self.coefficients, other.coefficients, self.order), self.order)
+
+    @classmethod
+    def bilinear(cls, fn: Function, a: Jet, b: Jet) -> Jet:
+        top = min(a.order, a.degree + b.degree)
+        flipped = b.coefficients.flip(0) if b.degree else b.coefficients
+        orders = []
+        for k in range(top + 1):
+            first, last = max(0, k - b.degree), min(a.degree, k)  # indices of a that take part
+            begin = b.degree - (k - first)
+            left = a.coefficients[first : last + 1]
+            right = flipped[begin : begin + last + 1 - first]
+            orders.append(fn(left, right).sum(0))
+        return Jet(torch.stack(orders), a.order)
+
+    def _assign(self, other: Jet) -> None:
+        self.coefficients = other.coefficients
+
+
+def pad(stack: Tensor, order: int) -> Tensor:
+    """A stack with zeros above its degree, up to ``order``."""
+    missing = order + 1 - stack.shape[0]
+    if missing <= 0:
+        return stack
+    return torch.cat([stack, stack.new_zeros(missing, *stack.shape[1:])])
+
+
+def shift(stack: Tensor, constant: Tensor | complex) -> Tensor:
+    """The stack with a constant added to its first coefficient."""
+    wanted = getattr(constant, "shape", ())
+    if len(wanted) > stack.ndim - 1 or wanted != stack.shape[stack.ndim - len(wanted) :]:
+        shape = torch.broadcast_shapes(stack.shape[1:], wanted)
+        if shape != stack.shape[1:]:
+            stack = widen(stack, len(shape)).expand(stack.shape[0], *shape)
+    first = stack[:1] + constant
+    if stack.shape[0] == 1:
+        return first
+    return torch.cat([first, stack[1:].to(first.dtype)])
+
+
+def widen(stack: Tensor, ndim: int) -> Tensor:
+    """The stack with its coefficients brought to ``ndim`` dims."""
+    extra = ndim - (stack.ndim - 1)
+    return stack.reshape(stack.shape[0], *(1,) * extra, *stack.shape[1:]) if extra > 0 else stack

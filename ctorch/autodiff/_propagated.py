@@ -1,0 +1,395 @@
+"""Values that carry derivatives through plain torch code, and the rules by which they do.
+
+A ``Propagated`` takes the place of a tensor in a call of a user's function. It is a plain class with
+``__torch_function__``: every torch function that meets one looks up a rule. A rule is written once,
+in terms of a few primitives (``linear``, ``shift``, ``join``, ``unary``, ``integrate``, ``times``,
+``bilinear``, ``over``) that each kind of propagation implements: ``Jet`` carries Taylor coefficients,
+``Stream`` computes them order by order, ``Lap`` carries Jacobian rows and a Laplacian. A function
+without a rule raises; nothing falls back to a computation that would drop derivatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., Any]
+P = TypeVar("P", bound="Propagated")
+
+RULES: dict[Any, Function] = {}  # torch function, or (kind, torch function) -> rule
+
+
+class MissingRuleError(NotImplementedError, AttributeError):
+    """A torch function met a value that carries derivatives and has no rule for it."""
+
+
+class Propagated:
+    """A tensor together with derivative information; see the module's text.
+
+    Attributes:
+        value: the tensor itself, ``[*shape]``.
+    """
+
+    __slots__ = ("_aliased",)
+    __array_priority__ = 1000  # numpy leaves binary operations to this class
+    _aliased: bool
+
+    # ---- what a kind of propagation implements
+
+    @property
+    def value(self) -> Tensor:
+        raise NotImplementedError
+
+    def linear(self: P, fn: Function) -> P:
+        """``fn(x)``; ``fn: [*lead, *shape] -> [*lead, *out]`` is linear, for any leading dims."""
+        raise NotImplementedError
+
+    def shift(self: P, constant: Tensor | complex) -> P:
+        """``x + constant``, which may broadcast the shape up."""
+        raise NotImplementedError
+
+    def affine(self: P, fn: Function, constant: Tensor) -> P:
+        """``fn(x) + constant`` with a linear ``fn`` that returns new memory."""
+        return self.linear(fn).shift(constant)
+
+    @classmethod
+    def join(cls: type[P], fn: Function, parts: Sequence[Any]) -> P:
+        """``fn(parts)``, linear in all parts jointly, as ``cat`` is; constants are tensors.
+
+        ``fn`` gets a list of tensors ``[*lead, *shape_i]`` with the same leading dims.
+        """
+        raise NotImplementedError
+
+    def unary(self: P, name: str, param: float = 0.0) -> P:
+        """An elementwise function of ``ctorch.ops.jet.UNARY``."""
+        raise NotImplementedError
+
+    def integrate(self: P, value: Tensor, slope: P | Tensor) -> P:
+        """The ``y`` with this value and ``dy = slope * dx``: any ``f(x)`` from a rule of ``f'``."""
+        raise NotImplementedError
+
+    def times(self: P, other: P) -> P:
+        """Elementwise product of two that carry derivatives; shapes broadcast."""
+        raise NotImplementedError
+
+    def over(self: P, other: P) -> P:
+        """Elementwise quotient of two that carry derivatives; shapes broadcast."""
+        raise NotImplementedError
+
+    @classmethod
+    def bilinear(cls: type[P], fn: Function, a: P, b: P) -> P:
+        """``fn(a, b)``, linear in each; ``fn: [*lead, ..], [*lead, ..] -> [*lead, ..]``."""
+        raise NotImplementedError
+
+    def _assign(self: P, other: P) -> None:
+        """Takes over the contents of another of the same kind, for in-place functions."""
+        raise NotImplementedError
+
+    # ---- what it has in common with a tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.value.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.value.ndim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.value.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.value.device
+
+    @property
+    def layout(self) -> torch.layout:
+        return self.value.layout
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.value.requires_grad
+
+    @property
+    def is_nested(self) -> bool:
+        return False
+
+    @property
+    def is_sparse(self) -> bool:
+        return False
+
+    @property
+    def is_quantized(self) -> bool:
+        return False
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.value.is_cuda
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.value.is_cpu
+
+    def dim(self) -> int:
+        return self.value.ndim
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.value.shape if dim is None else self.value.shape[dim]
+
+    def numel(self) -> int:
+        return self.value.numel()
+
+    nelement = numel
+
+    def is_floating_point(self) -> bool:
+        return self.value.is_floating_point()
+
+    def is_complex(self) -> bool:
+        return self.value.is_complex()
+
+    def is_contiguous(self, *_: Any, **__: Any) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __iter__(self) -> Any:
+        return iter(cast(Any, self).unbind(0))
+
+    def __bool__(self) -> bool:
+        return bool(self.value)  # control flow looks at the value alone
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype})"
+
+    def _leaves(self, what: str) -> Any:
+        raise TypeError(
+            f"{what} of a {type(self).__name__} would drop its derivatives; compute with torch "
+            f"functions, or use .detach() where the value alone is meant"
+        )
+
+    def __float__(self) -> float:
+        return cast(float, self._leaves("float()"))
+
+    def __int__(self) -> int:
+        return cast(int, self._leaves("int()"))
+
+    def __complex__(self) -> complex:
+        return cast(complex, self._leaves("complex()"))
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        self._leaves("a numpy array")
+
+    def item(self) -> float:
+        return cast(float, self._leaves(".item()"))
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        self._leaves(".numpy()")
+
+    def tolist(self) -> Any:
+        self._leaves(".tolist()")
+
+    __hash__ = object.__hash__
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or not hasattr(Tensor, name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise MissingRuleError(_no_rule(type(self), f"torch.Tensor.{name}"))
+
+    # ---- dispatch
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Function, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        rule = RULES.get((cls, func)) or RULES.get(func) or _rule_of_aten(cls, func)
+        if rule is None:
+            raise MissingRuleError(_no_rule(cls, _name(func), _writes(func)))
+        if kwargs:
+            out = kwargs.get("out")
+            if out is not None:
+                raise TypeError(f"{_name(func)}: out= cannot take a {cls.__name__}; drop it")
+            return rule(*args, **kwargs)
+        return rule(*args)
+
+
+def rule(*functions: Function | str, kind: type[Propagated] | None = None) -> Any:
+    """Decorator: registers a rule for torch functions.
+
+    A string stands for all of ``torch.NAME``, ``torch.special.NAME`` and ``torch.Tensor.NAME``, and
+    gives ``Propagated`` a method of this name. With ``kind`` the rule serves that kind alone.
+    """
+
+    def register(function: Function) -> Function:
+        for key in functions:
+            for target in _targets(key) if isinstance(key, str) else [key]:
+                RULES[target if kind is None else (kind, target)] = function
+            if isinstance(key, str) and hasattr(Tensor, key):
+                _add_method(key)
+        return function
+
+    return register
+
+
+def register_jet_rule(function: Function, rule: Function | None = None) -> Any:
+    """Tells derivative operators how to go through a torch function that they do not know.
+
+    The rule is called with the function's own arguments, in which values that carry derivatives
+    stand for tensors. It computes the same result out of functions that have rules; where that is
+    not possible, out of the primitives of ``ctorch.autodiff.Propagated``: ``x.value`` is the tensor,
+    ``x.linear(fn)`` applies a linear function, ``x.integrate(value, slope)`` an elementwise function
+    given by its value and (the rule of) its derivative. One rule serves ``jet``, ``derivative``,
+    ``taylor_series``, ``laplacian`` and ``divergence``.
+
+    Args:
+        function: a torch function, method or operator, as ``torch.special.i0`` or
+            ``torch.ops.mylib.myop``: what dispatches through ``__torch_function__``.
+        rule: the rule; without it, this is a decorator.
+
+    Returns:
+        The rule.
+
+    Raises:
+        TypeError: ``function`` or ``rule`` cannot be called.
+
+    Example:
+        >>> import torch, ctorch
+        >>> @ctorch.autodiff.register_jet_rule(torch.special.i0e)
+        ... def i0e(x):
+        ...     return torch.special.i0(x) * torch.exp(-x.abs())
+    """
+    if rule is None:
+        return lambda given: register_jet_rule(function, given)
+    for name, given in (("function", function), ("rule", rule)):
+        if not callable(given):
+            raise TypeError(f"{name}: expected something callable, got {type(given).__name__}")
+    RULES[function] = rule
+    return rule
+
+
+def constant(x: Any) -> bool:
+    """Whether a value carries no derivatives."""
+    return not isinstance(x, Propagated)
+
+
+def value_of(x: Any) -> Any:
+    """The tensor of a value, or the thing itself."""
+    return x.value if isinstance(x, Propagated) else x
+
+
+def kind_of(*values: Any) -> type[Propagated]:
+    """The one kind of propagation among some values."""
+    kinds = {type(x) for x in values if isinstance(x, Propagated)}
+    if len(kinds) != 1:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise TypeError(f"values of several derivative operators meet ({names}): do not nest them")
+    return kinds.pop()
+
+
+def in_place(function: Function) -> Function:
+    """The rule of an in-place function from that of the function: the result goes into ``x``."""
+
+    def assign(x: Any, *args: Any, **kwargs: Any) -> Any:
+        return write(x, function(x, *args, **kwargs), "an in-place function")
+
+    return assign
+
+
+def write(x: Any, result: Propagated, what: str) -> Propagated:
+    """Puts the result of an in-place function into ``x``, where that is safe."""
+    if constant(x):
+        raise TypeError(
+            f"{what} would write a {type(result).__name__} into a plain tensor, which drops its "
+            f"derivatives: build the result with torch.cat, torch.stack or torch.where, or start "
+            f"from a value that carries derivatives (x.clone(), torch.zeros_like(x) * x)"
+        )
+    if x.shape != result.shape:
+        raise ValueError(f"{what} would change the shape {tuple(x.shape)} to {tuple(result.shape)}")
+    if getattr(x, "_aliased", False):
+        raise TypeError(
+            f"{what} would change a {type(x).__name__} that shares memory with a view of it: use "
+            f"the function that returns a new value, or clone() first"
+        )
+    x._assign(result)
+    return cast(Propagated, x)
+
+
+def aliased(x: Any, view: Any) -> Any:
+    """Marks a value and a view of it: neither may be written in place from now on."""
+    x._aliased = True
+    for part in view if isinstance(view, (tuple, list)) else (view,):
+        part._aliased = True
+    return view
+
+
+# ---- names and errors
+
+
+def _targets(name: str) -> list[Function]:
+    places = (torch, torch.special, Tensor)
+    return [getattr(place, name) for place in places if hasattr(place, name)]
+
+
+def _add_method(name: str) -> None:
+    if name in Propagated.__dict__:
+        return
+    target = getattr(Tensor, name)
+    if callable(target):
+
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return type(self).__torch_function__(target, (), (self, *args), kwargs)
+
+        method.__name__ = name
+        setattr(Propagated, name, method)
+
+
+def _rule_of_aten(kind: type[Propagated], func: Any) -> Function | None:
+    """The rule of an ``aten`` operator is that of the torch function of the same name."""
+    packet = getattr(func, "overloadpacket", func)
+    if not isinstance(packet, torch._ops.OpOverloadPacket):
+        return None
+    if packet is not func:
+        found = RULES.get((kind, packet)) or RULES.get(packet)
+        if found is not None:
+            return found
+    namespace, _, name = packet._qualified_op_name.partition("::")
+    target = getattr(torch, name, None) if namespace == "aten" else None
+    return RULES.get((kind, target)) or RULES.get(target)
+
+
+def _name(func: Any) -> str:
+    name = getattr(func, "__name__", None) or str(func)
+    if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return f"torch.ops.{func}"
+    if getattr(Tensor, name, None) is func:
+        return f"torch.Tensor.{name}"
+    for place, prefix in ((torch, "torch"), (torch.nn.functional, "torch.nn.functional")):
+        if getattr(place, name, None) is func:
+            return f"{prefix}.{name}"
+    for part in ("special", "fft", "linalg"):  # torch._C._special.special_erfcx and the like
+        if name.startswith(f"{part}_"):
+            return f"torch.{part}.{name[len(part) + 1 :]}"
+    return f"{getattr(func, '__module__', None) or 'torch'}.{name}"
+
+
+def _writes(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def _no_rule(kind: type[Propagated], name: str, writes: bool = False) -> str:
+    if writes:
+        return (
+            f"{name}: in-place writing has no rule for a {kind.__name__}; use the function that "
+            f"returns a new value, or torch.cat, torch.stack, torch.where"
+        )
+    return (
+        f"{name} has no rule to carry derivatives ({kind.__name__}); express it by functions that "
+        f"have one, or register a rule:\n"
+        f"    @ctorch.autodiff.register_jet_rule({name})\n"
+        f"    def rule(x, ...):  # the arguments of {name}; returns the same out of known functions"
+    )
