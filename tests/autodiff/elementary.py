@@ -32,8 +32,21 @@ def tanh(x: Tensor) -> Tensor:
     return 1 - 2 / (1 + torch.exp(2 * x))
 
 
+def erf(x: Tensor) -> Tensor:
+    """Torch has none of complex numbers; scipy's is for references without a graph."""
+    if not x.is_complex():
+        return torch.erf(x)
+    from scipy.special import erf as complex_erf
+
+    return torch.from_numpy(complex_erf(x.detach().numpy()))
+
+
 def gelu(x: Tensor) -> Tensor:
-    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    return x * 0.5 * (1 + erf(x / math.sqrt(2)))
+
+
+def silu(x: Tensor) -> Tensor:
+    return x * sigmoid(x)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -99,11 +112,18 @@ def multihead(x: Tensor, module: nn.MultiheadAttention) -> Tensor:
 
 
 def encoder_layer(x: Tensor, module: nn.TransformerEncoderLayer) -> Tensor:
-    """Post-norm, without dropout; its activation is taken from the module (relu, gelu)."""
+    """Without dropout; the activation is taken from the module (relu, gelu)."""
     act = {"relu": lambda y: torch.where(y > 0, y, 0), "gelu": gelu}[module.activation.__name__]
+
+    def feed_forward(x: Tensor) -> Tensor:
+        y = act(affine(x, module.linear1.weight, module.linear1.bias))
+        return affine(y, module.linear2.weight, module.linear2.bias)
+
+    if module.norm_first:
+        x = x + multihead(layer_norm(x, module.norm1), module.self_attn)
+        return x + feed_forward(layer_norm(x, module.norm2))
     x = layer_norm(x + multihead(x, module.self_attn), module.norm1)
-    y = act(affine(x, module.linear1.weight, module.linear1.bias))
-    return layer_norm(x + affine(y, module.linear2.weight, module.linear2.bias), module.norm2)
+    return layer_norm(x + feed_forward(x), module.norm2)
 
 
 def gru_cell(x: Tensor, h: Tensor, cell: nn.GRUCell) -> Tensor:

@@ -72,6 +72,7 @@ def circle(
 
 def error(got: Tensor, expected: Tensor, floor: float = 1e-2) -> float:
     """Largest difference relative to the largest entry, which counts as ``floor`` at least."""
-    if not bool(torch.isfinite(got).all()):
+    got, expected = got.detach(), expected.detach()
+    if got.shape != expected.shape or not bool(torch.isfinite(got).all()):
         return math.inf
     return float((got - expected).abs().max() / expected.abs().max().clamp_min(floor))
