@@ -2,12 +2,13 @@
 
     python benchmarks/nested_torch.py              the operators that fail, as a Markdown table
     python benchmarks/nested_torch.py --all        every operator
-    python benchmarks/nested_torch.py --markdown   the table alone, as docs/taylor_mode_and_torch.md has it
+    python benchmarks/nested_torch.py --markdown   the table alone, as docs has it
 
-Each operator of the list of 58 in tests/autodiff/operator_list.py is differentiated one to four times
-along a direction, in float64: by torch.func.jvp over torch.func.jvp, and by torch.autograd.grad over
-torch.autograd.grad. The truth is reverse mode over reverse mode of the same function written in
-elementary operations, which a 13-point stencil confirms (tests/autodiff/test_coverage.py).
+Each operator of the list of 58 in tests/autodiff/operator_list.py is differentiated one to four
+times along a direction, in float64: by torch.func.jvp over torch.func.jvp, and by
+torch.autograd.grad over torch.autograd.grad. The truth is reverse mode over reverse mode of the same
+function in elementary operations, which a 13-point stencil confirms
+(tests/autodiff/test_coverage.py).
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class Recurrent(nn.Module):
 
 
 class FermiNet(nn.Module):
-    """Electrons [B, N, 3] -> log|psi| [B]: streams of one and of two electrons, two determinants."""
+    """Electrons [B, N, 3] -> log|psi| [B]: streams of electrons and pairs, two determinants."""
 
     nuclei = torch.tensor([[0.0, 0.0, -0.7], [0.0, 0.0, 0.7]], dtype=F64)
 

@@ -1,7 +1,7 @@
 """Every operator of the two lists, under every derivative operator, against nested reverse mode.
 
 The references differentiate the operators' elementary forms; that these are the operators is what
-the stencil shows. docs/coverage.md is written from here: ``python -m tests.autodiff.test_coverage``.
+the stencil shows. ``python -m tests.autodiff.test_coverage`` writes docs/coverage.md.
 """
 
 from __future__ import annotations
@@ -193,8 +193,8 @@ COLUMNS: dict[str, Callable[[Operator], list[float]]] = {
 }
 INTRODUCTION = """# What has been checked
 
-Operators, small compositions and modules, under each derivative operator, in float64, beside reverse
-mode over reverse mode of the same functions in elementary operations. "right": relative error below
+Operators, small compositions and modules, under each derivative operator, in float64, beside
+reverse mode over reverse mode of the same functions in elementary operations. "right": relative error below
 1e-10 at every order; "no rule": refused with an error that names the operator. A wrong number would
 stand here as "**wrong**".
 
