@@ -17,14 +17,16 @@ from torch import Tensor
 Shape = tuple[int, int, int]  # of a product: rows, contraction, columns
 
 
-def torch_case(name: str, fn: Callable[[], Any], *, no_grad: bool = True) -> Case:
+def torch_case(
+    name: str, fn: Callable[[], Any], *, no_grad: bool = True, judged: bool = True
+) -> Case:
     """Times ``fn``; the tensor that it returns, the first of several, is judged."""
 
     def run() -> Any:
         with torch.set_grad_enabled(not no_grad):
             return fn()
 
-    return Case(name, run, lambda out: Report(y=array(out)))
+    return Case(name, run, lambda out: Report(y=array(out) if judged else None))
 
 
 def array(out: Any) -> np.ndarray:

@@ -19,11 +19,13 @@ def setup(double: bool) -> None:
     jax.config.update("jax_enable_x64", double)
 
 
-def case(name: str, fn: Function, *args: Any) -> Case:
+def case(name: str, fn: Function, *args: Any, judged: bool = True) -> Case:
     """Compiled at its first call; the first array of the result is judged."""
     compiled = jax.jit(fn)
 
     def describe(out: Any) -> Report:
+        if not judged:
+            return Report()
         return Report(y=np.asarray(jax.tree_util.tree_leaves(out)[0], dtype=np.float64))
 
     return Case(name, lambda: jax.block_until_ready(compiled(*args)), describe)
@@ -133,5 +135,5 @@ def divergence(problem: Mlp) -> list[Case]:
     probe = jnp.sign(jnp.asarray(problem.v.numpy()))
     return [
         case("jax, jacfwd", trace, p, x),
-        case("jax, Hutchinson, 1 probe", hutchinson, p, x, probe),
+        case("jax, Hutchinson, 1 probe", hutchinson, p, x, probe, judged=False),
     ]

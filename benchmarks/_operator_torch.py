@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,7 +51,7 @@ class Mlp:
     def of(cls, sizes: tuple[int, ...], dtype: torch.dtype, batch: int = 128) -> Mlp:
         torch.manual_seed(0)
         layers: list[nn.Module] = []
-        for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+        for a, b in itertools.pairwise(sizes):
             layers += [nn.Linear(a, b, dtype=dtype), nn.Tanh()]
         net = nn.Sequential(*layers[:-1])
         x, v = (torch.randn(batch, sizes[0], dtype=dtype) for _ in range(2))
@@ -70,8 +72,6 @@ class Mlp:
         return x
 
     def double(self) -> nn.Sequential:
-        import copy
-
         return copy.deepcopy(self.net).double()
 
 

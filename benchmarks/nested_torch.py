@@ -6,8 +6,8 @@
 
 Each operator of the list of 58 in tests/autodiff/operator_list.py is differentiated one to four
 times along a direction, in float64: by torch.func.jvp over torch.func.jvp, and by
-torch.autograd.grad over torch.autograd.grad. The truth is reverse mode over reverse mode of the same
-function in elementary operations, which a 13-point stencil confirms
+torch.autograd.grad over torch.autograd.grad. The truth is reverse mode over reverse mode of the
+same function in elementary operations, which a 13-point stencil confirms
 (tests/autodiff/test_coverage.py).
 """
 

@@ -111,13 +111,13 @@ def jet(bench: Bench) -> None:
                 "ctorch, any module", lambda k=order: ctorch.derivative(problem.opaque, x, v, k)
             ),
             torch_case("ctorch.jet, any module", lambda k=order: whole_jet(problem, k)),
-            torch_case("forward pass", lambda: problem.net(x)),
+            torch_case("forward pass", lambda: problem.net(x), judged=False),
             torch_case("torch, nested jvp", lambda k=order: tp.nested_directional(problem, k)),
         ]
         if "jet" in bench.installed:
             cases += tp.torch_jet_directional(problem, order)
         cases += jax_cases(bench, "directional", problem, order)
-        line = circle(lambda z: problem.exact(x + z * v), order)[order].numpy()
+        line = circle(lambda z: problem.exact(x.double() + z * v.double()), order)[order].numpy()
         title = f"d^{order}/ds^{order} f(x + s v), 64-256-256-64"
         found = bench.table(title, cases, line, floor)
         ours, text, (nested, peer) = "ctorch, a plain net", f"y_{order}", bounds[order]
@@ -224,7 +224,7 @@ def laplacian(bench: Bench) -> None:
         }
         cases = [torch_case(name, fn) for name, fn in ours.items()]
         cases += [
-            torch_case("forward pass", lambda n=net, x=x: n(x)),
+            torch_case("forward pass", lambda n=net, x=x: n(x), judged=False),
             torch_case("torch.func.hessian", lambda n=net, x=x: tp.hessian_trace(n, x)),
             torch_case("torch, loop of HVPs", lambda f=scalar, x=x: tp.hvp_loop(f, x)),
         ]
@@ -287,7 +287,9 @@ def divergence(bench: Bench) -> None:
             torch_case("torch, vmap(vjp)", lambda n=net, x=x: tp.vjp_trace(n, x)),
             torch_case("torch, jacrev", lambda n=net, x=x: tp.jacrev_trace(n, x)),
             torch_case(
-                "torch, Hutchinson, 1 probe", lambda n=net, x=x, e=probe: tp.hutchinson(n, x, e)
+                "torch, Hutchinson, 1 probe",
+                lambda n=net, x=x, e=probe: tp.hutchinson(n, x, e),
+                judged=False,
             ),
         ]
         cases += jax_cases(bench, "divergence", problem)
@@ -315,7 +317,7 @@ def psiformer(bench: Bench) -> None:
         x = net.walkers(batch)
         cases = [
             torch_case("ctorch", lambda f=net, x=x: ctorch.laplacian(f, x)[2]),
-            torch_case("forward pass", lambda f=net, x=x: f(x)),
+            torch_case("forward pass", lambda f=net, x=x: f(x), judged=False),
             torch_case("torch, loop of HVPs", lambda f=net, x=x: tp.hvp_loop(f, x)),
         ]
         if {"folx", "jax"} <= bench.installed:

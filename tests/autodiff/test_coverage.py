@@ -194,9 +194,9 @@ COLUMNS: dict[str, Callable[[Operator], list[float]]] = {
 INTRODUCTION = """# What has been checked
 
 Operators, small compositions and modules, under each derivative operator, in float64, beside
-reverse mode over reverse mode of the same functions in elementary operations. "right": relative error below
-1e-10 at every order; "no rule": refused with an error that names the operator. A wrong number would
-stand here as "**wrong**".
+reverse mode over reverse mode of the same functions in elementary operations. "right": relative
+error below 1e-10 at every order; "no rule": refused with an error that names the operator. A wrong
+number would stand here as "**wrong**".
 
 This page is written by `python -m tests.autodiff.test_coverage` from measurements, and a test
 compares it with the measurements. What PyTorch's own nested derivatives give for the second list is
