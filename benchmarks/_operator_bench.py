@@ -61,6 +61,13 @@ def worst(value: np.ndarray | None, reference: np.ndarray | None) -> float | Non
     return float(np.abs(value - reference).max() / np.abs(reference).max())
 
 
+def middle(value: np.ndarray | None, reference: np.ndarray | None) -> float | None:
+    """Relative error of the median sample, where some samples lie near a singularity."""
+    if value is None or reference is None:
+        return None
+    return float(np.median(np.abs(value - reference) / np.maximum(np.abs(reference), 1)))
+
+
 @dataclass
 class Bench:
     """What is installed, how long it may take, what was found.
@@ -91,6 +98,7 @@ class Bench:
         cases: Sequence[Case | None],
         reference: np.ndarray | None = None,
         floor: Case | None = None,
+        error: Callable[[np.ndarray | None, np.ndarray | None], float | None] = worst,
     ) -> dict[str, Case]:
         """Time the cases in shuffled rounds, print the table in Markdown, return what ran."""
         there = [case for case in cases if case is not None]
@@ -110,7 +118,7 @@ class Bench:
                 "ms": case.median * 1e3,
                 "spread": case.spread,
                 "times_floor": None if floor is None else case.median / floor.median,
-                "error": worst(case.report.y, reference),
+                "error": error(case.report.y, reference),
                 "first_s": case.first,
             }
             self.rows.append(row)

@@ -189,8 +189,8 @@ def torch_jet_laplacian(problem: Mlp) -> Callable[[], Tensor]:
 
 
 def ours_series(net: Function, x: Tensor, order: int) -> Tensor:
-    """``d^order/dt^order`` of the solution, as the peers give it."""
+    """``d^order/dt^order`` of the solution, as the peers give it; ``net`` alone says no more."""
     import ctorch
 
-    t = torch.zeros((), dtype=x.dtype)
-    return ctorch.taylor_series(lambda t, y: net(y), t, x, order)[order] * math.factorial(order)
+    field = (lambda t, y: net(y)) if isinstance(net, Opaque) else ctorch.autodiff.Autonomous(net)
+    return ctorch.taylor_series(field, 0.0, x, order)[order] * math.factorial(order)
