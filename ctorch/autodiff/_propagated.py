@@ -238,8 +238,9 @@ def rule(*functions: Function | str, kind: type[Propagated] | None = None) -> An
         for key in functions:
             for target in _targets(key) if isinstance(key, str) else [key]:
                 RULES[target if kind is None else (kind, target)] = function
-            if isinstance(key, str) and hasattr(Tensor, key):
-                _add_method(key)
+            name = key if isinstance(key, str) else getattr(key, "__name__", "")
+            if hasattr(Tensor, name) and (name is key or getattr(Tensor, name) is key):
+                _add_method(name)
         return function
 
     return register

@@ -107,6 +107,11 @@ def scaled(x: Any, factor: Tensor) -> Any:
     return x.linear(lambda s: s * factor)
 
 
+def numbers(mask: Tensor, a: float, b: float, dtype: torch.dtype) -> Tensor:
+    """``a`` where the mask holds and ``b`` elsewhere; ``torch.where`` would make them float32."""
+    return torch.where(mask, torch.tensor(a, dtype=dtype), torch.tensor(b, dtype=dtype))
+
+
 def finite(x: Tensor) -> Tensor:
     """The tensor with zeros for what is infinite or NaN, as a constant."""
     x = x.detach()

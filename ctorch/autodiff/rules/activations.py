@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ctorch.autodiff._propagated import constant, rule, value_of
-from ctorch.autodiff.rules._common import inplace_flag, masked, negative, scaled
+from ctorch.autodiff.rules._common import inplace_flag, masked, negative, numbers, scaled
 from ctorch.ops.jet import UNARY
 
 _C = torch._C._nn
@@ -97,7 +97,7 @@ def celu(x: Any, alpha: float = 1.0) -> Any:
 
 @_activation(F.leaky_relu, _C.leaky_relu)
 def leaky_relu(x: Any, negative_slope: float = 0.01) -> Any:
-    return scaled(x, torch.where(x.value > 0, 1.0, negative_slope).to(x.dtype))
+    return scaled(x, numbers(x.value > 0, 1.0, negative_slope, x.dtype))
 
 
 @_activation(F.rrelu, torch.rrelu)
@@ -150,13 +150,13 @@ def hardshrink(x: Any, lambd: float = 0.5) -> Any:
 def softshrink(x: Any, lambd: float = 0.5) -> Any:
     value = x.value.detach()
     outside = value.abs() > lambd
-    return masked(x, outside).shift(torch.where(outside, -lambd * value.sign(), 0.0).to(x.dtype))
+    return masked(x, outside).shift(torch.where(outside, -lambd * value.sign(), 0.0))
 
 
 @_activation(F.threshold, torch.threshold)
 def threshold(x: Any, threshold: float, value: float) -> Any:
     above = x.value > threshold
-    return masked(x, above).shift(torch.where(above, 0.0, value).to(x.dtype))
+    return masked(x, above).shift(numbers(above, 0.0, value, x.dtype))
 
 
 # ---- made of others

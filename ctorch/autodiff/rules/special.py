@@ -223,7 +223,7 @@ def entr(x: Any) -> Any:
     inside = x.value > 0
     y = torch.where(inside, x, 1.0)
     rest = torch.special.entr(x.value.detach())
-    return masked(-(y * torch.log(y)), inside).shift(torch.where(inside, 0.0, rest).to(x.dtype))
+    return masked(-(y * torch.log(y)), inside).shift(torch.where(inside, 0.0, rest))
 
 
 # ---- angles
