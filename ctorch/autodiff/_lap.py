@@ -30,6 +30,7 @@ class Lap(Propagated):
         seed: ``[d]`` where this is ``x: [.., d]`` itself and seeds are multiples of the unit vectors.
     """
 
+    order = 2
     __slots__ = ("_rows", "_value", "axes", "lap", "seed")
 
     def __init__(

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from ctorch.ops._op import transforms_active
+
 Axes = tuple[int, ...]
 
 
@@ -33,6 +35,13 @@ def note(rows: Tensor) -> None:
     size = rows.numel()
     if size > METER.largest:
         METER.largest = size
+
+
+def recorded(*tensors: Tensor) -> bool:
+    """Whether memory that is ours alone must not be reused: by autograd, a transform, a compiler."""
+    if is_compiling() or transforms_active():
+        return True
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 # ---- shared dims

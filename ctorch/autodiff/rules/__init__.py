@@ -7,6 +7,10 @@ from ctorch.autodiff.rules import einsum as einsum
 from ctorch.autodiff.rules import elementwise as elementwise
 from ctorch.autodiff.rules import fourier as fourier
 from ctorch.autodiff.rules import indexing as indexing
+from ctorch.autodiff.rules import laplacian as laplacian
+from ctorch.autodiff.rules import laplacian_attention as laplacian_attention
+from ctorch.autodiff.rules import laplacian_linalg as laplacian_linalg
+from ctorch.autodiff.rules import laplacian_norms as laplacian_norms
 from ctorch.autodiff.rules import linalg as linalg
 from ctorch.autodiff.rules import linalg_jet as linalg_jet
 from ctorch.autodiff.rules import losses as losses

@@ -24,7 +24,7 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     if constant(x) or not constant(weight) or not (bias is None or constant(bias)):
         return products.linear(x, weight, bias)
     y = x.trailing(lambda s: F.linear(s, weight))
-    return y if bias is None else y.shift(bias)
+    return y if bias is None else Lap(y.value + bias, y.rows, y.lap, y.axes)
 
 
 @rule("mul", "multiply", "__mul__", "__rmul__", kind=Lap)

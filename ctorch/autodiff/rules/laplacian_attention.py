@@ -35,22 +35,36 @@ def matmul(a: Any, b: Any) -> Any:
 
 
 def dense_product(a: Lap, b: Lap) -> Lap:
-    """The product of matrices with dense rows, in GEMMs as tall as they can be."""
+    """The product of matrices with dense rows, in GEMMs as large as they can be.
+
+    Rows of the result lie in memory as ``[*batch, M, R, N]``: then each of its two terms is one GEMM
+    for a matrix of the batch, and both add up in place.
+    """
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     x, y = (p.value.expand(*batch, *p.shape[-2:]) for p in (a, b))
-    ra, rb = (_batch_first(p, batch) for p in (a, b))
-    rows = rows_times(ra, y) + times_rows(x, rb)
-    lap = 2 * cross(ra, rb)
+    ra, rb = (_rows(p, batch) for p in (a, b))
+    count = len(ra)
+    left = ra.movedim(0, -2)  # [*batch, M, R, K]
+    right = rb.movedim(0, -2).flatten(-2)  # [*batch, K, R * N]
+    rows = _plus_product((left.flatten(-3, -2) @ y).unflatten(-2, (-1, count)).flatten(-2), x, right)
+    lap = 2 * (left.flatten(-2) @ rb.movedim(0, -3).flatten(-3, -2))
     if a.lap is not None:
         lap = lap + a.lap @ y
     if b.lap is not None:
         lap = lap + x @ b.lap
-    return Lap(x @ y, rows.movedim(-3, 0), lap)
+    return Lap(x @ y, rows.unflatten(-1, (count, -1)).movedim(-2, 0), lap)
 
 
-def _batch_first(x: Lap, batch: torch.Size) -> Tensor:
-    """Rows ``[*batch, R, M, N]``."""
-    return forms.widened(x.rows, len(batch) + 2).expand(-1, *batch, *x.shape[-2:]).movedim(0, -3)
+def _rows(x: Lap, batch: torch.Size) -> Tensor:
+    """Rows ``[R, *batch, M, N]``."""
+    return forms.widened(x.rows, len(batch) + 2).expand(-1, *batch, *x.shape[-2:])
+
+
+def _plus_product(sum: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``sum + a @ b``, in the memory of ``sum`` where no graph sees it."""
+    if forms.recorded(sum, a, b) or sum.ndim != 3:
+        return sum + a @ b
+    return sum.baddbmm_(a, b)
 
 
 def rows_times(rows: Tensor, y: Tensor) -> Tensor:
@@ -159,11 +173,96 @@ def attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = matmul(query * factor, shapes.transpose(key, -1, -2))
     if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        sizes = (query.shape[-2], key.shape[-2])
+        attn_mask = torch.ones(sizes, dtype=torch.bool, device=query.device).tril()
+    if attn_mask is not None and constant(attn_mask) and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -math.inf)
+    parts = (query, key, value)
+    same_batch = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+    if same_batch and constant(attn_mask) and not all(x.axes == (-2,) for x in parts):
+        return dense_attention(*(x.densified() for x in parts), factor, attn_mask)
+    scores = matmul(query * factor, shapes.transpose(key, -1, -2))
     if attn_mask is not None:
-        if constant(attn_mask) and attn_mask.dtype == torch.bool:
-            attn_mask = torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill(~attn_mask, -math.inf)
         scores = laplacian.add(scores, attn_mask)
     return matmul(softmax(scores, -1), value)
+
+
+# ---- attention with dense rows
+
+
+def dense_attention(q: Lap, k: Lap, v: Lap, scale: float, mask: Tensor | None) -> Lap:
+    """Attention in blocks of heads, so that rows of the scores stay in cache."""
+    batch, n, m, count = q.shape[:-2], q.shape[-2], k.shape[-2], len(q.rows)
+    heads = batch.numel()
+    inputs = [_Heads(x, batch) for x in (q, k, v)]
+    if mask is not None:
+        mask = mask.expand(*batch, n, m).reshape(heads, n, m)
+    block = heads
+    if not forms.recorded(*(x.rows for x in (q, k, v))):
+        size = count * n * m * q.value.element_size()
+        block = max(1, min(heads, (1 << 19) // max(1, size)))
+    parts = [
+        _attention(*(x.some(i, i + block) for x in inputs), scale, None if mask is None else mask[i : i + block])
+        for i in range(0, heads, block)
+    ]
+    value, rows, lap = parts[0] if len(parts) == 1 else (torch.cat(p) for p in zip(*parts, strict=True))
+    shape = (*batch, n, v.shape[-1])
+    return Lap(value.reshape(shape), rows.reshape(*batch, n, count, -1).movedim(-2, 0), lap.reshape(shape))
+
+
+class _Heads:
+    """Queries, keys or values with the batch and heads in one dim ``G``.
+
+    Attributes:
+        value, lap: ``[G, N, D]``. slots: rows ``[G, N, R * D]``. rows: rows ``[G, R * N, D]``.
+    """
+
+    def __init__(self, x: Lap, batch: torch.Size) -> None:
+        n, d = x.shape[-2:]
+        g, full = batch.numel(), x.full()
+        self.value = x.value.reshape(g, n, d)
+        self.lap = x.laplacian().reshape(g, n, d)
+        self.slots = full.movedim(0, -2).reshape(g, n, -1)
+        self.rows = full.movedim(0, -3).reshape(g, -1, d)
+
+    def some(self, begin: int, end: int) -> _Heads:
+        """A block of ``G``."""
+        part = object.__new__(_Heads)
+        for name, x in vars(self).items():
+            setattr(part, name, x[begin:end])
+        return part
+
+
+def _attention(
+    q: _Heads, k: _Heads, v: _Heads, scale: float, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Value ``[G, N, D]``, rows ``[G, N, R * D]`` and Laplacian ``[G, N, D]`` of attention."""
+    g, n, d = q.value.shape
+    m, count = k.value.shape[1], k.rows.shape[1] // k.value.shape[1]
+    x, y = q.value * scale, k.value.mT * scale
+    scores = q.value @ y
+    p = (scores if mask is None else scores + mask).softmax(-1)
+    rows = (q.slots.reshape(g, n * count, d) @ y).reshape(g, n, count * m)
+    rows = _plus_product(rows, x, k.rows.mT).reshape(g * n, count, m)
+    lap = torch.baddbmm(q.lap @ y + x @ k.lap.mT, q.slots, k.slots.mT, alpha=2 * scale)
+    flat = p.reshape(g * n, 1, m)
+    rows, second = centered(rows, flat)
+    lap = lap + second.reshape(g, n, m)
+    lap = p * (lap - (p * lap).sum(-1, keepdim=True))
+    rows = times(rows, flat)
+    out = (rows.reshape(g, n * count, m) @ v.value).reshape(g, n, -1)
+    lap = torch.baddbmm(lap @ v.value + p @ v.lap, rows.reshape(g, n, count * m), v.rows, alpha=2)
+    return p @ v.value, _plus_product(out, p, v.slots), lap
+
+
+def centered(rows: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    """``d_r = s_r - sum(p s_r)`` and ``sum_r d_r^2``; ``rows`` ``[G, R, M]``, ``p`` ``[G, 1, M]``."""
+    average = rows @ p.mT
+    rows = rows - average if forms.recorded(rows, p) else rows.sub_(average)
+    return rows, (rows * rows).sum(1)
+
+
+def times(rows: Tensor, factor: Tensor) -> Tensor:
+    """The product, in the memory of ``rows`` where no graph sees it."""
+    return rows * factor if forms.recorded(rows, factor) else rows.mul_(factor)

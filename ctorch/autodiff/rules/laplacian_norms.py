@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ctorch.autodiff import _lap_rows as forms
 from ctorch.autodiff._lap import Lap
@@ -33,12 +34,18 @@ def softmax(x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = N
     at = shapes._negative(dim, x.ndim)
     x = _prepared(x, at)
     y = x.value.softmax(at)
-    change = x.rows - (y * x.rows).sum(at, keepdim=True)
-    second = forms.squared(change, x.shape)
+    p, rows = y.movedim(at, -1), x.rows.movedim(at, -1)  # a negative dim counts the same with rows
+    shape = p.shape
+    p = p.reshape(-1, 1, shape[-1])
+    rows = rows.expand(-1, *shape).movedim(0, -2).reshape(len(p), -1, shape[-1])
+    change = rows - rows @ p.mT
+    second = (change * change).sum(1, keepdim=True)
     if x.lap is not None:
-        second = second + x.lap
-    second = second - (y * second).sum(at, keepdim=True)
-    return Lap(y, y * change, y * second, x.axes)
+        second = second + x.lap.movedim(at, -1).reshape(p.shape)
+    second = p * (second - (p * second).sum(-1, keepdim=True))
+    change = change * p if forms.recorded(change, p) else change.mul_(p)
+    change = change.reshape(*shape[:-1], -1, shape[-1]).movedim(-2, 0)
+    return Lap(y, change.movedim(-1, at), second.reshape(shape).movedim(-1, at), x.axes)
 
 
 @rule("log_softmax", F.log_softmax, torch.special.log_softmax, kind=Lap)
@@ -78,29 +85,43 @@ def layer_norm(
     """With ``z = (x - mean) r``: ``z_r = r (c_r - z t_r)``, ``t_r = mean(z c_r)``."""
     if constant(x):
         return RULES[F.layer_norm](x, normalized_shape, weight, bias, eps)
-    dims = list(range(-len(normalized_shape), 0))
-    if any(axis in dims for axis in x.axes):
+    shape, n = x.shape, len(normalized_shape)
+    if any(axis >= -n for axis in x.axes):
         x = x.densified()
-    rows = x.rows
-    if rows.shape[dims[0] :] != x.shape[dims[0] :]:
-        rows = rows.expand(*rows.shape[: dims[0]], *x.shape[dims[0] :])
-    average = lambda s: s.mean(dims, keepdim=True)  # noqa: E731
-    c = x.value - average(x.value)
-    r = torch.rsqrt(average(c * c) + eps)
+    size = shape[-n:].numel()
+    lead = shape.numel() // size
+    value, rows = x.value.reshape(lead, size), x.full().reshape(-1, lead, size)
+    c = value - value.mean(-1, keepdim=True)
+    r = torch.rsqrt((c * c).mean(-1, keepdim=True) + eps)
     z = c * r
-    change = rows - average(rows)
-    t = average(z * change)
-    second = average(forms.squared(change, x.shape))
-    lap = -2 * r * forms.contracted(t, change, x.shape)
+    by_row = rows.transpose(0, 1)  # [lead, R, size], a view
+    means = by_row @ torch.stack([torch.full_like(z, 1 / size), z / size], -1)  # of x_r and z x_r
+    sums = means.mT @ by_row  # of mean_r x_r and t_r x_r over rows: [lead, 2, size]
+    mean, t = means.movedim(0, 1).split(1, -1)  # [R, lead, 1]
+    first = (mean * t).sum(0)
+    spread = torch.linalg.vector_norm(rows, dim=-1).square().sum(0).unsqueeze(-1) / size
+    second = spread - (mean * mean).sum(0)  # sum_r of the mean of c_r^2
+    lap = -2 * r * (sums[:, 1] - first)
     if x.lap is not None:
-        lap_c = x.lap - average(x.lap)
-        second = second + average(c * lap_c)
+        lap_c = x.lap.reshape(lead, size)
+        lap_c = lap_c - lap_c.mean(-1, keepdim=True)
+        second = second + (c * lap_c).mean(-1, keepdim=True)
         lap = lap + lap_c
-    lap = r * (lap + z * r * (3 * forms.squared(t, t.shape[1:]) - second))
-    y = Lap(z, r * (change - z * t), lap, x.axes)
-    if weight is not None:
-        y = y * weight
-    return y if bias is None else y + bias
+    scale = r if weight is None else r * weight.reshape(-1)
+    lap = scale * (lap + z * r * (3 * (t * t).sum(0) - second))
+    rows = _normalized(rows, mean, t, scale, z)
+    z = z if weight is None else z * weight.reshape(-1)
+    if bias is not None:
+        z = z + bias.reshape(-1)
+    return Lap(z.reshape(shape), rows.reshape(-1, *shape), lap.reshape(shape), x.axes)
+
+
+def _normalized(rows: Tensor, mean: Tensor, t: Tensor, scale: Tensor, z: Tensor) -> Tensor:
+    """``scale (rows - mean - z t)``."""
+    if forms.recorded(rows, scale):
+        return scale * (rows - mean - z * t)
+    out = rows * scale
+    return out.addcmul_(mean, scale, value=-1).addcmul_(t, scale * z, value=-1)
 
 
 @rule(F.batch_norm, "batch_norm", kind=Lap)
