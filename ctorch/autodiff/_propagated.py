@@ -10,16 +10,24 @@ without a rule raises; nothing falls back to a computation that would drop deriv
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 Function = Callable[..., Any]
 P = TypeVar("P", bound="Propagated")
 
 RULES: dict[Any, Function] = {}  # torch function, or (kind, torch function) -> rule
+
+
+class _Shared:
+    """What a value and its views hold in common: as many references as there are of them."""
+
+    __slots__ = ()
 
 
 class MissingRuleError(NotImplementedError, AttributeError):
@@ -31,11 +39,14 @@ class Propagated:
 
     Attributes:
         value: the tensor itself, ``[*shape]``.
+        order: how many times a change of the value, ``x - x.value``, may be multiplied with itself
+            (or another's) before nothing of it is left: the order K of ``Jet``, 2 of ``Lap``.
     """
 
     __slots__ = ("_aliased",)
     __array_priority__ = 1000  # numpy leaves binary operations to this class
-    _aliased: bool
+    _aliased: _Shared
+    order: int
 
     # ---- what a kind of propagation implements
 
@@ -210,8 +221,7 @@ class Propagated:
         if rule is None:
             raise MissingRuleError(_no_rule(cls, _name(func), _writes(func)))
         if kwargs:
-            out = kwargs.get("out")
-            if out is not None:
+            if kwargs.get("out") is not None:
                 raise TypeError(f"{_name(func)}: out= cannot take a {cls.__name__}; drop it")
             return rule(*args, **kwargs)
         return rule(*args)
@@ -228,8 +238,9 @@ def rule(*functions: Function | str, kind: type[Propagated] | None = None) -> An
         for key in functions:
             for target in _targets(key) if isinstance(key, str) else [key]:
                 RULES[target if kind is None else (kind, target)] = function
-            if isinstance(key, str) and hasattr(Tensor, key):
-                _add_method(key)
+            name = key if isinstance(key, str) else getattr(key, "__name__", "")
+            if hasattr(Tensor, name) and (name is key or getattr(Tensor, name) is key):
+                _add_method(name)
         return function
 
     return register
@@ -299,7 +310,7 @@ def in_place(function: Function) -> Function:
     return assign
 
 
-def write(x: Any, result: Propagated, what: str) -> Propagated:
+def write(x: Any, result: Any, what: str) -> Propagated:
     """Puts the result of an in-place function into ``x``, where that is safe."""
     if constant(x):
         raise TypeError(
@@ -309,7 +320,9 @@ def write(x: Any, result: Propagated, what: str) -> Propagated:
         )
     if x.shape != result.shape:
         raise ValueError(f"{what} would change the shape {tuple(x.shape)} to {tuple(result.shape)}")
-    if getattr(x, "_aliased", False):
+    if isinstance(result, Tensor):  # a constant
+        result = x.linear(torch.zeros_like).shift(result)
+    if _is_shared(x):
         raise TypeError(
             f"{what} would change a {type(x).__name__} that shares memory with a view of it: use "
             f"the function that returns a new value, or clone() first"
@@ -319,11 +332,23 @@ def write(x: Any, result: Propagated, what: str) -> Propagated:
 
 
 def aliased(x: Any, view: Any) -> Any:
-    """Marks a value and a view of it: neither may be written in place from now on."""
-    x._aliased = True
-    for part in view if isinstance(view, (tuple, list)) else (view,):
-        part._aliased = True
+    """Marks views of a value: while both live, neither may be written in place."""
+    views = view if isinstance(view, (tuple, list)) else (view,)
+    shared = getattr(x, "_aliased", None)
+    if shared is None:
+        shared = x._aliased = _Shared()
+    for part in views:
+        part._aliased = shared
     return view
+
+
+def _is_shared(x: Any) -> bool:
+    shared = getattr(x, "_aliased", None)
+    if shared is None:
+        return False
+    if is_compiling():  # which cannot count references
+        return True
+    return sys.getrefcount(shared) > 3  # x, the variable, and the argument
 
 
 # ---- names and errors

@@ -250,7 +250,18 @@ def laplacian_vmap(call: Call, size: int, batched: Sequence[bool], args: Args) -
     x, rows, lap, *rest = args
     x = x if batched[0] else _expanded(x, 0, size)
     rows = rows.movedim(0, 1) if batched[1] else rows.unsqueeze(1)
+    rows = shared_over_leading(rows, x.shape)
     if lap is not None and not batched[2]:
         lap = _expanded(lap, 0, size)
     out = call(x, rows, lap, *rest)
     return out, (0, 1, 0) if len(out) == 3 else (0, 0)
+
+
+def shared_over_leading(rows: Tensor, shape: torch.Size) -> Tensor:
+    """Rows as the kernels take them: ones in leading dimensions alone, or none."""
+    full = True
+    for have, want in zip(reversed(rows.shape[1:]), reversed(shape), strict=True):
+        full = full and have == want
+        if not full and have != 1:
+            return rows.expand(rows.shape[0], *shape)
+    return rows

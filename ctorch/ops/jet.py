@@ -125,7 +125,8 @@ def laplacian_unary(
 
     Args:
         x: value of the argument ``[*shape]``.
-        rows: its derivatives ``[R, *shape]``; dimensions of size 1 are shared and not expanded.
+        rows: its derivatives ``[R, *shape]``, with size 1 in dimensions that share them; leading
+            ones are never expanded.
         lap: its Laplacian ``[*shape]``; None stands for zeros.
         name: the function f, one of ``UNARY``.
         param: as for ``unary``.
@@ -137,7 +138,7 @@ def laplacian_unary(
         ValueError: an unknown name, or shapes that do not fit.
         TypeError: a dtype is not float32 or float64, or they differ.
     """
-    number = _check_laplacian(x, rows, lap, name)
+    number, rows = _check_laplacian(x, rows, lap, name)
     return cast(tuple[Tensor, Tensor, Tensor], jet_laplacian(x, rows, lap, number, param))
 
 
@@ -145,7 +146,7 @@ def laplacian_unary_last(
     x: Tensor, rows: Tensor, lap: Tensor | None, name: str, param: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Value and Laplacian of an elementwise function: ``laplacian_unary`` without its rows."""
-    number = _check_laplacian(x, rows, lap, name)
+    number, rows = _check_laplacian(x, rows, lap, name)
     return cast(tuple[Tensor, Tensor], jet_laplacian_last(x, rows, lap, number, param))
 
 
@@ -298,7 +299,9 @@ def _check_pair(name: str, x: Tensor, other: str, y: Tensor, order: int | None) 
     return order
 
 
-def _check_laplacian(x: Tensor, rows: Tensor, lap: Tensor | None, name: str) -> int:
+def _check_laplacian(
+    x: Tensor, rows: Tensor, lap: Tensor | None, name: str
+) -> tuple[int, Tensor]:
     _check_dtype("x", x)
     shape = x.shape
     fits = rows.dim() == x.dim() + 1 and all(
@@ -312,4 +315,4 @@ def _check_laplacian(x: Tensor, rows: Tensor, lap: Tensor | None, name: str) -> 
     for label, z in (("rows", rows), ("lap", lap)):
         if z is not None and z.dtype is not x.dtype:
             raise TypeError(f"{label} must have the dtype of x, {x.dtype}; got {z.dtype}")
-    return _number(name)
+    return _number(name), rules.shared_over_leading(rows, shape)
