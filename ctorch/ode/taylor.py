@@ -34,7 +34,7 @@ from ctorch.ode.run import (
 )
 from ctorch.ode.solution import Stats, Status
 from ctorch.ode.steps import EVENT, FIXED, FREE
-from ctorch.ode.transforms import follows, transforms_active
+from ctorch.ode.transforms import follows, transforms_active, under_vmap
 
 if TYPE_CHECKING:
     from ctorch.ode.solve import Request
@@ -326,6 +326,11 @@ class TaylorLoop:
         """The longest step that the coefficients allow and the field at its end confirms."""
         problem, p = self.problem, self.order
         direction, t = problem.direction, problem.direction * now.tau
+        if under_vmap(c):
+            raise NotImplementedError(
+                "a Taylor solve chooses its steps by the values of its state, which vmap hides: give"
+                ' options={"step_size": ...} for steps of a fixed length.'
+            )
         length = self._radius(c)
         if math.isnan(length):
             what = "the vector field func(t, y)" if bool(c[0].isfinite().all()) else "the state y"
@@ -344,7 +349,7 @@ class TaylorLoop:
             if knot is not None and now.tau + 1.001 * length >= knot[0]:
                 step = Choice(*knot)
             length = step.tau1 - now.tau
-            if not (step.tau1 > now.tau and length < math.inf):
+            if not (length > 4e-16 * abs(now.tau) and step.tau1 > now.tau and length < math.inf):
                 self.failure = underflow_failure(problem, t, length, error, None)
                 return None
             problem.call_back("callback_step", t, now.y, length)
