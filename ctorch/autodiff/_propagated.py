@@ -10,8 +10,8 @@ without a rule raises; nothing falls back to a computation that would drop deriv
 
 from __future__ import annotations
 
-import threading
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 

@@ -22,9 +22,5 @@ from ctorch.autodiff.rules import recurrent as recurrent
 from ctorch.autodiff.rules import reductions as reductions
 from ctorch.autodiff.rules import resampling as resampling
 from ctorch.autodiff.rules import shapes as shapes
-from ctorch.autodiff.rules import laplacian as laplacian
-from ctorch.autodiff.rules import laplacian_attention as laplacian_attention
-from ctorch.autodiff.rules import laplacian_linalg as laplacian_linalg
-from ctorch.autodiff.rules import laplacian_norms as laplacian_norms
 from ctorch.autodiff.rules import special as special
 from ctorch.autodiff.rules import _writing as _writing  # last: from the rules of the others

@@ -24,24 +24,6 @@ def _linear_reduction(name: str) -> None:
     rule(name)(apply)
 
 
-@rule("sum")
-def sum_(
-    x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None
-) -> Any:
-    dims = _dims(x, dim if axis is None else axis)
-    if not dims:
-        return x.linear(lambda s: s.clone())
-    return x.linear(lambda s: s.sum(dims, keepdim=keepdim, dtype=dtype))
-
-
-@rule("mean")
-def mean(
-    x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None
-) -> Any:
-    dims = _dims(x, dim if axis is None else axis)
-    if not dims:
-        return x.linear(lambda s: s.clone())
-    return x.linear(lambda s: s.mean(dims, keepdim=keepdim, dtype=dtype))
 _linear_reduction("sum")
 _linear_reduction("mean")
 

@@ -279,47 +279,6 @@ def diagflat(x: Any, offset: int = 0) -> Any:
     return diag_embed(reshape(x, -1), offset)
 
 
-def _trailing(index: Any, ndim: int) -> tuple[Any, ...]:
-    """The index for a tensor with further leading dims."""
-    parts = index if isinstance(index, tuple) else (index,)
-    if any(p is Ellipsis for p in parts):
-        at = next(i for i, p in enumerate(parts) if p is Ellipsis)
-        used = sum(_consumes(p) for p in parts if p is not Ellipsis)
-        fill = (slice(None),) * (ndim - used)
-        return (Ellipsis, *parts[:at], *fill, *parts[at + 1 :])
-    used = sum(_consumes(p) for p in parts)
-    return (Ellipsis, *parts, *(slice(None),) * (ndim - used))
-
-
-def _consumes(part: Any) -> int:
-    """How many dims one entry of an index takes."""
-    if part is None or isinstance(part, bool):
-        return 0
-    if isinstance(part, Tensor) and part.dtype == torch.bool:
-        return part.ndim
-    return 1
-
-
-@rule("index_select")
-def index_select(x: Any, dim: int, index: Tensor) -> Any:
-    at = _negative(dim, x.ndim)
-    return x.linear(lambda s: s.index_select(s.ndim + at, index))
-
-
-@rule("gather")
-def gather(x: Any, dim: int, index: Tensor, **_: Any) -> Any:
-    at, n = _negative(dim, x.ndim), x.ndim
-    return x.linear(lambda s: s.gather(s.ndim + at, index.expand(*_lead(s, n), *index.shape)))
-
-
-@rule("take_along_dim")
-def take_along_dim(x: Any, indices: Tensor, dim: int | None = None) -> Any:
-    if dim is None:
-        return take_along_dim(flatten(x), indices.flatten(), 0)
-    at, n = _negative(dim, x.ndim), x.ndim
-    return x.linear(
-        lambda s: s.take_along_dim(indices.expand(*_lead(s, n), *indices.shape), s.ndim + at)
-    )
 @rule("unfold")
 def unfold(x: Any, dimension: int, size: int, step: int) -> Any:
     at = negative(dimension, x.ndim)
