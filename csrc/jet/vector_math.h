@@ -89,9 +89,18 @@ struct VectorMath {
 
   // exp(r) - 1 for |r| <= ln(2) / 2, by Taylor's series.
   CT_VECTOR V small_expm1(V r) {
-    constexpr double kInverse[] = {1.,           1. / 2,        1. / 6,         1. / 24,
-                                   1. / 120,     1. / 720,      1. / 5040,      1. / 40320,
-                                   1. / 362880,  1. / 3628800,  1. / 39916800,  1. / 479001600,
+    constexpr double kInverse[] = {1.,
+                                   1. / 2,
+                                   1. / 6,
+                                   1. / 24,
+                                   1. / 120,
+                                   1. / 720,
+                                   1. / 5040,
+                                   1. / 40320,
+                                   1. / 362880,
+                                   1. / 3628800,
+                                   1. / 39916800,
+                                   1. / 479001600,
                                    1. / 6227020800};
     V sum = all(T(kInverse[F::kExpTerms - 1]));
 #pragma GCC unroll 16
@@ -153,8 +162,7 @@ struct VectorMath {
     V sum = all(T(2.0 / (2 * F::kLogTerms + 1)));
 #pragma GCC unroll 16
     for (int k = F::kLogTerms - 1; k >= 1; --k) sum = sum * z + T(2.0 / (2 * k + 1));
-    return exponent * F::kLn2High -
-           ((half - (s * (half + sum * z) + exponent * F::kLn2Low)) - f);
+    return exponent * F::kLn2High - ((half - (s * (half + sum * z) + exponent * F::kLn2Low)) - f);
   }
 
   CT_VECTOR V log(V x) {
@@ -180,12 +188,17 @@ struct VectorMath {
     r = r - n * F::kHalfPi[2];
     r = r - n * F::kHalfPi[3];
     const V z = r * r;
-    constexpr double kSin[] = {-1. / 6,         1. / 120,          -1. / 5040,
-                               1. / 362880,     -1. / 39916800,    1. / 6227020800,
-                               -1. / 1307674368000., 1. / 355687428096000.};
-    constexpr double kCos[] = {1. / 24,           -1. / 720,           1. / 40320,
-                               -1. / 3628800,     1. / 479001600,      -1. / 87178291200.,
-                               1. / 20922789888000., -1. / 6402373705728000.,
+    constexpr double kSin[] = {
+        -1. / 6,        1. / 120,        -1. / 5040,           1. / 362880,
+        -1. / 39916800, 1. / 6227020800, -1. / 1307674368000., 1. / 355687428096000.};
+    constexpr double kCos[] = {1. / 24,
+                               -1. / 720,
+                               1. / 40320,
+                               -1. / 3628800,
+                               1. / 479001600,
+                               -1. / 87178291200.,
+                               1. / 20922789888000.,
+                               -1. / 6402373705728000.,
                                1. / 2432902008176640000.};
     V p = all(T(kSin[F::kSinTerms - 1])), q = all(T(kCos[F::kCosTerms - 1]));
 #pragma GCC unroll 16
