@@ -1,6 +1,7 @@
 """Operators: each a schema, a reference in plain PyTorch, derivative rules, and often a kernel."""
 
 from ctorch.ops import _kernels
+from ctorch.ops import mlp as mlp
 from ctorch.ops import runge_kutta as runge_kutta
 from ctorch.ops import step_control as step_control
 
