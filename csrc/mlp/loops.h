@@ -4,13 +4,15 @@
 #include "activations.h"
 // ...
 #include "jets.h"
+// ...
+#include "rows.h"
 
 namespace ct::mlp::CT_MLP_LEVEL {
 namespace {
 
 template <typename T>
 Loops<T> loops() {
-  return {&jet_forward<T>, &jet_derivative<T>};
+  return {&jet_forward<T>, &jet_derivative<T>, &slopes<T>, &rows<T>, &rows_derivative<T>};
 }
 
 }  // namespace

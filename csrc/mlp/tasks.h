@@ -51,11 +51,62 @@ struct JetTask {
   Planes<T> z_bar;        // out: those of coefficients 0 ... degree
 };
 
+// An activation and its slopes at `count` elements.
+template <typename T>
+struct SlopesTask {
+  Activation activation;
+  T param;
+  int64_t count;
+  const T* z;
+  T *value, *first, *second, *third;  // out; third may be null
+};
+
+// A matrix of tangents for each sample: row i of sample s begins at data + i * row + s * sample.
+template <typename T>
+struct Rows {
+  T* data = nullptr;
+  int64_t row = 0, sample = 0;
+
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// Tangents and the sum of second derivatives through an activation, for each sample with q = sum_i
+// in_i^2:   out_i = f' in_i,   lap_out = f'' q + f' lap,   trace = sum_i f' in_i . close_i
+template <typename T>
+struct RowsTask {
+  int64_t rows, samples, n;
+  const T *first, *second, *third;  // slopes [samples, n]
+  Rows<const T> in;
+  Rows<T> out;          // may be null
+  bool bend;            // whether there is a sum of second derivatives
+  const T* lap;         // [samples, n]; null: zero
+  T* lap_out;           // [samples, n], if bend
+  const T* close;       // [rows, n]; null: no trace
+  T* trace;             // [samples], if close
+};
+
+// Its derivative: cotangents of what is computed come in, those of what it is computed from go out.
+template <typename T>
+struct RowsDerivativeTask {
+  RowsTask<T> task;           // what it computes again: out (may be null), lap_out
+  const T* value_bar;         // [samples, n]
+  Rows<const T> out_bar;      // may be null: zero
+  const T* lap_bar;           // [samples, n], if bend
+  const T* trace_bar;         // [samples], if close
+  T* z_bar;                   // out: [samples, n]
+  Rows<T> in_bar;             // out; added to where sample is 0, that is, where `in` is shared
+  T* lap_in_bar;              // out: [samples, n]; null: not wanted
+  T* close_bar;               // added to: [rows, n], if close
+};
+
 // The loops for one instruction set.
 template <typename T>
 struct Loops {
   void (*jet)(const JetTask<T>&);
   void (*jet_derivative)(const JetTask<T>&);
+  void (*slopes)(const SlopesTask<T>&);
+  void (*rows)(const RowsTask<T>&);
+  void (*rows_derivative)(const RowsDerivativeTask<T>&);
 };
 
 }  // namespace ct::mlp

@@ -82,7 +82,8 @@ class _Kernel:
 
     def ordered(self, found: Tensors, before: int) -> list[Tensor]:
         """From weight, bias, weight, bias, ... to weights, then biases."""
-        return [*found[:before], *found[before::2], *found[before + 1 :: 2]]
+        parameters = found[before:]
+        return [*found[:before], *parameters[::2], *parameters[1::2]]
 
 
 # ---- derivative --------------------------------------------------------------------------------
@@ -158,3 +159,184 @@ class Derivative(_Kernel):
         net = self.net(tensors, 2)
         found = mlp_derivative_backward(g.contiguous(), kept, x, v, *net, self.order)
         return self.ordered(found, 2)
+
+
+# ---- laplacian ---------------------------------------------------------------------------------
+
+
+def _tangents_kept(x: Tensor, planes: int, weights: Tensors, keep: bool) -> Tensor:
+    widths = [w.shape[0] for w in weights[:-1]]
+    return x.new_zeros(x.shape[0] * (widths[0] + planes * sum(widths[1:])) if keep else 0)
+
+
+def _laplacian_fake(
+    x: Tensor, rows: Tensor, weights: Tensors, biases: Tensors, *rest: Any
+) -> tuple[Tensor, ...]:
+    _act, _p, gradient, keep = rest
+    count, outputs = rows.shape[0], weights[-1].shape[0]
+    value = x.new_empty(x.shape[0], outputs)
+    moved = x.new_empty(x.shape[0] if gradient else 0, count, outputs)
+    return value, moved, torch.empty_like(value), _tangents_kept(x, count + 2, weights, keep)
+
+
+def _laplacian_reference(
+    x: Tensor, rows: Tensor, weights: Tensors, biases: Tensors, *rest: Any
+) -> tuple[Tensor, ...]:
+    act, p, gradient, keep = rest
+    value, moved, lap = reference.laplacian(_net(weights, biases, act, p), x, rows)
+    moved = moved.contiguous() if gradient else moved.new_empty(0, *moved.shape[1:])
+    return value, moved, lap, _tangents_kept(x, rows.shape[0] + 2, weights, keep)
+
+
+def _laplacian_backward_reference(
+    g_value: Tensor, g_moved: Tensor | None, g_lap: Tensor, kept: Tensor, *args: Any
+) -> list[Tensor]:
+    x, rows, weights, biases, act, p = args
+
+    def function(x: Tensor, rows: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+        value, moved, lap = reference.laplacian(_net(flat[::2], flat[1::2], act, p), x, rows)
+        return (value, lap) if g_moved is None else (value, moved, lap)
+
+    grads = [g for g in (g_value, g_moved, g_lap) if g is not None]
+    return _by_autograd(function, [x, rows, *_interleaved(weights, biases)], grads)
+
+
+def _laplacian_backward_fake(
+    g_value: Tensor, g_moved: Tensor | None, g_lap: Tensor, kept: Tensor, *args: Any
+) -> list[Tensor]:
+    x, rows, weights, biases, _act, _p = args
+    return [torch.empty_like(t) for t in (x, rows, *_interleaved(weights, biases))]
+
+
+mlp_laplacian = define(
+    f"mlp_laplacian(Tensor x, Tensor rows, {NET}, bool gradient, bool keep) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _laplacian_reference,
+    fake=_laplacian_fake,
+)
+mlp_laplacian_backward = define(
+    "mlp_laplacian_backward(Tensor g_value, Tensor? g_moved, Tensor g_lap, Tensor kept, Tensor x, "
+    f"Tensor rows, {NET}) -> Tensor[]",
+    _laplacian_backward_reference,
+    fake=_laplacian_backward_fake,
+)
+
+
+class Laplacian(_Kernel):
+    """Value, tangents (where the gradient is wanted), Laplacian: tensors are x, rows, net."""
+
+    def __init__(self, net: MLP, gradient: bool) -> None:
+        super().__init__(net)
+        self.gradient = gradient
+
+    def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], Any]:
+        """The results, and what the backward pass needs."""
+        x, rows = tensors[:2]
+        back, rows = self._fewer(rows)
+        net = self.net(tensors, 2)
+        value, moved, lap, kept = mlp_laplacian(x, rows, *net, self.gradient, keep)
+        outputs = (value, moved, lap) if self.gradient else (value, lap)
+        return outputs, (back, rows, kept) if keep else None
+
+    def backward(
+        self, grads: Sequence[Tensor | None], kept: Any, tensors: Tensors, needed: Sequence[bool]
+    ) -> list[Tensor]:
+        """Gradients of all tensors."""
+        back, rows, kept = kept
+        x, net = tensors[0], self.net(tensors, 2)
+        outputs = net[0][-1].shape[0]
+        shapes = [(len(x), outputs), (len(x), rows.shape[0], outputs), (len(x), outputs)]
+        shapes = shapes if self.gradient else shapes[::2]
+        filled = [_filled(g, x, shape) for g, shape in zip(grads, shapes, strict=True)]
+        moved = filled[1] if self.gradient else None
+        found = mlp_laplacian_backward(filled[0], moved, filled[-1], kept, x, rows, *net)
+        if back is not None:
+            found[1] = back @ found[1]
+        return self.ordered(found, 2)
+
+    def _fewer(self, rows: Tensor) -> tuple[Tensor | None, Tensor]:
+        """As many rows as units: the Laplacian sees their products with each other alone.
+
+        That is ``rows = Q R``, and R in their place. To first order it does not matter that Q
+        depends on the rows too: a turn of R changes nothing.
+        """
+        if self.gradient or rows.shape[0] <= rows.shape[1]:
+            return None, rows
+        q, r = torch.linalg.qr(rows)
+        return q, r.contiguous()
+
+
+def _filled(g: Tensor | None, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return like.new_zeros(shape) if g is None else g.contiguous()
+
+
+# ---- divergence --------------------------------------------------------------------------------
+
+
+def _divergence_fake(
+    x: Tensor, rows: Tensor, close: Tensor, weights: Tensors, biases: Tensors, *rest: Any
+) -> tuple[Tensor, ...]:
+    kept = _tangents_kept(x, rows.shape[0] + 1, weights, rest[-1])
+    return x.new_empty(x.shape[0], weights[-1].shape[0]), x.new_empty(x.shape[0]), kept
+
+
+def _divergence_reference(
+    x: Tensor, rows: Tensor, close: Tensor, weights: Tensors, biases: Tensors, *rest: Any
+) -> tuple[Tensor, ...]:
+    act, p, keep = rest
+    value, trace = reference.divergence(_net(weights, biases, act, p), x, rows, close)
+    return value, trace, _tangents_kept(x, rows.shape[0] + 1, weights, keep)
+
+
+def _divergence_backward_reference(
+    g_value: Tensor, g_trace: Tensor, kept: Tensor, *args: Any
+) -> list[Tensor]:
+    x, rows, close, weights, biases, act, p = args
+
+    def function(x: Tensor, rows: Tensor, close: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+        return reference.divergence(_net(flat[::2], flat[1::2], act, p), x, rows, close)
+
+    inputs = [x, rows, close, *_interleaved(weights, biases)]
+    return _by_autograd(function, inputs, [g_value, g_trace])
+
+
+def _divergence_backward_fake(
+    g_value: Tensor, g_trace: Tensor, kept: Tensor, *args: Any
+) -> list[Tensor]:
+    x, rows, close, weights, biases, _act, _p = args
+    return [torch.empty_like(t) for t in (x, rows, close, *_interleaved(weights, biases))]
+
+
+mlp_divergence = define(
+    f"mlp_divergence(Tensor x, Tensor rows, Tensor close, {NET}, bool keep) "
+    "-> (Tensor, Tensor, Tensor)",
+    _divergence_reference,
+    fake=_divergence_fake,
+)
+mlp_divergence_backward = define(
+    "mlp_divergence_backward(Tensor g_value, Tensor g_trace, Tensor kept, Tensor x, Tensor rows, "
+    f"Tensor close, {NET}) -> Tensor[]",
+    _divergence_backward_reference,
+    fake=_divergence_backward_fake,
+)
+
+
+class Divergence(_Kernel):
+    """Value and trace of the Jacobian: tensors are x, rows, close, weights, biases."""
+
+    def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The results, and what the backward pass needs."""
+        x, rows, close = tensors[:3]
+        value, trace, kept = mlp_divergence(x, rows, close, *self.net(tensors, 3), keep)
+        return (value, trace), kept
+
+    def backward(
+        self, grads: Sequence[Tensor | None], kept: Tensor, tensors: Tensors, needed: Sequence[bool]
+    ) -> list[Tensor]:
+        """Gradients of all tensors."""
+        x, rows, close = tensors[:3]
+        net = self.net(tensors, 3)
+        value = _filled(grads[0], x, (len(x), net[0][-1].shape[0]))
+        trace = _filled(grads[1], x, (len(x),))
+        found = mlp_divergence_backward(value, trace, kept, x, rows, close, *net)
+        return self.ordered(found, 3)

@@ -44,13 +44,32 @@ def laplacian(
     net: MLP, x: Tensor, rows: Tensor, gradient: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Value [B, o], derivatives along the rows [B, R, o], sum of second ones [B, o]."""
-    value, moved, lap = reference.laplacian(net, x, rows)
-    return value, moved if gradient else None, lap
+
+    def again(net: MLP, x: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        value, moved, lap = reference.laplacian(net, x, rows)
+        return (value, moved, lap) if gradient else (value, lap)
+
+    tensors = _for_kernel("mlp_laplacian", net, x, rows)
+    if tensors is None:
+        outputs = again(net, x, rows)
+    else:
+        outputs = Rule(net, kernels.Laplacian(net, gradient), again)(tensors, 2)
+    return outputs[0], outputs[1] if gradient else None, outputs[-1]
 
 
 def divergence(net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
     """Value [B, d] and trace of the Jacobian [B]."""
-    return reference.divergence(net, x)
+    if len(net.weights) < 2:
+        return reference.divergence(net, x)
+    if len(net.weights) <= 3:
+        return reference.closed_divergence(net, x)
+    rows, close = reference.trace_ends(net)
+    tensors = _for_kernel("mlp_divergence", net, x, rows, close)
+    if tensors is None:
+        return reference.divergence(net, x, rows, close)
+    return cast(
+        tuple[Tensor, Tensor], Rule(net, kernels.Divergence(net), reference.divergence)(tensors, 3)
+    )
 
 
 # ---- the choice --------------------------------------------------------------------------------
