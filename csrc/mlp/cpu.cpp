@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "derivative.h"
+#include "series.h"
 #include "tangents.h"
 
 namespace ct::mlp {
@@ -63,6 +64,38 @@ Tensors mlp_derivative_backward(const Tensor& g, const Tensor& kept, const Tenso
   Tensors out{x_bar, v_bar};
   out.insert(out.end(), parameters.begin(), parameters.end());
   return out;
+}
+
+std::tuple<Tensor, Tensor> mlp_series(const Tensor& x, Tensors weights, Tensors biases,
+                                      int64_t activation, double param, int64_t order_, bool keep) {
+  const Net net("mlp_series", x, weights, biases, activation, param);
+  const int order = read_order(net.op, order_);
+  require(net.inputs == net.outputs, net.op, ": the net must have as many outputs as inputs");
+  Tensor out = new_tensor(x, {order + 1, net.batch, net.inputs});
+  Tensor kept = new_tensor(x, {keep ? net.batch * KeptSeries(net, order).row : 0});
+  dispatch_floating(net.dtype, net.op, [&](auto zero) {
+    series_forward<decltype(zero)>(net, x, order, out, keep ? &kept : nullptr);
+  });
+  return {out, kept};
+}
+
+Tensors mlp_series_backward(const Tensor& g, const Tensor& kept, const Tensor& x,
+                            const Tensor& out, Tensors weights, Tensors biases,
+                            int64_t activation, double param, int64_t order_) {
+  const Net net("mlp_series_backward", x, weights, biases, activation, param);
+  const int order = read_order(net.op, order_);
+  require(net.inputs == net.outputs, net.op, ": the net must have as many outputs as inputs");
+  net.check("out", out, {order + 1, net.batch, net.inputs});
+  net.check("g", g, {order + 1, net.batch, net.inputs});
+  net.check("kept", kept, {net.batch * KeptSeries(net, order).row});
+  Tensor x_bar = torch::stable::empty_like(x);
+  Tensors parameters = new_gradients(net);
+  dispatch_floating(net.dtype, net.op, [&](auto zero) {
+    series_backward<decltype(zero)>(net, out, order, g, kept, x_bar, parameters);
+  });
+  Tensors found{x_bar};
+  found.insert(found.end(), parameters.begin(), parameters.end());
+  return found;
 }
 
 // The Laplacian's or, with `close`, the trace's forward pass: value, tangents (if all), second
@@ -150,6 +183,8 @@ STABLE_TORCH_LIBRARY_IMPL(ctorch, CPU, m) {
   if (!ct::mlp::has_gemm()) return;  // then the operators have their references alone
   m.impl("mlp_derivative", TORCH_BOX(&ct::mlp::mlp_derivative));
   m.impl("mlp_derivative_backward", TORCH_BOX(&ct::mlp::mlp_derivative_backward));
+  m.impl("mlp_series", TORCH_BOX(&ct::mlp::mlp_series));
+  m.impl("mlp_series_backward", TORCH_BOX(&ct::mlp::mlp_series_backward));
   m.impl("mlp_laplacian", TORCH_BOX(&ct::mlp::mlp_laplacian));
   m.impl("mlp_laplacian_backward", TORCH_BOX(&ct::mlp::mlp_laplacian_backward));
   m.impl("mlp_divergence", TORCH_BOX(&ct::mlp::mlp_divergence));

@@ -5,6 +5,8 @@
 // ...
 #include "jets.h"
 // ...
+#include "steps.h"
+// ...
 #include "rows.h"
 
 namespace ct::mlp::CT_MLP_LEVEL {
@@ -12,7 +14,8 @@ namespace {
 
 template <typename T>
 Loops<T> loops() {
-  return {&jet_forward<T>, &jet_derivative<T>, &slopes<T>, &rows<T>, &rows_derivative<T>};
+  return {&jet_forward<T>, &jet_derivative<T>, &series, &step<T>,
+          &step_derivative<T>, &slopes<T>, &rows<T>, &rows_derivative<T>};
 }
 
 }  // namespace

@@ -51,6 +51,26 @@ struct JetTask {
   Planes<T> z_bar;        // out: those of coefficients 0 ... degree
 };
 
+// One order of an activation whose lower orders are in memory: series i (numbered as in
+// activations.h) has its coefficients in planes, `plane` apart, from series[i] on.
+template <typename T>
+struct StepTask {
+  Activation activation;
+  T param;
+  int order;
+  int64_t count, plane;
+  T* const* series;
+};
+
+// Its derivative, from the highest order down: z_bar_k = sum_(m >= k) y_bar_m u_(m-k), m < orders.
+template <typename T>
+struct StepDerivativeTask {
+  int order, orders;
+  int64_t count, plane;
+  const T *u, *y_bar;
+  T* z_bar;
+};
+
 // An activation and its slopes at `count` elements.
 template <typename T>
 struct SlopesTask {
@@ -104,6 +124,9 @@ template <typename T>
 struct Loops {
   void (*jet)(const JetTask<T>&);
   void (*jet_derivative)(const JetTask<T>&);
+  int (*series)(Activation);  // how many an activation has
+  void (*step)(const StepTask<T>&);
+  void (*step_derivative)(const StepDerivativeTask<T>&);
   void (*slopes)(const SlopesTask<T>&);
   void (*rows)(const RowsTask<T>&);
   void (*rows_derivative)(const RowsDerivativeTask<T>&);

@@ -340,3 +340,78 @@ class Divergence(_Kernel):
         trace = _filled(grads[1], x, (len(x),))
         found = mlp_divergence_backward(value, trace, kept, x, rows, close, *net)
         return self.ordered(found, 3)
+
+
+# ---- series ------------------------------------------------------------------------------------
+
+
+def _series_kept(x: Tensor, weights: Tensors, order: int, keep: bool) -> Tensor:
+    widths = [w.shape[0] for w in weights[:-1]]
+    return x.new_zeros(x.shape[0] * 2 * order * sum(widths) if keep else 0)
+
+
+def _series_fake(
+    x: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, order: int, keep: bool
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(order + 1, *x.shape), _series_kept(x, weights, order, keep)
+
+
+def _series_reference(
+    x: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, order: int, keep: bool
+) -> tuple[Tensor, Tensor]:
+    out = reference.series(_net(weights, biases, act, p), x, order)
+    return out, _series_kept(x, weights, order, keep)
+
+
+def _series_backward_reference(
+    g: Tensor, kept: Tensor, x: Tensor, out: Tensor, weights: Tensors, biases: Tensors, *rest: Any
+) -> list[Tensor]:
+    act, p, order = rest
+
+    def function(x: Tensor, *flat: Tensor) -> Tensor:
+        return reference.series(_net(flat[::2], flat[1::2], act, p), x, order)
+
+    return _by_autograd(function, [x, *_interleaved(weights, biases)], [g])
+
+
+def _series_backward_fake(
+    g: Tensor, kept: Tensor, x: Tensor, out: Tensor, weights: Tensors, biases: Tensors, *rest: Any
+) -> list[Tensor]:
+    return [torch.empty_like(t) for t in (x, *_interleaved(weights, biases))]
+
+
+mlp_series = define(
+    f"mlp_series(Tensor x, {NET}, int order, bool keep) -> (Tensor, Tensor)",
+    _series_reference,
+    fake=_series_fake,
+)
+mlp_series_backward = define(
+    f"mlp_series_backward(Tensor g, Tensor kept, Tensor x, Tensor out, {NET}, int order) "
+    "-> Tensor[]",
+    _series_backward_reference,
+    fake=_series_backward_fake,
+)
+
+
+class Series(_Kernel):
+    """Taylor coefficients of an ODE's solution: tensors are x, weights, biases."""
+
+    def __init__(self, net: MLP, order: int) -> None:
+        super().__init__(net)
+        self.order = order
+
+    def forward(self, tensors: Tensors, keep: bool) -> tuple[Tensor, Any]:
+        """The result, and what the backward pass needs."""
+        out, kept = mlp_series(tensors[0], *self.net(tensors, 1), self.order, keep)
+        return out, (out.clone(), kept) if keep else None  # the caller may change it in place
+
+    def backward(
+        self, grads: Tensors, kept: Any, tensors: Tensors, needed: Sequence[bool]
+    ) -> list[Tensor]:
+        """Gradients of all tensors."""
+        out, kept = kept
+        net = self.net(tensors, 1)
+        found = mlp_series_backward(
+            grads[0].contiguous(), kept, tensors[0], out, *net, self.order
+        )
+        return self.ordered(found, 1)

@@ -37,7 +37,11 @@ def derivative(net: MLP, x: Tensor, v: Tensor, order: int) -> Tensor:
 
 def series(net: MLP, x: Tensor, order: int) -> Tensor:
     """Taylor coefficients of the solution of ``x' = f(x)``: [K+1, B, d]."""
-    return reference.series(net, x, order)
+    tensors = _for_kernel("mlp_series", net, x)
+    if tensors is None or not 0 < order <= kernels.MAX_ORDER:
+        return reference.series(net, x, order)
+    rule = Rule(net, kernels.Series(net, order), lambda n, x: reference.series(n, x, order))
+    return cast(Tensor, rule(tensors, 1))
 
 
 def laplacian(
