@@ -148,7 +148,12 @@ def reduced(x: Lap, dims: list[int], keepdim: bool) -> Lap:
 # ---- joining
 
 
-@rule("where", kind=Lap)
+@rule(Tensor.where, kind=Lap)
+def where_method(x: Any, condition: Any, y: Any) -> Any:
+    return where(condition, x, y)
+
+
+@rule(torch.where, kind=Lap)
 def where(condition: Any, x: Any, y: Any) -> Any:
     """Elementwise, so that slots stay apart; constants have rows of zeros."""
     if not constant(condition):

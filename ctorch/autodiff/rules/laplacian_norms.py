@@ -85,7 +85,7 @@ def layer_norm(
     **__: Any,
 ) -> Any:
     """With ``z = (x - mean) r``: ``z_r = r (c_r - z t_r)``, ``t_r = mean(z c_r)``."""
-    if constant(x):
+    if constant(x) or not constant(weight) or not constant(bias):
         return RULES[F.layer_norm](x, normalized_shape, weight, bias, eps)
     shape, n = x.shape, len(normalized_shape)
     if any(axis >= -n for axis in x.axes):
