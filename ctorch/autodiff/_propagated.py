@@ -355,7 +355,8 @@ def _is_shared(x: Any) -> bool:
 
 
 def _targets(name: str) -> list[Function]:
-    places = (torch, torch.special, Tensor)
+    # under torch.einsum, torch.norm and others lies a function of the same name, with its own dispatch
+    places = (torch, torch.special, Tensor, torch._C._VariableFunctions)
     return [getattr(place, name) for place in places if hasattr(place, name)]
 
 

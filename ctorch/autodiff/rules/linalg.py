@@ -111,13 +111,18 @@ def triangular_solve(
 
 @rule("cholesky_solve")
 def cholesky_solve(b: Any, factor: Any, upper: bool = False) -> Any:
-    a = adjoint(factor) @ factor if upper else factor @ adjoint(factor)
-    return torch.linalg.solve(a, b)
+    return torch.linalg.solve(_from_factor(factor, upper), b)
 
 
 @rule("cholesky_inverse")
 def cholesky_inverse(factor: Any, upper: bool = False) -> Any:
-    return torch.linalg.inv(adjoint(factor) @ factor if upper else factor @ adjoint(factor))
+    return torch.linalg.inv(_from_factor(factor, upper))
+
+
+def _from_factor(factor: Any, upper: bool) -> Any:
+    """``L L^H`` or ``U^H U``; the other triangle is not looked at."""
+    factor = torch.triu(factor) if upper else torch.tril(factor)
+    return adjoint(factor) @ factor if upper else factor @ adjoint(factor)
 
 
 # ---- determinants: log det(I + M) = sum_n (-1)^(n + 1) tr(M^n) / n, with nilpotent M
@@ -125,9 +130,10 @@ def cholesky_inverse(factor: Any, upper: bool = False) -> Any:
 
 def log_det_change(x: Any) -> Any:
     """``log det x - log det x.value``; a kind may register a rule of its own for this function."""
-    own = RULES.get((type(x), log_det_change))
-    if own is not None:
-        return own(x)
+    return RULES.get((type(x), log_det_change), _log_det_change)(x)
+
+
+def _log_det_change(x: Any) -> Any:
     value = x.value
     m = change_of(x).linear(lambda s: torch.linalg.solve(value, s))
     power, terms = m, [_trace(m)]
@@ -276,17 +282,19 @@ def svd(x: Any, full_matrices: bool = True, *, driver: Any = None, out: None = N
     m, n = x.shape[-2:]
     if full_matrices and m != n:
         raise NotImplementedError("svd: give full_matrices=False where the matrix is not square")
-    if m < n:
-        u, s, vh = svd(adjoint(x), False)
-        return torch.return_types.linalg_svd((adjoint(vh), s, adjoint(u)))
     u0, s0, vh0 = torch.linalg.svd(x.value, full_matrices=False)
-    gram = adjoint(x) @ x
-    v0 = adjoint(vh0)
-    squares, p = _eigen_change(change_of(gram), s0 * s0, v0)
+    tall = m >= n  # then the right vectors are eigenvectors, else the left ones
+    gram, start = (adjoint(x) @ x, adjoint(vh0)) if tall else (x @ adjoint(x), u0)
+    squares, p = _eigen_change(change_of(gram), s0 * s0, start)
     size = torch.square(torch.abs(p)) if x.dtype.is_complex else torch.square(p)
-    v = p.linear(lambda s: v0 @ s) * torch.rsqrt(size.sum(-2, keepdim=True))
+    vectors = p.linear(lambda s: start @ s) * torch.rsqrt(size.sum(-2, keepdim=True))
     s = torch.sqrt(squares)
-    return torch.return_types.linalg_svd(((x @ v) / s.unsqueeze(-2), s, adjoint(v)))
+    if tall:
+        return torch.return_types.linalg_svd(
+            ((x @ vectors) / s.unsqueeze(-2), s, adjoint(vectors))
+        )
+    right = (adjoint(vectors) @ x) / s.unsqueeze(-1)
+    return torch.return_types.linalg_svd((vectors, s, right))
 
 
 @rule(torch.linalg.svdvals)

@@ -184,12 +184,7 @@ def grid_sample(
 
 @rule(F.affine_grid)
 def affine_grid(theta: Any, size: Any, align_corners: bool | None = None) -> Any:
-    n = int(size[0])
-
     def fn(s: Tensor) -> Tensor:
-        lead = lead_of(s, 3)
-        flat = s.reshape(-1, *s.shape[len(lead) :])
-        y = F.affine_grid(flat, [flat.shape[0], *size[1:]], align_corners)
-        return y.reshape(*lead, n, *y.shape[1:])
+        return F.affine_grid(s, [s.shape[0], *size[1:]], align_corners)
 
-    return theta.linear(fn)
+    return theta.linear(on_batch(fn, 2))

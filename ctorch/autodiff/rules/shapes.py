@@ -151,7 +151,7 @@ def _atleast(name: str, ndim: int, places: tuple[tuple[int, ...], ...]) -> None:
         tensors = unpacked(tensors)
         return one(tensors[0]) if len(tensors) == 1 else tuple(one(x) for x in tensors)
 
-    rule(getattr(torch, name), getattr(torch.functional, name))(apply)
+    rule(name)(apply)
 
 
 _atleast("atleast_1d", 1, ((0,),))
