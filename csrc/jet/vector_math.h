@@ -114,20 +114,22 @@ struct VectorMath {
 
   CT_VECTOR V exp(V x) { return exp_of_sum(x, V{}); }
 
-  CT_VECTOR V expm1(V x) {
+  // exp(x) - 1 where exp(x) is a normal number.
+  CT_VECTOR V normal_expm1(V x) {
     I n;
-    const V r = reduce_exp(limited(x, F::kExpMin, F::kExpMax), &n), small = small_expm1(r);
-    const I half = shifted_down(n, 1);
-    const V large = (small + T(1)) * power_of_two(half) * power_of_two(n - half) - T(1);
-    // Far from zero the scale is not used, and may be anything.
-    const V scale = power_of_two(n), near = small * scale + (scale - T(1));
-    return absolute(x) < T(40) ? near : large;
+    const V small = small_expm1(reduce_exp(x, &n)), scale = power_of_two(n);
+    return small * scale + (scale - T(1));
+  }
+
+  CT_VECTOR V expm1(V x) {
+    const V near = normal_expm1(limited(x, T(-40), T(40)));
+    return absolute(x) < T(40) ? near : exp(x) - T(1);
   }
 
   // tanh, and its derivative 4 exp(2 |x|) / (exp(2 |x|) + 1)^2, which does not cancel.
   CT_VECTOR V tanh(V x, V* slope) {
     const V twice = T(2) * absolute(x), bounded = twice > F::kTanhMax ? all(F::kTanhMax) : twice;
-    const V em = expm1(bounded), t = T(2) / (em + T(2));
+    const V em = normal_expm1(bounded), t = T(2) / (em + T(2));
     const V s = t * (t * (em + T(1)));
     *slope = twice > F::kTanhMax ? V{} : s;
     return with_sign(em * (T(0.5) * t), x);
