@@ -98,11 +98,11 @@ class Lap(Propagated):
         lap = None if self.lap is None else fn(self.lap)
         rows, axes = self.rows, self.axes
         if axes:
-            axes = forms.moved_axes(fn, self.shape, axes)
+            axes = forms.moved_axes(fn, self._value, axes)
             if not axes:  # not known to keep slots apart
                 rows = self.dense()
         if self.seed is not None:
-            compact = forms.unflattened_seed(fn, self.shape, self.seed)
+            compact = forms.unflattened_seed(fn, self._value, self.seed)
             if compact is not None:
                 return Lap(value, compact[0], lap, compact[1])
         if rows.shape[1:] == self.shape:
@@ -201,8 +201,8 @@ class Lap(Propagated):
     def bilinear(cls, fn: Function, a: Lap, b: Lap) -> Lap:
         x, y = a._value, b._value
         ra, rb = a.densified().full(), b.densified().full()
-        lead = lambda t: t.unsqueeze(0)  # noqa: E731
-        rows = fn(ra, lead(y)) + fn(lead(x), rb)
+        count = len(ra)
+        rows = fn(ra, y.expand(count, *y.shape)) + fn(x.expand(count, *x.shape), rb)
         lap = 2 * fn(ra, rb).sum(0)
         if a.lap is not None:
             lap = lap + fn(a.lap, y)

@@ -107,7 +107,7 @@ def added_to_dense(dense: Tensor, rows: Tensor, axis: int, shape: torch.Size) ->
     return out
 
 
-def moved_axes(fn: Callable[..., Any], shape: torch.Size, axes: Axes) -> Axes:
+def moved_axes(fn: Callable[..., Any], value: Tensor, axes: Axes) -> Axes:
     """Where a function takes the dims of slots; empty if it does not return a view that keeps them.
 
     A view of a tensor with stride 1 along one dim and 0 along all others, of which again one dim has
@@ -116,9 +116,10 @@ def moved_axes(fn: Callable[..., Any], shape: torch.Size, axes: Axes) -> Axes:
     if is_compiling():
         return ()
     moved: list[int] = []
+    shape = value.shape
     for axis in axes:
         n = shape[axis]
-        base = torch.empty(n)
+        base = torch.zeros(n, dtype=value.dtype, device=value.device)
         strides = [0] * len(shape)
         strides[axis] = 1
         seen = fn(base.as_strided(shape, strides))
@@ -133,7 +134,7 @@ def moved_axes(fn: Callable[..., Any], shape: torch.Size, axes: Axes) -> Axes:
 
 
 def unflattened_seed(
-    fn: Callable[..., Any], shape: torch.Size, scales: Tensor
+    fn: Callable[..., Any], value: Tensor, scales: Tensor
 ) -> tuple[Tensor, Axes] | None:
     """Compact rows of ``x: [.., n * k]`` seen as ``[.., n, k]``, if that is how ``fn`` views it.
 
@@ -142,9 +143,9 @@ def unflattened_seed(
     """
     if is_compiling():
         return None
-    d = shape[-1]
-    base = torch.empty(d)
-    seen = fn(base.as_strided(shape, [0] * (len(shape) - 1) + [1]))
+    d = value.shape[-1]
+    base = torch.zeros(d, dtype=value.dtype, device=value.device)
+    seen = fn(base.as_strided(value.shape, [0] * (value.ndim - 1) + [1]))
     if seen.untyped_storage().data_ptr() != base.untyped_storage().data_ptr() or seen.ndim < 2:
         return None
     n, k = seen.shape[-2:]

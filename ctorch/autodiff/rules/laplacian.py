@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctorch.autodiff import _lap_rows as forms
-from ctorch.autodiff._lap import Lap
-from ctorch.autodiff._propagated import RULES, constant, in_place, rule
-from ctorch.autodiff.rules import products, reductions, shapes
+from ctorch.autodiff._lap import Lap, pair
+from ctorch.autodiff._propagated import RULES, constant, in_place, rule, value_of
+from ctorch.autodiff.rules import products, shapes
+from ctorch.autodiff.rules._common import as_tensor, negative, negatives
 from ctorch.ops._op import transforms_active
 
 
@@ -99,17 +100,17 @@ for _name, _function in (("iadd", add), ("isub", sub), ("imul", mul), ("itruediv
 
 @rule("sum", kind=Lap)
 def sum_(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None) -> Any:
-    dims = reductions._dims(x, dim if axis is None else axis)
+    dims = negatives(dim if axis is None else axis, x.ndim)
     if not dims or dtype is not None:
-        return reductions.sum_(x, dim, keepdim, dtype=dtype, axis=axis)
+        return RULES[torch.sum](x, dims, keepdim, dtype=dtype)
     return reduced(x, dims, keepdim)
 
 
 @rule("mean", kind=Lap)
 def mean(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None) -> Any:
-    dims = reductions._dims(x, dim if axis is None else axis)
+    dims = negatives(dim if axis is None else axis, x.ndim)
     if not dims or dtype is not None:
-        return reductions.mean(x, dim, keepdim, dtype=dtype, axis=axis)
+        return RULES[torch.mean](x, dims, keepdim, dtype=dtype)
     count = 1
     for d in dims:
         count *= x.shape[d]
@@ -144,34 +145,42 @@ def reduced(x: Lap, dims: list[int], keepdim: bool) -> Lap:
     return Lap(value, rows, lap, axes)
 
 
-@rule(torch.linalg.vector_norm, kind=Lap)
-def vector_norm(x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    if ord not in (2, 2.0, None) or dtype is not None or constant(x):
-        return RULES[torch.linalg.vector_norm](x, ord, dim, keepdim, dtype=dtype)
-    return torch.sqrt(sum_(x.times(x), dim, keepdim))
-
-
-@rule(torch.linalg.norm, kind=Lap)
-def linalg_norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    if ord is None or (isinstance(dim, int) and ord in (2, 2.0)):
-        return vector_norm(x, 2, dim, keepdim, dtype=dtype)
-    return RULES[torch.linalg.norm](x, ord, dim, keepdim, dtype=dtype)
-
-
-@rule("norm", torch.functional.norm, kind=Lap)
-def norm(x: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
-    if p in ("fro", 2, 2.0, None):
-        return vector_norm(x, 2, dim, keepdim, dtype=dtype)
-    return RULES[torch.norm](x, p, dim, keepdim, dtype=dtype)
-
-
 # ---- joining
+
+
+@rule(Tensor.where, kind=Lap)
+def where_method(x: Any, condition: Any, y: Any) -> Any:
+    return where(condition, x, y)
+
+
+@rule(torch.where, kind=Lap)
+def where(condition: Any, x: Any, y: Any) -> Any:
+    """Elementwise, so that slots stay apart; constants have rows of zeros."""
+    if not constant(condition):
+        condition = condition.value
+    like = x if not constant(x) else y
+    if constant(like):
+        return torch.where(condition, x, y)
+    x, y = as_tensor(x, like), as_tensor(y, like)
+    shape = torch.broadcast_shapes(condition.shape, x.shape, y.shape)
+    zero = like.value.new_zeros(())
+    value = torch.where(condition, value_of(x), value_of(y))
+    laps = [part.laplacian() if isinstance(part, Lap) else zero for part in (x, y)]
+    lap = torch.where(condition, *laps).expand(shape)
+    if constant(x) or constant(y):
+        part = like.fitted(shape)
+        rows, axes = forms.widened(part.rows, len(shape)), part.axes
+        pair_of = (zero, rows) if constant(x) else (rows, zero)
+    else:
+        *pair_of, axes, _ = pair(x.fitted(shape), y.fitted(shape))
+        pair_of = [forms.widened(rows, len(shape)) for rows in pair_of]
+    return Lap(value, torch.where(condition, *pair_of), lap, axes)
 
 
 @rule("cat", "concat", "concatenate", kind=Lap)
 def cat(tensors: Any, dim: int = 0) -> Any:
     parts = [x for x in tensors if x.shape != (0,)]
-    at = shapes._negative(dim, parts[0].ndim)
+    at = negative(dim, parts[0].ndim)
     laps = [x for x in parts if isinstance(x, Lap)]
     axes = laps[0].axes
     if at in axes or any(x.axes != axes or len(x.rows) != len(laps[0].rows) for x in laps):

@@ -17,7 +17,8 @@ from torch import Tensor
 from ctorch.autodiff import _lap_rows as forms
 from ctorch.autodiff._lap import Lap
 from ctorch.autodiff._propagated import RULES, constant, rule
-from ctorch.autodiff.rules import laplacian, laplacian_norms, products, shapes
+from ctorch.autodiff.rules import attention as attention_of_any_kind
+from ctorch.autodiff.rules import laplacian_norms, products
 
 
 @rule("matmul", "__matmul__", "bmm", "mm", torch.linalg.matmul, kind=Lap)
@@ -168,24 +169,29 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    if dropout_p or enable_gqa or not all(isinstance(x, Lap) for x in (query, key, value)):
-        return RULES[F.scaled_dot_product_attention](
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    if is_causal:
-        sizes = (query.shape[-2], key.shape[-2])
-        attn_mask = torch.ones(sizes, dtype=torch.bool, device=query.device).tril()
-    if attn_mask is not None and constant(attn_mask) and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -math.inf)
     parts = (query, key, value)
-    same_batch = query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
-    if same_batch and constant(attn_mask) and not all(x.axes == (-2,) for x in parts):
-        return dense_attention(*(x.densified() for x in parts), factor, attn_mask)
-    scores = matmul(query * factor, shapes.transpose(key, -1, -2))
-    if attn_mask is not None:
-        scores = laplacian.add(scores, attn_mask)
-    return matmul(softmax(scores, -1), value)
+    generic = dropout_p > 0 or enable_gqa or not all(isinstance(x, Lap) for x in parts)
+    mask = None if generic else _mask(query, key, attn_mask, is_causal)
+    generic = generic or mask is False or all(x.axes == (-2,) for x in parts)
+    if generic or not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
+        rule = RULES[F.scaled_dot_product_attention]
+        return rule(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    return dense_attention(*(x.densified() for x in parts), factor, mask)
+
+
+def _mask(query: Lap, key: Lap, mask: Any, causal: bool) -> Any:
+    """The mask that is added to scores, None, or False if it is not a constant or masks all keys."""
+    if mask is None and not causal:
+        return None
+    if not constant(mask) or (causal and mask is not None):
+        return False
+    if mask is None:
+        sizes = (query.shape[-2], key.shape[-2])
+        mask = torch.ones(sizes, dtype=torch.bool, device=query.device).tril()
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -math.inf)
+    return mask if bool((mask > -math.inf).any(-1).all()) else False
 
 
 # ---- attention with dense rows

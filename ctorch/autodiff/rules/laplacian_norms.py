@@ -12,7 +12,9 @@ from torch import Tensor
 from ctorch.autodiff import _lap_rows as forms
 from ctorch.autodiff._lap import Lap
 from ctorch.autodiff._propagated import RULES, constant, rule
+from ctorch.autodiff.rules import normalization as normalization
 from ctorch.autodiff.rules import shapes
+from ctorch.autodiff.rules._common import negative
 
 
 def _prepared(x: Lap, dim: int) -> Lap:
@@ -31,7 +33,7 @@ def softmax(x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = N
     """``y_r = y d_r`` with ``d_r = x_r - sum(y x_r)``; the Laplacian adds ``sum_r d_r^2``."""
     if dim is None or dtype is not None:
         return RULES[F.softmax](x, dim, dtype=dtype)
-    at = shapes._negative(dim, x.ndim)
+    at = negative(dim, x.ndim)
     x = _prepared(x, at)
     y = x.value.softmax(at)
     p, rows = y.movedim(at, -1), x.rows.movedim(at, -1)  # a negative dim counts the same with rows
@@ -61,7 +63,7 @@ def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
         if len(dim) != 1:
             return RULES[torch.logsumexp](x, dim, keepdim)
         (dim,) = dim
-    at = shapes._negative(dim, x.ndim)
+    at = negative(dim, x.ndim)
     x = _prepared(x, at)
     y = x.value.softmax(at)
     rows = (y * x.rows).sum(at, keepdim=True)
@@ -83,7 +85,7 @@ def layer_norm(
     **__: Any,
 ) -> Any:
     """With ``z = (x - mean) r``: ``z_r = r (c_r - z t_r)``, ``t_r = mean(z c_r)``."""
-    if constant(x):
+    if constant(x) or not constant(weight) or not constant(bias):
         return RULES[F.layer_norm](x, normalized_shape, weight, bias, eps)
     shape, n = x.shape, len(normalized_shape)
     if any(axis >= -n for axis in x.axes):
@@ -124,20 +126,20 @@ def _normalized(rows: Tensor, mean: Tensor, t: Tensor, scale: Tensor, z: Tensor)
     return out.addcmul_(mean, scale, value=-1).addcmul_(t, scale * z, value=-1)
 
 
-@rule(F.batch_norm, "batch_norm", kind=Lap)
-def batch_norm(
-    x: Any,
-    running_mean: Any = None,
-    running_var: Any = None,
-    weight: Any = None,
-    bias: Any = None,
-    training: bool = False,
-    *rest: Any,
-    **options: Any,
-) -> Any:
-    if training or running_mean is None:
-        raise ValueError(
-            "batch_norm with batch statistics mixes samples, so that a sample's Laplacian is not "
-            "defined: call .eval() on the module"
-        )
-    return RULES[F.batch_norm](x, running_mean, running_var, weight, bias, training, *rest, **options)
+def _without_batch_statistics(function: Any) -> None:
+    """Refuses to mix samples; ``training`` is the sixth argument of both of torch's functions."""
+    generic = RULES[function]
+
+    @rule(function, kind=Lap)
+    def batch_norm(*args: Any, **options: Any) -> Any:
+        training = args[5] if len(args) > 5 else options.get("training", False)
+        if training:
+            raise ValueError(
+                "batch_norm with batch statistics mixes samples, so that a sample's Laplacian is "
+                "not defined: call .eval() on the module"
+            )
+        return generic(*args, **options)
+
+
+_without_batch_statistics(F.batch_norm)
+_without_batch_statistics(torch.batch_norm)
