@@ -1,5 +1,6 @@
 """Derivative operators on functions: functions in, functions' derivatives out."""
 
+from ctorch.autodiff import _stream_linalg as _stream_linalg
 from ctorch.autodiff import rules as rules
 from ctorch.autodiff._jet import Jet as Jet
 from ctorch.autodiff._propagated import MissingRuleError as MissingRuleError

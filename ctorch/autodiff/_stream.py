@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ class Node:
         degree: coefficients above it are zero and not computed.
     """
 
-    __slots__ = ("_buffer", "_filled", "_stack", "coefficients", "degree", "inputs", "step", "tape")
+    __slots__ = ("_buffers", "_stack", "coefficients", "degree", "inputs", "step", "tape")
 
     def __init__(
         self,
@@ -79,11 +80,11 @@ class Node:
         self.tape, self.inputs, self.step, self.degree = tape, inputs, step, degree
         self.coefficients = [value]
         self._stack: tuple[int, Tensor] | None = None
-        self._buffer: Tensor | None = None
-        self._filled = 0
+        self._buffers: dict[bool, _Buffer] = {}
         tape.nodes.append(self)
 
     def append(self, coefficient: Tensor) -> None:
+        """Give coefficient k from outside."""
         self.coefficients.append(coefficient)
 
     def advance(self, k: int) -> None:
@@ -95,49 +96,73 @@ class Node:
         """Coefficient k, or None where it is zero."""
         return self.coefficients[k] if k <= self.degree else None
 
-    def stack(self, k: int) -> Tensor:
-        """Coefficients 0 to ``min(k, degree)`` as one tensor ``[.., *shape]``."""
-        count = int(min(k, self.degree)) + 1
+    def top(self, k: int) -> int:
+        """The highest coefficient up to k that is not zero."""
+        return k if k <= self.degree else int(self.degree)
+
+    def between(self, first: int, last: int) -> Tensor:
+        """Coefficients first to last, ``[.., *shape]``."""
         if self.tape.buffered:
-            return self._buffered(count)
-        if self._stack is None or self._stack[0] != count:
-            self._stack = count, torch.stack(self.coefficients[:count])
-        return self._stack[1]
+            return self._buffer(False).between(first, last)
+        if self._stack is None or self._stack[0] <= last:
+            self._stack = last + 1, torch.stack(self.coefficients[: last + 1])
+        return self._stack[1][first : last + 1]
+
+    def downward(self, last: int, first: int) -> Tensor:
+        """Coefficients last down to first, ``[.., *shape]``."""
+        if self.tape.buffered:
+            return self._buffer(True).between(first, last)
+        return self.between(first, last).flip(0)
 
     def padded(self, k: int) -> Tensor:
-        """Coefficients 0 to k as one tensor ``[k + 1, *shape]``, zeros among them."""
-        stack = self.stack(k)
+        """Coefficients 0 to k, ``[k + 1, *shape]``, zeros among them."""
+        stack = self.between(0, self.top(k))
         missing = k + 1 - stack.shape[0]
         if not missing:
             return stack
         return torch.cat([stack, stack.new_zeros(missing, *stack.shape[1:])])
 
-    def _buffered(self, count: int) -> Tensor:
-        value = self.coefficients[0]
-        if self._buffer is None:
-            room = int(min(self.tape.order, self.degree)) + 1
-            self._buffer = value.new_empty(room, *value.shape)
-        for i in range(self._filled, count):
-            self._buffer[i] = self.coefficients[i]
-        self._filled = max(self._filled, count)
-        return self._buffer[:count]
+    def _buffer(self, downward: bool) -> _Buffer:
+        if downward not in self._buffers:
+            self._buffers[downward] = _Buffer(self, downward)
+        return self._buffers[downward]
+
+
+class _Buffer:
+    """A node's coefficients side by side in memory, upwards or downwards: no copies of stacks."""
+
+    __slots__ = ("downward", "filled", "node", "rows", "stack")
+
+    def __init__(self, node: Node, downward: bool) -> None:
+        value = node.coefficients[0]
+        self.stack = value.new_empty(node.top(node.tape.order) + 1, *value.shape)
+        self.rows = self.stack.unbind(0)[:: -1 if downward else 1]
+        self.node, self.downward, self.filled = node, downward, 0
+
+    def between(self, first: int, last: int) -> Tensor:
+        for k in range(self.filled, last + 1):
+            self.rows[k].copy_(self.node.coefficients[k])
+        self.filled = max(self.filled, last + 1)
+        if not self.downward:
+            return self.stack[first : last + 1]
+        count = self.stack.shape[0]
+        return self.stack[count - 1 - last : count - first]
 
 
 class Stream(Propagated):
     """``x(s) = sum_k x_k s^k`` whose coefficients become known one order after the other."""
 
-    __slots__ = ("node",)
+    __slots__ = ("node", "order")
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self.order = node.tape.order  # the highest coefficient that will be asked for
 
     @property
     def value(self) -> Tensor:
         return self.node.coefficients[0]
 
-    def _then(
-        self, value: Tensor, step: Step, *others: Node, degree: float | None = None
-    ) -> Stream:
+    def then(self, value: Tensor, step: Step, *others: Node, degree: float | None = None) -> Stream:
         """A value that follows from this one (and others)."""
         degree = self.node.degree if degree is None else degree
         _same_tape(self.node, *others)
@@ -145,15 +170,15 @@ class Stream(Propagated):
 
     def linear(self, fn: Function) -> Stream:
         x = self.node
-        return self._then(fn(self.value), lambda k: fn(x.coefficients[k]))
+        return self.then(fn(self.value), lambda k: fn(x.coefficients[k]))
 
     def shift(self, constant: Tensor | complex) -> Stream:
         x = self.node
         value = self.value + constant
         shape = value.shape
         if shape == x.coefficients[0].shape:
-            return self._then(value, lambda k: x.coefficients[k])
-        return self._then(value, lambda k: x.coefficients[k].expand(shape))
+            return self.then(value, lambda k: x.coefficients[k])
+        return self.then(value, lambda k: x.coefficients[k].expand(shape))
 
     def affine(self, fn: Function, constant: Tensor) -> Stream:
         x = self.node
@@ -161,7 +186,7 @@ class Stream(Propagated):
         value = flat + constant
         if value.shape != flat.shape:
             return self.linear(fn).shift(constant)
-        return self._then(value, lambda k: fn(x.coefficients[k]))
+        return self.then(value, lambda k: fn(x.coefficients[k]))
 
     @classmethod
     def join(cls, fn: Function, parts: Sequence[Any]) -> Stream:
@@ -181,32 +206,35 @@ class Stream(Propagated):
 
         first, *rest = [stream.node for stream in streams]
         degree = max(node.degree for node in (first, *rest))
-        return streams[0]._then(
+        return streams[0].then(
             fn(values), lambda k: fn([term(i, k) for i in range(len(nodes))]), *rest, degree=degree
         )
 
     def unary(self, name: str, param: float = 0.0) -> Stream:
         x = self.node
-        value = ops.unary(self.value.unsqueeze(0), name, 0, param)[0]
-        degree = 0 if x.degree == 0 else math.inf
-        return self._then(value, lambda k: ops.unary_last(x.padded(k), name, param), degree=degree)
+        value = ops.unary_last(self.value.unsqueeze(0), name, param)  # checks; what follows is bare
+        number = ops.NUMBER[name]
+
+        def step(k: int) -> Tensor:
+            return cast(Tensor, ops.jet_unary(x.padded(k), number, k, param, 0, True))
+
+        return self.then(value, step, degree=0 if x.degree == 0 else math.inf)
 
     def integrate(self, value: Tensor, slope: Any) -> Stream:
         x = self.node
         if constant(slope):
-            return self._then(value, lambda k: x.coefficients[k] * slope)
+            return self.then(value, lambda k: x.coefficients[k] * slope)
         s = slope.node
 
         def step(k: int) -> Tensor:  # k y_k = sum_j j x_j s_(k-j)
-            last = int(min(k, x.degree))
-            first = max(1, k - int(min(k, s.degree)))
+            last, first = x.top(k), max(1, k - s.top(k))
             if last < first:
                 return torch.zeros_like(value)
-            weights = _counting(first, last, value) / k
-            change = x.stack(k)[first : last + 1] * weights
-            return _inner(change, s.stack(k)[k - last : k - first + 1].flip(0))
+            weights = torch.arange(first, last + 1, dtype=value.dtype, device=value.device) / k
+            change = x.between(first, last) * weights.reshape(-1, *(1,) * value.ndim)
+            return _inner(change, s.downward(k - first, k - last))
 
-        return self._then(value, step, s, degree=0 if x.degree == 0 else math.inf)
+        return self.then(value, step, s, degree=0 if x.degree == 0 else math.inf)
 
     def times(self, other: Stream) -> Stream:
         a, b = self.node, other.node
@@ -214,7 +242,7 @@ class Stream(Propagated):
         def step(k: int) -> Tensor:
             return _inner(*_meeting(a, b, k))
 
-        return self._then(self.value * other.value, step, b, degree=a.degree + b.degree)
+        return self.then(self.value * other.value, step, b, degree=a.degree + b.degree)
 
     @classmethod
     def bilinear(cls, fn: Function, a: Stream, b: Stream) -> Stream:
@@ -224,24 +252,23 @@ class Stream(Propagated):
             return fn(*_meeting(left, right, k)).sum(0)
 
         degree = left.degree + right.degree
-        return a._then(fn(a.value, b.value), step, right, degree=degree)
+        return a.then(fn(a.value, b.value), step, right, degree=degree)
 
     def over(self, other: Stream) -> Stream:
         a, b = self.node, other.node
         if b.degree == 0:
-            return self._then(
+            return self.then(
                 self.value / other.value, lambda k: a.coefficients[k] / b.coefficients[0], b
             )
         value = self.value / other.value
 
         def step(k: int) -> Tensor:  # b_0 y_k = a_k - sum_(j>=1) b_j y_(k-j)
-            last = int(min(k, b.degree))
-            known = out.node.stack(k - 1)[k - last :].flip(0)
-            rest = _inner(b.stack(k)[1 : last + 1], known)
+            last = b.top(k)
+            rest = _inner(b.between(1, last), out.node.downward(k - 1, k - last))
             found = a.at(k)
             return (-rest if found is None else found - rest) / b.coefficients[0]
 
-        out = self._then(value, step, b, degree=math.inf)
+        out = self.then(value, step, b, degree=math.inf)
         return out
 
     def _assign(self, other: Stream) -> None:
@@ -281,13 +308,13 @@ def _by_jets(rule: Function, args: Any, kwargs: dict[str, Any]) -> Any:
         return stack[k] if k < stack.shape[0] else torch.zeros_like(stack[0])
 
     first, spec = run(0)
-    outputs = [
-        Stream(Node(nodes[0].tape, x.value, tuple(nodes), lambda k, i=i: term(i, k), math.inf))
-        if isinstance(x, Jet)
-        else x
-        for i, x in enumerate(first)
-    ]
-    return pytree.tree_unflatten(outputs, spec)
+
+    def output(i: int, x: Any) -> Any:
+        if not isinstance(x, Jet):
+            return x
+        return Stream(Node(nodes[0].tape, x.value, tuple(nodes), partial(term, i), math.inf))
+
+    return pytree.tree_unflatten([output(i, x) for i, x in enumerate(first)], spec)
 
 
 def _same_tape(*nodes: Node) -> None:
@@ -297,20 +324,14 @@ def _same_tape(*nodes: Node) -> None:
 
 def _meeting(a: Node, b: Node, k: int) -> tuple[Tensor, Tensor]:
     """The coefficients ``a_j`` and ``b_(k-j)`` that are not zero, for all j, as two stacks."""
-    last = int(min(k, a.degree))
-    first = k - int(min(k, b.degree))
-    return a.stack(k)[first : last + 1], b.stack(k)[k - last : k - first + 1].flip(0)
+    last, first = a.top(k), k - b.top(k)
+    return a.between(first, last), b.downward(k - first, k - last)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """``sum_j a_j b_j``; the shapes broadcast."""
-    if a.dtype == b.dtype and a.dtype in (torch.float32, torch.float64):
-        return ops.correlate(a, b, 0)[0]
+    if a.dtype is b.dtype and a.dtype in (torch.float32, torch.float64):
+        return cast(Tensor, ops.jet_correlate(a, b, 0)[0])
     ndim = max(a.ndim, b.ndim)
     a, b = (x.reshape(x.shape[0], *(1,) * (ndim - x.ndim), *x.shape[1:]) for x in (a, b))
     return (a * b).sum(0)
-
-
-def _counting(first: int, last: int, like: Tensor) -> Tensor:
-    weights = torch.arange(first, last + 1, dtype=like.dtype, device=like.device)
-    return weights.reshape(-1, *(1,) * like.ndim)

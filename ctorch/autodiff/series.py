@@ -110,6 +110,7 @@ def _recursion(
     """The coefficients of every leaf, one order after the other."""
     tape = Tape(order - 1)
     inputs = [tape.input(leaf) for leaf in leaves]
+    roots = [x.node for x in inputs]  # func may write into its argument
     slopes = _slopes(func(_time(t, leaves[0], tape), tree.unflatten(inputs)), leaves)
     needed = tape.needed([slope.node for slope in slopes if isinstance(slope, Stream)])
     columns = [[leaf] for leaf in leaves]
@@ -117,11 +118,11 @@ def _recursion(
         if k:
             for node in needed:
                 node.advance(k)
-        for column, slope, x in zip(columns, slopes, inputs, strict=True):
+        for column, slope, root in zip(columns, slopes, roots, strict=True):
             known = slope.node.at(k) if isinstance(slope, Stream) else slope if k == 0 else None
             term = torch.zeros_like(column[0]) if known is None else known.to(column[0].dtype)
             column.append(term / (k + 1) if k else term)
-            x.node.append(column[-1])
+            root.append(column[-1])
     return columns
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,10 +75,11 @@ def kinetic(*, batch_dims: int = 1) -> Regularizer:
 
 
 def jacobian(*, batch_dims: int = 1) -> Regularizer:
-    """The integral of ``|e^T df/dy|^2 / dim``, an estimate of the Jacobian's Frobenius norm (RNODE).
+    """The integral of ``|e^T df/dy|^2 / dim``, which estimates the Jacobian's size (RNODE).
 
-    The probe e is standard normal, drawn when the regularized field is made (``Regularizer.solve``:
-    once a solve) and constant along the path, so that the integrand is smooth.
+    Its mean is the squared Frobenius norm. The probe e is standard normal, drawn when the
+    regularized field is made (``Regularizer.solve``: once a solve) and constant along the path, so
+    that the integrand is smooth.
 
     Args:
         batch_dims: as for ``taylor``.
@@ -88,10 +89,10 @@ def jacobian(*, batch_dims: int = 1) -> Regularizer:
         probes: list[list[Tensor]] = []
 
         def penalty(func: Field, t: Any, y: Any) -> tuple[Any, Tensor]:
-            leaves, tree = pytree.tree_flatten(y)
+            leaves = pytree.tree_leaves(y)
             if not probes or [p.shape for p in probes[0]] != [leaf.shape for leaf in leaves]:
                 probes[:] = [[torch.randn_like(leaf.detach()) for leaf in leaves]]
-            slope, pull = torch.func.vjp(lambda y: func(t, y), y)
+            slope, pull = cast(Any, torch.func.vjp)(lambda y: func(t, y), y)
             (pulled,) = pull(pytree.tree_unflatten(probes[0], pytree.tree_structure(slope)))
             return slope, _mean_square(pulled, batch_dims)
 
@@ -154,10 +155,10 @@ class Regularizer:
         from ctorch.ode.solve import solve_ode
 
         state = self.start(y0)
-        tolerances = {
-            name: (pytree.tree_map(lambda _, x=options.get(name, default): x, y0), free)
-            for name, default, free in (("rtol", 1e-6, 0.0), ("atol", 1e-8, math.inf))
-        }
+        tolerances = {}
+        for name, default, free in (("rtol", 1e-6, 0.0), ("atol", 1e-8, math.inf)):
+            given = options.get(name, default)
+            tolerances[name] = ([given] * len(pytree.tree_leaves(y0)), free)
         sol = solve_ode(self(func), state, t, **{**options, **tolerances})
         y, r = sol.y
         dense = sol.dense
@@ -191,13 +192,10 @@ class Regularized(nn.Module):
 def _mean_square(y: Any, batch_dims: int) -> Tensor:
     """The mean over the elements of each sample of ``|y|^2``."""
     leaves = pytree.tree_leaves(y)
-    total = sum(
-        _square(leaf).flatten(batch_dims).sum(-1) if leaf.ndim > batch_dims else _square(leaf)
-        for leaf in leaves
-    )
-    count = sum(leaf.shape[batch_dims:].numel() for leaf in leaves)
-    return total / count  # type: ignore[return-value]
+    batch = leaves[0].shape[:batch_dims]
+    parts = [_square(leaf).reshape(*batch, -1) for leaf in leaves]
+    return torch.cat(parts, -1).mean(-1)
 
 
 def _square(y: Tensor) -> Tensor:
-    return torch.view_as_real(y).square().sum(-1) if y.is_complex() else y.square()
+    return y.real.square() + y.imag.square() if y.is_complex() else y.square()

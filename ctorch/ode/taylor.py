@@ -155,6 +155,7 @@ class TaylorLoop:
         self.stats, self.pieces = Stats(), list[Piece]()
         self.failure: Failure | None = None
         self.fired: tuple[float, int] | None = None
+        self.error = 0.0  # of the last step, for messages
         self.follows = graphs and follows(problem.t)
         y0 = problem.y0 if graphs else problem.y0.detach()
         self.rows = [y0 for goal in self.goals if goal == self.goals[0]]
@@ -328,15 +329,15 @@ class TaylorLoop:
         direction, t = problem.direction, problem.direction * now.tau
         if under_vmap(c):
             raise NotImplementedError(
-                "a Taylor solve chooses its steps by the values of its state, which vmap hides: give"
-                ' options={"step_size": ...} for steps of a fixed length.'
+                "a Taylor solve chooses its steps by the values of its state, which vmap hides:"
+                ' give options={"step_size": ...} for steps of a fixed length.'
             )
         length = self._radius(c)
         if math.isnan(length):
             what = "the vector field func(t, y)" if bool(c[0].isfinite().all()) else "the state y"
             self.failure = nonfinite_failure(t, longest, what)
             return None
-        length, error = min(length, longest, problem.max_step), math.nan
+        length, error = min(length, longest, problem.max_step), self.error
         if self.endless and length == math.inf:
             length = 1e-3
         length = max(length, problem.min_step)
@@ -354,6 +355,7 @@ class TaylorLoop:
                 return None
             problem.call_back("callback_step", t, now.y, length)
             error = self._defect(c, t, direction * length, direction * step.tau1)
+            self.error = error if math.isfinite(error) else self.error
             if error <= 1.0 or (forced and math.isfinite(error)):
                 problem.call_back("callback_accept_step", t, now.y, length)
                 return self._read(now, c, step)
@@ -379,8 +381,8 @@ class TaylorLoop:
         problem, p = self.problem, self.order
         scale = problem.error_scale(c[0], c[0])
         norms = torch.stack([problem.error_norm(c[j], scale) for j in (p - 1, p)]).tolist()
-        if not all(map(math.isfinite, norms)):
-            return math.nan
+        if any(map(math.isnan, norms)) or not bool(c[1].isfinite().all()):
+            return math.nan  # (coefficients that overflow leave a step of zero)
         lengths = [x ** (-1.0 / j) for x, j in zip(norms, (p - 1, p), strict=True) if x > 0 < j]
         return min(lengths, default=math.inf) * math.exp(-0.7 / max(p - 1, 1))
 
