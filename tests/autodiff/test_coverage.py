@@ -20,7 +20,7 @@ from torch import Tensor
 
 import ctorch
 
-from .operator_list import F64, PEER_LIST, TORCH_LIST, Operator
+from .operator_list import F64, PEER_LIST, SHARED, TORCH_LIST, Operator
 from .references import error, nested_reverse, stencil
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
@@ -139,6 +139,20 @@ def test_the_elementary_form_is_the_operator(op: Operator) -> None:
 @every_operator
 def test_derivatives_to_order_four(op: Operator) -> None:
     assert max(jet_errors(op, 4)) < 1e-10
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_float32_stays_float32(name: str) -> None:
+    """Constants of rules must not raise the dtype, nor be rounded to the default one."""
+    op = next(op for op in PEER_LIST if op.name == name)
+    x, v = op.inputs()
+    zero = torch.zeros_like(v)
+    exact, derivatives = ctorch.jet(op.fn, (x,), ([v, zero, zero],))
+    x, v, zero = x.float(), v.float(), zero.float()
+    value, series = ctorch.jet(op.fn, (x,), ([v, zero, zero],))
+    for got, want in zip([value, *series], [exact, *derivatives], strict=True):
+        assert got.dtype == torch.float32
+        assert error(got.double(), want) < 1e-4
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
