@@ -109,10 +109,14 @@ def test_a_convolution_of_one_channel_that_varies() -> None:
     """The others are constants joined to it: rows that are known to be sparse stay right."""
     net = NETS["ResNet, eval"]
     x = net.inputs()[0]
-    rest = x[:, 1:]
+    rest = x[:1, 1:]
 
     def build(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda z: fn(torch.cat([z.unflatten(1, (1, *x.shape[2:])), rest], 1))[..., 0]
+        def joined(z: Tensor) -> Tensor:
+            channel = z.unflatten(1, (1, *x.shape[2:]))
+            return fn(torch.cat([channel, rest.expand(len(z), -1, -1, -1)], 1))[..., 0]
+
+        return joined
 
     flat = x[:, :1].flatten(1)
     got = ctorch.laplacian(build(net.fn), flat)[2]
