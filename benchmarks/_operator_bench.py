@@ -58,6 +58,8 @@ def worst(value: np.ndarray | None, reference: np.ndarray | None) -> float | Non
     """Largest difference relative to the largest entry."""
     if value is None or reference is None:
         return None
+    if value.shape != reference.shape:
+        raise ValueError(f"a result [{value.shape}] beside a reference [{reference.shape}]")
     return float(np.abs(value - reference).max() / np.abs(reference).max())
 
 
@@ -65,6 +67,8 @@ def middle(value: np.ndarray | None, reference: np.ndarray | None) -> float | No
     """Relative error of the median sample, where some samples lie near a singularity."""
     if value is None or reference is None:
         return None
+    if value.shape != reference.shape:
+        raise ValueError(f"a result [{value.shape}] beside a reference [{reference.shape}]")
     return float(np.median(np.abs(value - reference) / np.maximum(np.abs(reference), 1)))
 
 

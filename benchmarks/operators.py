@@ -220,7 +220,7 @@ def laplacian(bench: Bench) -> None:
         shapes = [(BATCH, d, 256), (rows, 256, 256), (rows, 256, 64), (2 * BATCH, 64, 1)]
         floor = products("products, lean ends", shapes, bench.dtype)
         ours = {
-            "ctorch, a plain net": lambda n=net, x=x: ctorch.laplacian(n, x)[2],
+            "ctorch, a plain net": lambda n=net, x=x: ctorch.laplacian(n, x)[2].reshape(len(x)),
             "ctorch, any module": lambda f=scalar, x=x: ctorch.laplacian(f, x)[2],
         }
         cases = [torch_case(name, fn) for name, fn in ours.items()]
@@ -371,7 +371,8 @@ def first_call(bench: Bench) -> None:
             64,
             "ctorch.taylor_series(lambda t, y: net(y), torch.zeros(()), x, 6)",
         ),
-        "laplacian": (1, "ctorch.laplacian(lambda y: net(y).squeeze(-1), x)"),
+        "laplacian": (1, "ctorch.laplacian(net, x)"),
+        "laplacian of any module": (1, "ctorch.laplacian(lambda y: net(y).squeeze(-1), x)"),
         "divergence": (64, "ctorch.divergence(net, x)"),
     }
     print("\n### First call in a new process\n\n| call | s |\n|---|---|")

@@ -20,11 +20,12 @@ from torch import Tensor
 
 import ctorch
 
-from .operator_list import F64, PEER_LIST, TORCH_LIST, Operator
+from .operator_list import F64, PEER_LIST, SHARED, TORCH_LIST, Operator
 from .references import error, nested_reverse, stencil
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 BOTH = [("peer", op) for op in PEER_LIST] + [("torch", op) for op in TORCH_LIST]
+MIXES = "batch_norm (train)"
 SMOOTH = 3  # the seed at which no point of a stencil crosses a kink
 DEAR = ("solve", "cholesky", "eigvalsh", "LSTM")  # references of theirs beyond order 4 take long
 
@@ -140,6 +141,20 @@ def test_derivatives_to_order_four(op: Operator) -> None:
     assert max(jet_errors(op, 4)) < 1e-10
 
 
+@pytest.mark.parametrize("name", SHARED)
+def test_float32_stays_float32(name: str) -> None:
+    """Constants of rules must not raise the dtype, nor be rounded to the default one."""
+    op = next(op for op in PEER_LIST if op.name == name)
+    x, v = op.inputs()
+    zero = torch.zeros_like(v)
+    exact, derivatives = ctorch.jet(op.fn, (x,), ([v, zero, zero],))
+    x, v, zero = x.float(), v.float(), zero.float()
+    value, series = ctorch.jet(op.fn, (x,), ([v, zero, zero],))
+    for got, want in zip([value, *series], [exact, *derivatives], strict=True):
+        assert got.dtype == torch.float32
+        assert error(got.double(), want) < 1e-4
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     op=st.sampled_from([op for _, op in BOTH if op.name not in DEAR]),
@@ -150,7 +165,14 @@ def test_derivatives_to_order_six_at_drawn_points(op: Operator, seed: int, order
     assert max(jet_errors(op, order, seed)) < 1e-9
 
 
-@every_operator
+def every_operator_of_samples(function: Callable[..., None]) -> Callable[..., None]:
+    """Without batch statistics: these mix samples, and are refused."""
+    rest = [(which, op) for which, op in BOTH if op.name != MIXES]
+    names = [f"{which}: {op.name}" for which, op in rest]
+    return pytest.mark.parametrize("op", [op for _, op in rest], ids=names)(function)
+
+
+@every_operator_of_samples
 def test_laplacian(op: Operator) -> None:
     assert max(laplacian_errors(op)) < 1e-10
 
@@ -178,7 +200,7 @@ def test_coefficients_are_differentiable_twice(op: Operator) -> None:
     torch.autograd.gradgradcheck(coefficients, inputs, fast_mode=True, atol=1e-4)
 
 
-@every_operator
+@every_operator_of_samples
 def test_the_laplacian_is_differentiable(op: Operator) -> None:
     fn, _, _ = scalar(op)
     x = op.inputs(SMOOTH)[0].reshape(-1).requires_grad_()
@@ -204,7 +226,8 @@ INTRODUCTION = """# What has been checked
 Operators, small compositions and modules, under each derivative operator, in float64, beside
 reverse mode over reverse mode of the same functions in elementary operations. "right": relative
 error below 1e-10 at every order; "no rule": refused with an error that names the operator
-(`divergence` warns, and goes by reverse mode). A wrong number would stand here as "**wrong**".
+(`divergence` warns, and goes by reverse mode); "refused": batch statistics mix samples, and a
+sample's Laplacian is not defined. A wrong number would stand here as "**wrong**".
 
 This page is written by `python -m tests.autodiff.test_coverage` from measurements, and a test
 compares it with the measurements. What PyTorch's own nested derivatives give for the second list is
@@ -217,6 +240,8 @@ def _verdict(measure: Callable[[], list[float]]) -> str:
         worst = max(measure())
     except (NotImplementedError, UserWarning):
         return "no rule"
+    except ValueError:
+        return "refused"
     return "right" if worst < 1e-10 else "**wrong**"
 
 
