@@ -1,11 +1,12 @@
 """Values that carry derivatives through plain torch code, and the rules by which they do.
 
-A ``Propagated`` takes the place of a tensor in a call of a user's function. It is a plain class with
-``__torch_function__``: every torch function that meets one looks up a rule. A rule is written once,
-in terms of a few primitives (``linear``, ``shift``, ``join``, ``unary``, ``integrate``, ``times``,
-``bilinear``, ``over``) that each kind of propagation implements: ``Jet`` carries Taylor coefficients,
-``Stream`` computes them order by order, ``Lap`` carries Jacobian rows and a Laplacian. A function
-without a rule raises; nothing falls back to a computation that would drop derivatives.
+A ``Propagated`` takes the place of a tensor in a call of a user's function. It is a plain class
+with ``__torch_function__``: every torch function that meets one looks up a rule. A rule is written
+once, in terms of a few primitives (``linear``, ``shift``, ``join``, ``unary``, ``integrate``,
+``times``, ``bilinear``, ``over``) that each kind of propagation implements: ``Jet`` carries Taylor
+coefficients, ``Stream`` computes them order by order, ``Lap`` carries Jacobian rows and a
+Laplacian. A function without a rule raises; nothing falls back to a computation that would drop
+derivatives.
 """
 
 from __future__ import annotations
@@ -271,10 +272,10 @@ def register_jet_rule(function: Function, rule: Function | None = None) -> Any:
 
     The rule is called with the function's own arguments, in which values that carry derivatives
     stand for tensors. It computes the same result out of functions that have rules; where that is
-    not possible, out of the primitives of ``ctorch.autodiff.Propagated``: ``x.value`` is the tensor,
-    ``x.linear(fn)`` applies a linear function, ``x.integrate(value, slope)`` an elementwise function
-    given by its value and (the rule of) its derivative. One rule serves ``jet``, ``derivative``,
-    ``taylor_series``, ``laplacian`` and ``divergence``.
+    not possible, out of the primitives of ``ctorch.autodiff.Propagated``: ``x.value`` is the
+    tensor, ``x.linear(fn)`` applies a linear function, ``x.integrate(value, slope)`` an elementwise
+    function given by its value and (the rule of) its derivative. One rule serves ``jet``,
+    ``derivative``, ``taylor_series``, ``laplacian`` and ``divergence``.
 
     Args:
         function: a torch function, method or operator, as ``torch.special.i0`` or
@@ -403,7 +404,7 @@ def _is_shared(x: Any) -> bool:
 
 
 def _targets(name: str) -> list[Function]:
-    # under torch.einsum, torch.norm and others lies a function of the same name, with its own dispatch
+    # under torch.einsum, torch.norm and others lies one of the same name, with its own dispatch
     places: tuple[Any, ...] = (torch, torch.special, torch._C._VariableFunctions)
     if name.startswith("__"):
         places = ()

@@ -135,7 +135,7 @@ def _along(f: Function, x: Tensor, v: Tensor, order: int) -> Any:
     _check_tensor("v", v)
     if v.shape != x.shape or v.dtype != x.dtype:
         raise ValueError(
-            f"v: expected shape {tuple(x.shape)} and {x.dtype} as x, got {tuple(v.shape)}, {v.dtype}"
+            f"v: expected {tuple(x.shape)}, {x.dtype} as x, got {tuple(v.shape)}, {v.dtype}"
         )
     if order == 0:
         return f(x)

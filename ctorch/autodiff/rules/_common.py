@@ -63,13 +63,11 @@ def on_batch(fn: Function, event: int) -> Function:
 
 
 def on_each(fn: Function, *ndims: int) -> Function:
-    """``fn`` of tensors with ``ndims`` dims, applied for each index of their shared leading dims."""
+    """``fn`` of tensors with ``ndims`` dims, for each index of their shared leading dims."""
 
     def apply(*tensors: Tensor) -> Tensor:
         lead = lead_of(tensors[0], ndims[0])
-        flat = [
-            t.reshape(-1, *t.shape[t.ndim - n :]) for t, n in zip(tensors, ndims, strict=True)
-        ]
+        flat = [t.reshape(-1, *t.shape[t.ndim - n :]) for t, n in zip(tensors, ndims, strict=True)]
         y = torch.stack([fn(*parts) for parts in zip(*flat, strict=True)])
         return y.reshape((*lead, *y.shape[1:]))
 

@@ -102,8 +102,7 @@ def multi_head_attention_forward(
         matrices = (q_proj_weight, k_proj_weight, v_proj_weight)
         biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
         q, k, v = (
-            F.linear(x, w, b)
-            for x, w, b in zip((query, key, value), matrices, biases, strict=True)
+            F.linear(x, w, b) for x, w, b in zip((query, key, value), matrices, biases, strict=True)
         )
     else:
         q, k, v = _projected(query, key, value, in_proj_weight, in_proj_bias)

@@ -175,5 +175,3 @@ def corrcoef(x: Any) -> Any:
         return c / c
     size = torch.rsqrt(torch.diagonal(c))
     return c * size.unsqueeze(0) * size.unsqueeze(1)
-
-

@@ -202,7 +202,7 @@ def linalg_cross(a: Any, b: Any, *, dim: int = -1, out: None = None) -> Any:
 
 
 def two_leading(fn: Any, a: Any, b: Any) -> Any:
-    """A bilinear ``fn`` that broadcasts over leading dims, of values either of which is constant."""
+    """A bilinear ``fn`` that broadcasts over leading dims, either of the values constant."""
     if constant(a) and constant(b):
         return fn(a, b)
     if constant(b):

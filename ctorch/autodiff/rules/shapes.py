@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -221,7 +222,7 @@ def tensor_split(x: Any, indices_or_sections: Any = None, dim: int = 0, **named:
         small, more = divmod(n, given)
         given = [small * i + min(i, more) for i in range(1, given)]
     ends = [0, *(slice(None, i).indices(n)[1] for i in given), n]
-    pairs = zip(ends, ends[1:], strict=False)
+    pairs = itertools.pairwise(ends)
     return aliased(x, tuple(x.narrow(at, a, max(b - a, 0)) for a, b in pairs))
 
 
@@ -405,7 +406,6 @@ for _name in ("float", "double", "half", "bfloat16", "cfloat", "cdouble", "cpu",
     rule(_name)(_cast(_name))
 
 
-
 @rule("zero_")
 def zero_(x: Any) -> Any:
     return write(x, torch.zeros_like(x.value), "zero_")
@@ -413,7 +413,9 @@ def zero_(x: Any) -> Any:
 
 @rule("fill_")
 def fill_(x: Any, value: Any) -> Any:
-    return copy_(x, torch.full_like(value_of(x), value) if isinstance(value, (int, float)) else value)
+    return copy_(
+        x, torch.full_like(value_of(x), value) if isinstance(value, (int, float)) else value
+    )
 
 
 @rule("copy_")
