@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from ctorch.autodiff._propagated import Propagated, constant
+from ctorch.autodiff._propagated import Propagated, broadcast_shapes, constant
 from ctorch.ops import jet as ops
 from ctorch.ops._op import transforms_active
 
@@ -183,7 +183,7 @@ def shift(stack: Tensor, constant: Tensor | complex) -> Tensor:
     """The stack with a constant added to its first coefficient."""
     wanted = getattr(constant, "shape", ())
     if not _fits(wanted, stack):
-        shape = torch.broadcast_shapes(stack.shape[1:], wanted)
+        shape = broadcast_shapes(stack.shape[1:], wanted)
         if shape != stack.shape[1:]:
             stack = widen(stack, len(shape)).expand(stack.shape[0], *shape)
     first = stack[:1] + constant

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctorch.autodiff._propagated import Propagated, constant, kind_of, rule, value_of
+from ctorch.autodiff._propagated import (
+    Propagated,
+    broadcast_shapes,
+    constant,
+    kind_of,
+    rule,
+    value_of,
+)
 from ctorch.autodiff.rules._common import as_tensor, negative, negatives, on_batch
 from ctorch.autodiff.rules.shapes import view
 
@@ -117,7 +124,7 @@ def complex_(real: Any, imag: Any) -> Any:
 
 
 def _contiguous(stacks: list[Tensor]) -> list[Tensor]:
-    return [s.expand(torch.broadcast_shapes(*(t.shape for t in stacks))) for s in stacks]
+    return [s.expand(broadcast_shapes(*(t.shape for t in stacks))) for s in stacks]
 
 
 @rule("polar")

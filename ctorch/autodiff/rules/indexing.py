@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctorch.autodiff._propagated import constant, kind_of, rule, value_of, write
+from ctorch.autodiff._propagated import (
+    broadcast_shapes,
+    constant,
+    kind_of,
+    rule,
+    value_of,
+    write,
+)
 from ctorch.autodiff.rules._common import as_tensor, lead_of, negative
 from ctorch.autodiff.rules.shapes import flatten, reshape, view
 
@@ -262,7 +269,7 @@ def where(condition: Any, x: Any, y: Any) -> Any:
     if a.dtype != b.dtype:
         dtype = torch.result_type(value_of(a), value_of(b))
         a, b = a.to(dtype), b.to(dtype)
-    shape = torch.broadcast_shapes(condition.shape, a.shape, b.shape)
+    shape = broadcast_shapes(condition.shape, a.shape, b.shape)
     a, b = (p if p.shape == shape else p.expand(shape) for p in (a, b))
     return kind.join(lambda s: torch.where(condition, *s), [a, b])
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctorch.autodiff._propagated import RULES, constant, rule, value_of
+from ctorch.autodiff._propagated import RULES, broadcast_shapes, constant, rule, value_of
 from ctorch.autodiff.rules._common import total
 
 matmul: Any = torch.matmul  # which returns a Propagated where it gets one
@@ -77,7 +77,7 @@ def solve(a: Any, b: Any, *, left: bool = True, out: None = None) -> Any:
 
 def _as_matrices(s: Tensor, matrix: Tensor) -> Tensor:
     """Against torch's reading of ``[B, n]`` as a batch of vectors."""
-    return s.expand(*torch.broadcast_shapes(s.shape[:-2], matrix.shape[:-2]), *s.shape[-2:])
+    return s.expand(*broadcast_shapes(s.shape[:-2], matrix.shape[:-2]), *s.shape[-2:])
 
 
 def _is_vector(a: Any, b: Any) -> bool:

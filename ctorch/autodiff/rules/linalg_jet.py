@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctorch.autodiff._jet import Jet
-from ctorch.autodiff._propagated import constant, rule
+from ctorch.autodiff._propagated import broadcast_shapes, constant, rule
 from ctorch.autodiff.rules import linalg
 
 Series = list[Tensor]
@@ -27,7 +27,7 @@ def _sum_of_products(a: Series, b: Series, k: int, first: int = 1) -> Tensor | N
 
 
 def _batch(a: Series, b: Series) -> torch.Size:
-    return torch.broadcast_shapes(a[0].shape[:-2], b[0].shape[:-2])
+    return broadcast_shapes(a[0].shape[:-2], b[0].shape[:-2])
 
 
 def _solve(a: Series, b: Series, order: int) -> Series:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctorch.autodiff._propagated import constant, rule, value_of
+from ctorch.autodiff._propagated import broadcast_shapes, constant, rule, value_of
 from ctorch.autodiff.rules._common import as_tensor, masked, scaled, without_derivatives
 
 
@@ -90,7 +90,7 @@ def _bounds_up(x: Any, *bounds: Any) -> bool:
     """Whether a bound carries derivatives, or has a shape that broadcasts ``x`` up."""
     for bound in bounds:
         if isinstance(bound, Tensor):
-            if torch.broadcast_shapes(bound.shape, x.shape) != x.shape:
+            if broadcast_shapes(bound.shape, x.shape) != x.shape:
                 return True
         elif bound is not None and not constant(bound):
             return True

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctorch.autodiff._propagated import Propagated, aliased, kind_of, rule, value_of, write
+from ctorch.autodiff._propagated import (
+    Propagated,
+    aliased,
+    broadcast_shapes,
+    kind_of,
+    rule,
+    value_of,
+    write,
+)
 from ctorch.autodiff.rules._common import lead_of, negative, negatives, sizes_of, unpacked
 
 
@@ -139,7 +147,7 @@ def expand_as(x: Any, other: Any) -> Any:
 @rule("broadcast_tensors", torch.functional.broadcast_tensors)
 def broadcast_tensors(*tensors: Any) -> Any:
     tensors = unpacked(tensors)
-    shape = torch.broadcast_shapes(*(x.shape for x in tensors))
+    shape = broadcast_shapes(*(x.shape for x in tensors))
     return tuple(x if x.shape == shape else x.expand(shape) for x in tensors)
 
 
