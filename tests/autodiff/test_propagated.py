@@ -167,6 +167,12 @@ def test_control_flow_looks_at_the_value():
     assert not isinstance(x > 0, Propagated)
 
 
+def test_numpy_arrays_are_constants():
+    x, array = value(3), np.array([1.0, 2.0, 3.0])
+    same(array * x, torch.from_numpy(array) * x)
+    same(array - x, torch.from_numpy(array) - x)
+
+
 def test_unknown_attributes_are_attribute_errors():
     x = value(3)
     assert not hasattr(x, "no_such_thing")

@@ -180,8 +180,9 @@ def _softmax(x, dim):
 
 
 @pytest.mark.parametrize("case", ELEMENTWISE + ACTIVATIONS + SOFTMAX, ids=str)
-def test_series_of_an_elementwise_function(case):
-    check(case)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_series_of_an_elementwise_function(case, seed):
+    check(case, seed)
 
 
 def test_softmax_takes_large_and_infinite_scores():

@@ -107,7 +107,8 @@ def scaled(x: Any, factor: Tensor) -> Any:
 
 def numbers(mask: Tensor, a: float, b: float, dtype: torch.dtype) -> Tensor:
     """``a`` where the mask holds and ``b`` elsewhere; ``torch.where`` would make them float32."""
-    return torch.where(mask, torch.tensor(a, dtype=dtype), torch.tensor(b, dtype=dtype))
+    like = torch.empty((), dtype=dtype, device=mask.device)
+    return torch.where(mask, torch.full_like(like, a), torch.full_like(like, b))
 
 
 def finite(x: Tensor) -> Tensor:
