@@ -39,8 +39,10 @@ def test_in_place_functions_replace_the_whole_series():
         (lambda x: F.leaky_relu(x, 0.1, True), lambda x: F.leaky_relu(x, 0.1)),
         (lambda x: F.hardtanh_(x), F.hardtanh),
         (lambda x: x.masked_fill_(x > 0.5, 0.0), lambda x: x.masked_fill(x > 0.5, 0.0)),
-        (lambda x: x.index_add_(0, torch.tensor([1]), y[:1]),
-         lambda x: x.index_add(0, torch.tensor([1]), y[:1])),
+        (
+            lambda x: x.index_add_(0, torch.tensor([1]), y[:1]),
+            lambda x: x.index_add(0, torch.tensor([1]), y[:1]),
+        ),
         (lambda x: x.copy_(y), lambda x: y),
         (lambda x: x.zero_(), lambda x: 0 * x),
         (lambda x: x.fill_(2.0), lambda x: 0 * x + 2),
@@ -97,7 +99,7 @@ def test_writing_into_a_plain_tensor_is_refused():
         lambda: out.copy_(x),
         lambda: out.index_add_(0, torch.arange(3), x),
     ):
-        with pytest.raises(TypeError, match="torch.cat, torch.stack or torch.where"):
+        with pytest.raises(TypeError, match=r"torch\.cat, torch\.stack or torch\.where"):
             write()
     with pytest.raises(TypeError, match="out="):
         torch.sin(x, out=out)
@@ -122,9 +124,18 @@ def test_a_missing_rule_names_the_function_and_the_remedy():
 
 
 def test_leaving_torch_is_refused():
-    x = value(())
-    for leave in (float, int, complex, np.array, np.sin, lambda x: x.item(), lambda x: x.tolist(),
-                  lambda x: x.numpy(), lambda x: math.sin(x)):
+    x = value()
+    for leave in (
+        float,
+        int,
+        complex,
+        np.array,
+        np.sin,
+        lambda x: x.item(),
+        lambda x: x.tolist(),
+        lambda x: x.numpy(),
+        lambda x: math.sin(x),
+    ):
         with pytest.raises(TypeError, match="detach"):
             leave(x)
 
@@ -133,17 +144,33 @@ def test_kinds_do_not_mix():
     class Other(Jet):
         pass
 
-    x, y = value(3), Other(value(3).coefficients, 2)
-    for f in (torch.add, torch.mul, torch.div, torch.dot, lambda x, y: torch.cat([x, y]),
-              lambda x, y: torch.where(x > 0, x, y)):
+    x, y = value(3, 3), Other(value(3, 3).coefficients, 2)
+    for f in (
+        torch.add,
+        torch.mul,
+        torch.div,
+        torch.matmul,
+        lambda x, y: torch.cat([x, y]),
+        lambda x, y: torch.where(x > 0, x, y),
+    ):
         with pytest.raises(TypeError, match="do not nest"):
             f(x, y)
 
 
 def test_control_flow_looks_at_the_value():
     x = value(3)
-    assert bool((x > 0).all()) and len(x) == 3 and x.shape == (3,) and x.argmax() == x.value.argmax()
-    assert x.sum() > 0 and not isinstance(x > 0, Propagated)
+    assert bool((x > 0).all())
+    assert len(x) == 3
+    assert x.shape == (3,)
+    assert x.argmax() == x.value.argmax()
+    assert x.sum() > 0
+    assert not isinstance(x > 0, Propagated)
+
+
+def test_numpy_arrays_are_constants():
+    x, array = value(3), np.array([1.0, 2.0, 3.0])
+    same(array * x, torch.from_numpy(array) * x)
+    same(array - x, torch.from_numpy(array) - x)
 
 
 def test_unknown_attributes_are_attribute_errors():
@@ -173,7 +200,7 @@ def test_a_user_can_register_a_rule_of_a_library_operator():
     def cube(x: torch.Tensor) -> torch.Tensor:
         return x**3
 
-    with pytest.raises(MissingRuleError, match="torch.ops.ctorch_tests.cube"):
+    with pytest.raises(MissingRuleError, match=r"torch\.ops\.ctorch_tests\.cube"):
         torch.ops.ctorch_tests.cube(value(3))
     register_jet_rule(torch.ops.ctorch_tests.cube, lambda x: x**3)
     same(torch.ops.ctorch_tests.cube(value(3)), value(3) ** 3)
@@ -184,7 +211,7 @@ def test_operators_of_aten_have_the_rules_of_their_functions():
     x = value(2, 3)
     same(torch.ops.aten.tanh(x), torch.tanh(x))
     same(torch.ops.aten.mul.Tensor(x, x), x * x)
-    same(torch.ops.aten.addmm.default(x[0], x, x[:, :2].mT @ x), torch.addmm(x[0], x, x[:, :2].mT @ x))
+    same(torch.ops.aten.addmm.default(x[0], x, x.mT @ x), torch.addmm(x[0], x, x.mT @ x))
 
 
 def test_a_rule_of_one_kind_comes_first():
@@ -223,7 +250,8 @@ def test_dropout_draws_one_mask_as_torch_does(f):
     expected = f(x.value, 0.4, training=True)
     torch.testing.assert_close(y.value, expected)
     dropped = y.coefficients[1] == 0
-    assert dropped.any() and torch.equal(dropped, y.coefficients[2] == 0)
+    assert dropped.any()
+    assert torch.equal(dropped, y.coefficients[2] == 0)
     assert f(x, 0.4, training=False) is x
 
 
@@ -254,21 +282,22 @@ def test_compile_in_one_graph(inputs):
 
     def f(x, v):
         h, mask = torch.sin(x), x > 0
-        return third(lambda x: net(torch.where(mask, x, x * h) @ x.mT @ x)[..., 1:].sum(-1), x, v)
+        return third(lambda x: net(torch.where(mask, x, x * h) ** 2)[..., 1:].sum(-1), x, v)
 
     compiled = torch.compile(f, fullgraph=True, backend="eager")
     for a, b in zip(compiled(*inputs), f(*inputs), strict=True):
         torch.testing.assert_close(a, b)
 
 
-def test_compile_of_attention_and_recurrence(inputs):
+def test_compile_of_layers(inputs):
     for net in (
         nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
-        nn.LSTM(4, 3, batch_first=True),
+        nn.GRUCell(4, 3),
         nn.Sequential(nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4), nn.SiLU()).eval(),
     ):
         net = net.double()
         x = torch.randn(2, 3, 4, dtype=torch.float64)
+        x = x[0] if isinstance(net, nn.GRUCell) else x
 
         def f(x, net=net):
             y, terms = jet(lambda x: torch.sum(_first(net(x)), -1), (x,), ([x, 0 * x],))
@@ -306,18 +335,24 @@ def test_gradients_by_all_routes_agree(inputs):
     torch.testing.assert_close(difference, along, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("f", [
-    lambda x, w: F.linear(torch.tanh(x), w),
-    lambda x, w: F.layer_norm(x @ w.mT, (2,)),
-    lambda x, w: F.scaled_dot_product_attention(x, x, F.gelu(x) @ w.mT @ w),
-    lambda x, w: F.conv1d(x.unsqueeze(0).sin(), w.unsqueeze(0)),
-    lambda x, w: torch.logsumexp(torch.lgamma(x.exp() + 1) * w, -1),
-    lambda x, w: F.rms_norm(torch.sinc(x), (3,)) / torch.linalg.vector_norm(w),
-    lambda x, w: torch.fft.rfft(x * w).abs(),
-], ids=["linear", "layer_norm", "attention", "conv", "lgamma", "rms_norm", "fft"])
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x, w: F.linear(torch.tanh(x), w),
+        lambda x, w: F.layer_norm(x @ w.mT, (2,)),
+        lambda x, w: F.scaled_dot_product_attention(x, x, F.gelu(x) @ w.mT @ w),
+        lambda x, w: F.conv1d(x.unsqueeze(0).sin(), w.unsqueeze(0)),
+        lambda x, w: torch.logsumexp(torch.lgamma(x.exp() + 1) * w, -1),
+        lambda x, w: F.rms_norm(torch.sinc(x), (3,)) / torch.linalg.vector_norm(w),
+        lambda x, w: torch.fft.rfft(x * w).abs(),
+    ],
+    ids=["linear", "layer_norm", "attention", "conv", "lgamma", "rms_norm", "fft"],
+)
 def test_gradients_of_coefficients_in_inputs_and_parameters(f):
     g = torch.Generator().manual_seed(2)
-    x, v, w = (torch.rand(2, 3, dtype=torch.float64, generator=g, requires_grad=True) for _ in "xvw")
+    x, v, w = (
+        torch.rand(2, 3, dtype=torch.float64, generator=g, requires_grad=True) for _ in "xvw"
+    )
 
     def coefficients(x, v, w):
         y, terms = jet(lambda x: f(x, w), (x,), ([v, v * x],))
@@ -339,7 +374,7 @@ def test_half_precision_goes_through():
 
 
 def test_dispatch_is_cheap():
-    """An operation on tiny values costs a few times a plain one; the bound leaves room for noise."""
+    """On tiny values, an operation costs a few plain ones; the bound leaves room for noise."""
     x, plain = value(4, order=1, dtype=torch.float32), torch.rand(2, 4)
 
     def cost(f):

@@ -51,8 +51,12 @@ PRODUCTS = [
     c("matrix_power", lambda x: L.matrix_power(x, 3)),
     c("matrix_power negative", lambda x: L.matrix_power(x + 2 * torch.eye(3), -2)),
     c("vander", lambda x: L.vander(x), V),
-    c("torch.vander", lambda x: torch.vander(x, 3), V,
-      reference=lambda x: torch.stack([x**2, x, x**0], -1)),
+    c(
+        "torch.vander",
+        lambda x: torch.vander(x, 3),
+        V,
+        reference=lambda x: torch.stack([x**2, x, x**0], -1),
+    ),
     c("trace", torch.trace, (3, 3)),
     c("linear", torch.nn.functional.linear, A, (2, 4), (2,)),
     c("bilinear", torch.nn.functional.bilinear, (2, 3), (2, 4), (2, 3, 4), (2,)),
@@ -83,42 +87,83 @@ LINALG = [
     c("solve right", lambda x, y: L.solve(x + 2 * torch.eye(3), y, left=False), (3, 3), (2, 3)),
     c("solve constant matrix", lambda y: L.solve(C[:, :3] + 2 * torch.eye(3), y.sin()), (2, 3, 2)),
     c("solve constant side", lambda x: L.solve(x + 2 * torch.eye(3), C[:, :3]), (2, 3, 3)),
-    c("solve_triangular",
-      lambda x, y: L.solve_triangular(x + torch.eye(3), y, upper=True), (3, 3), (3, 2),
-      reference=lambda x, y: L.inv((x + torch.eye(3)).triu()) @ y),
-    c("cholesky_solve", lambda y, x: torch.cholesky_solve(y, x), (3, 2), (3, 3),
-      reference="none"),
+    c(
+        "solve_triangular",
+        lambda x, y: L.solve_triangular(x + torch.eye(3), y, upper=True),
+        (3, 3),
+        (3, 2),
+        reference=lambda x, y: L.inv((x + torch.eye(3)).triu()) @ y,
+    ),
+    c("cholesky_solve", lambda y, x: torch.cholesky_solve(y, x), (3, 2), (3, 3), reference="none"),
     c("det", lambda x: L.det(x + torch.eye(3)), reference=lambda x: _det3(x + torch.eye(3))),
     c("torch.det", lambda x: torch.det(x[0]), reference=lambda x: _det3(x[0])),
-    c("slogdet", lambda x: L.slogdet(x - torch.eye(3)).logabsdet,
-      reference=lambda x: _det3(x - torch.eye(3)).abs().log()),
-    c("logdet", lambda x: torch.logdet(x @ x.mT + torch.eye(3)),
-      reference=lambda x: _det3(x @ x.mT + torch.eye(3)).log()),
-    c("cholesky", lambda x: L.cholesky(x @ x.mT + torch.eye(3)),
-      reference=lambda x: _cholesky(x @ x.mT + torch.eye(3))),
-    c("cholesky upper", lambda x: L.cholesky(x @ x.mT + torch.eye(3), upper=True),
-      reference=lambda x: _cholesky(x @ x.mT + torch.eye(3)).mT),
+    c(
+        "slogdet",
+        lambda x: L.slogdet(x - torch.eye(3)).logabsdet,
+        reference=lambda x: _det3(x - torch.eye(3)).abs().log(),
+    ),
+    c(
+        "logdet",
+        lambda x: torch.logdet(x @ x.mT + torch.eye(3)),
+        reference=lambda x: _det3(x @ x.mT + torch.eye(3)).log(),
+    ),
+    c(
+        "cholesky",
+        lambda x: L.cholesky(x @ x.mT + torch.eye(3)),
+        reference=lambda x: _cholesky(x @ x.mT + torch.eye(3)),
+    ),
+    c(
+        "cholesky upper",
+        lambda x: L.cholesky(x @ x.mT + torch.eye(3), upper=True),
+        reference=lambda x: _cholesky(x @ x.mT + torch.eye(3)).mT,
+    ),
     c("eigvalsh", lambda x: L.eigvalsh(x + x.mT + torch.diag(torch.arange(0.0, 9, 3)))),
-    c("eigh projector", lambda x: _projector(L.eigh(x + x.mT + torch.diag(torch.arange(0.0, 9, 3)))),
-      orders=4),
-    c("eigh vectors", lambda x: L.eigh(x + x.mT + torch.diag(torch.arange(0.0, 9, 3)))[1],
-      reference="none"),
+    c(
+        "eigh projector",
+        lambda x: _projector(L.eigh(x + x.mT + torch.diag(torch.arange(0.0, 9, 3)))),
+        orders=4,
+    ),
+    c(
+        "eigh vectors",
+        lambda x: L.eigh(x + x.mT + torch.diag(torch.arange(0.0, 9, 3)))[1],
+        reference="none",
+    ),
     c("svdvals", lambda x: L.svdvals(x + torch.diag(torch.arange(1.0, 9, 3))), reference="none"),
-    c("svd", lambda x: _product(L.svd(x + torch.eye(4, 3) * torch.tensor([1.0, 4, 7]), False)),
-      (4, 3), reference="none"),
-    c("svd wide", lambda x: L.svd(x.mT + torch.eye(3, 4) * torch.tensor([[1.0], [4], [7]]), False),
-      (4, 3), reference="none"),
+    c(
+        "svd",
+        lambda x: _product(L.svd(x + torch.eye(4, 3) * torch.tensor([1.0, 4, 7]), False)),
+        (4, 3),
+        reference="none",
+    ),
+    c(
+        "svd wide",
+        lambda x: L.svd(x.mT + torch.eye(3, 4) * torch.tensor([[1.0], [4], [7]]), False),
+        (4, 3),
+        reference="none",
+    ),
     c("qr", lambda x: tuple(L.qr(x + torch.eye(4, 3))), (2, 4, 3), reference="none"),
     c("qr wide", lambda x: tuple(L.qr(x + torch.eye(3, 4))), (3, 4), reference="none"),
-    c("pinv", lambda x: L.pinv(x + torch.eye(4, 3)), (4, 3),
-      reference=lambda x: _pinv(x + torch.eye(4, 3))),
+    c(
+        "pinv",
+        lambda x: L.pinv(x + torch.eye(4, 3)),
+        (4, 3),
+        reference=lambda x: _pinv(x + torch.eye(4, 3)),
+    ),
     c("pinv wide", lambda x: L.pinv(x + torch.eye(3, 4)), (3, 4), reference="none"),
-    c("lstsq", lambda x, y: L.lstsq(x + torch.eye(4, 3), y).solution, (4, 3), (4, 2),
-      reference=lambda x, y: _pinv(x + torch.eye(4, 3)) @ y),
+    c(
+        "lstsq",
+        lambda x, y: L.lstsq(x + torch.eye(4, 3), y).solution,
+        (4, 3),
+        (4, 2),
+        reference=lambda x, y: _pinv(x + torch.eye(4, 3)) @ y,
+    ),
     c("matrix_exp", lambda x: torch.matrix_exp(x), reference=lambda x: _exp(x)),
     c("matrix_norm", lambda x: L.matrix_norm(x)),
-    c("nuclear norm", lambda x: L.matrix_norm(x + torch.diag(torch.arange(1.0, 9, 3)), "nuc"),
-      reference="none"),
+    c(
+        "nuclear norm",
+        lambda x: L.matrix_norm(x + torch.diag(torch.arange(1.0, 9, 3)), "nuc"),
+        reference="none",
+    ),
     c("matrix norm 1", lambda x: L.norm(x + torch.arange(3.0) * 3, 1, dim=(-2, -1))),
 ]
 
@@ -193,7 +238,9 @@ def test_coefficients_are_differentiable(f, twice):
     from ctorch.autodiff import jet
 
     g = torch.Generator().manual_seed(0)
-    x, v, y = (torch.rand(3, 3, dtype=torch.float64, generator=g, requires_grad=True) for _ in range(3))
+    x, v, y = (
+        torch.rand(3, 3, dtype=torch.float64, generator=g, requires_grad=True) for _ in range(3)
+    )
 
     def coefficients(x, v, y):
         value, series = jet(lambda x: f(x, y), (x,), ([v, v * v],))

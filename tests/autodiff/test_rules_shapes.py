@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from tests.autodiff.rule_checks import Case, check
 
-I = torch.tensor([2, 0, 1])
+PLACES = torch.tensor([2, 0, 1])
+SPOTS = torch.tensor([0.0, 0.5, 0.7, 1.5], dtype=torch.float64)
 M = torch.tensor([[True, False, True], [False, True, True]])
 
 
@@ -51,7 +52,7 @@ SHAPES = [
     c("tensor_split", lambda x: torch.tensor_split(x, 3, -1)),
     c("hsplit", lambda x: torch.hsplit(x, [1])),
     c("unbind", lambda x: x.unbind(1)[2]),
-    c("iteration", lambda x: [row for row in x][1]),
+    c("iteration", lambda x: list(x)[1]),
     c("select", lambda x: x.select(1, -1)),
     c("narrow", lambda x: torch.narrow(x, 2, 1, 2)),
     c("diagonal", lambda x: torch.diagonal(x, 1, 1, 2)),
@@ -85,45 +86,62 @@ INDEXING = [
     c("x[i]", lambda x: x[1]),
     c("x[..., i:j, None]", lambda x: x[..., 1:3, None]),
     c("x[:, i]", lambda x: x[:, 1, ::2]),
-    c("x[tensor]", lambda x: x[:, I]),
+    c("x[tensor]", lambda x: x[:, PLACES]),
     c("x[list]", lambda x: x[:, [0, 2]]),
-    c("x[tensor, tensor]", lambda x: x[torch.tensor([[0], [1]]), I]),
-    c("x[tensor, :, tensor]", lambda x: x[torch.tensor([0, 1, 1]), :, I]),
-    c("x[0, :, tensor]", lambda x: x[0, :, I]),
-    c("x[tensor, ..., tensor]", lambda x: x.unsqueeze(1)[torch.tensor([0, 1, 1]), ..., I]),
+    c("x[tensor, tensor]", lambda x: x[torch.tensor([[0], [1]]), PLACES]),
+    c("x[tensor, :, tensor]", lambda x: x[torch.tensor([0, 1, 1]), :, PLACES]),
+    c("x[0, :, tensor]", lambda x: x[0, :, PLACES]),
+    c("x[tensor, ..., tensor]", lambda x: x.unsqueeze(1)[torch.tensor([0, 1, 1]), ..., PLACES]),
     c("x[mask]", lambda x: x[M]),
     c("x[:, mask]", lambda x: x.movedim(-1, 0)[:, M]),
     c("masked_select", lambda x: torch.masked_select(x[..., 0], M)),
-    c("index_select", lambda x: x.index_select(-2, I)),
-    c("gather", lambda x: torch.gather(x, 1, I.reshape(1, 3, 1).expand(2, 3, 2))),
-    c("take_along_dim", lambda x: torch.take_along_dim(x, I.reshape(1, 3, 1), 1)),
-    c("take", lambda x: torch.take(x, I * 7)),
+    c("index_select", lambda x: x.index_select(-2, PLACES)),
+    c("gather", lambda x: torch.gather(x, 1, PLACES.reshape(1, 3, 1).expand(2, 3, 2))),
+    c("take_along_dim", lambda x: torch.take_along_dim(x, PLACES.reshape(1, 3, 1), 1)),
+    c("take", lambda x: torch.take(x, PLACES * 7)),
     c("x[i] = y", lambda x, y: put(x, (slice(None), 1), y), ((2, 3, 4), (4,))),
     c("x[i] = number", lambda x: put(x, (..., 2), 3.0)),
-    c("x[tensor, :, tensor] = y", lambda x, y: put(x, (torch.tensor([0, 1, 1]), slice(None), I), y),
-      ((2, 3, 4), (3, 3))),
+    c(
+        "x[tensor, :, tensor] = y",
+        lambda x, y: put(x, (torch.tensor([0, 1, 1]), slice(None), PLACES), y),
+        ((2, 3, 4), (3, 3)),
+    ),
     c("x[mask] = y", lambda x, y: put(x, M, y), ((2, 3, 4), (4,))),
     c("x[mask] = number", lambda x: put(x, x > 0.3, 1.0), low=0.7),
     c("where", lambda x, y: torch.where(M, x, y), ((2, 3), (3,))),
     c("x.where", lambda x, y: x.where(M, y), ((2, 3), (3,))),
     c("masked_fill", lambda x: x.masked_fill(M.unsqueeze(-1), -1.0)),
     c("masked_scatter", lambda x, y: x.masked_scatter(M.unsqueeze(-1), y), ((2, 3, 4), (30,))),
-    c("index_put", lambda x, y: x.index_put((torch.tensor([0, 0]), torch.tensor([1, 2])), y),
-      ((2, 3, 4), (2, 4))),
-    c("index_put accumulate",
-      lambda x, y: x.index_put((torch.tensor([0, 0]), torch.tensor([1, 1])), y, accumulate=True),
-      ((2, 3, 4), (2, 4))),
-    c("scatter", lambda x, y: x.scatter(1, I[:2].reshape(1, 2, 1).expand(2, 2, 4), y),
-      ((2, 3, 4), (2, 2, 4))),
-    c("scatter number", lambda x: x.scatter(1, I[:2].reshape(1, 2, 1).expand(2, 2, 4), 2.0)),
-    c("scatter_add", lambda x, y: x.scatter_add(1, torch.ones(2, 2, 4, dtype=torch.long), y),
-      ((2, 3, 4), (2, 2, 4))),
-    c("scatter_add of constant",
-      lambda x: torch.ones(2, 3, 4, dtype=x.dtype).scatter_add(
-          1, torch.ones(2, 3, 4, dtype=torch.long), x)),
+    c(
+        "index_put",
+        lambda x, y: x.index_put((torch.tensor([0, 0]), torch.tensor([1, 2])), y),
+        ((2, 3, 4), (2, 4)),
+    ),
+    c(
+        "index_put accumulate",
+        lambda x, y: x.index_put((torch.tensor([0, 0]), torch.tensor([1, 1])), y, accumulate=True),
+        ((2, 3, 4), (2, 4)),
+    ),
+    c(
+        "scatter",
+        lambda x, y: x.scatter(1, PLACES[:2].reshape(1, 2, 1).expand(2, 2, 4), y),
+        ((2, 3, 4), (2, 2, 4)),
+    ),
+    c("scatter number", lambda x: x.scatter(1, PLACES[:2].reshape(1, 2, 1).expand(2, 2, 4), 2.0)),
+    c(
+        "scatter_add",
+        lambda x, y: x.scatter_add(1, torch.ones(2, 2, 4, dtype=torch.long), y),
+        ((2, 3, 4), (2, 2, 4)),
+    ),
+    c(
+        "scatter_add of constant",
+        lambda x: torch.ones(2, 3, 4, dtype=x.dtype).scatter_add(
+            1, torch.ones(2, 3, 4, dtype=torch.long), x
+        ),
+    ),
     c("index_add", lambda x, y: x.index_add(1, torch.tensor([1, 1]), y), ((2, 3, 4), (2, 2, 4))),
-    c("index_copy", lambda x, y: x.index_copy(1, I[:2], y), ((2, 3, 4), (2, 2, 4))),
-    c("index_fill", lambda x: x.index_fill(1, I[:2], 0.5)),
+    c("index_copy", lambda x, y: x.index_copy(1, PLACES[:2], y), ((2, 3, 4), (2, 2, 4))),
+    c("index_fill", lambda x: x.index_fill(1, PLACES[:2], 0.5)),
     c("select_scatter", lambda x, y: torch.select_scatter(x, y, 1, 2), ((2, 3, 4), (2, 4))),
     c("slice_scatter", lambda x, y: torch.slice_scatter(x, y, 1, 0, 2), ((2, 3, 4), (2, 2, 4))),
     c("embedding", lambda x: F.embedding(torch.tensor([[1, 0], [2, 2]]), x[0])),
@@ -137,6 +155,8 @@ REDUCTIONS = [
     c("cumsum", lambda x: x.cumsum(1)),
     c("diff", lambda x: torch.diff(x, 2, 2)),
     c("diff append", lambda x: torch.diff(x, append=x[..., :1])),
+    c("gradient", lambda x: torch.gradient(x, spacing=0.5, dim=(0, 2), edge_order=1)),
+    c("gradient of places", lambda x: torch.gradient(x, spacing=(SPOTS,), dim=-1, edge_order=2)),
     c("trapezoid", lambda x: torch.trapezoid(x, dx=0.3)),
     c("trapezoid x", lambda y, x: torch.trapezoid(y, x, dim=1), ((2, 3, 4), (3,))),
     c("cumulative_trapezoid", lambda x: torch.cumulative_trapezoid(x)),
@@ -192,6 +212,12 @@ FOURIER = [
     c("fftshift", lambda x: torch.fft.fftshift(x, 2)),
     c("spectrum", lambda x: (torch.fft.fft(x) + 3).abs()),
     c("phase", lambda x: torch.angle(torch.fft.fft(x) + 3)),
+    c("stft", lambda x: torch.stft(x.flatten(1), 4, 2, return_complex=True, window=SPOTS)),
+    c(
+        "istft",
+        lambda x: torch.istft(torch.complex(x, x), 4, 2, window=1 + SPOTS),
+        ((3, 4),),
+    ),
     c("real, imag", lambda x: (torch.fft.fft(x).real, torch.fft.fft(x).imag)),
     c("view_as_real", lambda x: torch.view_as_real(torch.fft.fft(x))),
     c("complex products", lambda x: torch.fft.fft(x) * torch.fft.fft(x).conj()),
@@ -199,7 +225,10 @@ FOURIER = [
     c("complex quotient", lambda x: 1 / torch.fft.fft(x)[..., 0] / torch.complex(x, x).sum(-1)),
     c("complex exp", lambda x: torch.exp(torch.complex(x, x * x))),
     c("polar", lambda x: torch.polar(x, x * x)),
-    c("spectral derivative", lambda x: torch.fft.ifft(1j * torch.arange(4) * torch.fft.fft(x)).real),
+    c(
+        "spectral derivative",
+        lambda x: torch.fft.ifft(1j * torch.arange(4) * torch.fft.fft(x)).real,
+    ),
 ]
 
 

@@ -83,9 +83,7 @@ def _direction(
             new = tuple(torch.cat([a, s[n:]]) for a, s in zip(new, finished, strict=True))
         finished = new
     full = max(sizes)
-    padded = [
-        y if y.shape[0] == full else F.pad(y, (0, 0, 0, full - y.shape[0])) for y in outputs
-    ]
+    padded = [y if y.shape[0] == full else F.pad(y, (0, 0, 0, full - y.shape[0])) for y in outputs]
     return torch.stack(padded), finished
 
 
