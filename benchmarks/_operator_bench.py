@@ -95,6 +95,7 @@ class Bench:
     rows: list[dict[str, Any]] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
     only: tuple[str, ...] = ()
+    limits: dict[str, float] = field(default_factory=dict)
 
     def table(
         self,
@@ -134,13 +135,25 @@ class Bench:
         return any(part in name for part in self.only)
 
     def faster(
-        self, text: str, cases: dict[str, Case], ours: str, peers: Sequence[str], bound: float
+        self,
+        text: str,
+        cases: dict[str, Case],
+        ours: str,
+        peers: Sequence[str],
+        bound: float,
+        floor: Case | None = None,
     ) -> None:
-        """A goal: at least ``bound`` times faster than the fastest of the peers."""
+        """A goal: at least ``bound`` times faster than the fastest of the peers.
+
+        ``floor``: the bare products, which say what can be reached at all.
+        """
         there = [cases[name] for name in peers if name in cases]
         ratio = None
         if there and ours in cases:
-            ratio = Ratio.of(min(there, key=lambda case: case.median), cases[ours])
+            fastest = min(there, key=lambda case: case.median)
+            ratio = Ratio.of(fastest, cases[ours])
+            if floor is not None and floor.seconds:
+                self.limits[text] = fastest.median / floor.median
         self.goals.append(Goal(text, None if ratio is None else ratio.value, bound, ratio=ratio))
 
     def at_most(
@@ -163,7 +176,8 @@ class Bench:
             self.out.write_text(json.dumps(found, indent=1))
 
     def show_goals(self) -> None:
-        print("\n### Goals\n\n| goal | to reach | measured | quartiles | |\n|---|---|---|---|---|")
+        print("\n### Goals\n\n| goal | to reach | measured | quartiles | products alone | |")
+        print("|---|---|---|---|---|---|")
         for goal in self.goals:
             sign = ">=" if goal.at_least else "<="
             measured = "-" if goal.reached is None else f"{goal.reached:.3g}{goal.unit}"
@@ -171,7 +185,9 @@ class Bench:
             quartiles = "" if ratio is None else f"{ratio.low:.2f} to {ratio.high:.2f}"
             verdict = {True: "reached", False: "**missed**", None: "not measured"}[goal.passed]
             target = f"{sign} {goal.bound:g}{goal.unit}"
-            print(f"| {goal.text} | {target} | {measured} | {quartiles} | {verdict} |")
+            limit = self.limits.get(goal.text)
+            most = "" if limit is None else f"{limit:.3g}x"
+            print(f"| {goal.text} | {target} | {measured} | {quartiles} | {most} | {verdict} |")
         self.save()
 
 

@@ -124,11 +124,13 @@ def jet(bench: Bench) -> None:
         ours, text, (nested, peer) = "ctorch, a plain net", f"y_{order}", bounds[order]
         bench.at_most(f"{text}, plain net over products", found, ours, floor, 1.25)
         bench.at_most(f"{text}, any module over products", found, "ctorch, any module", floor, 2.5)
-        bench.faster(f"{text} against nested jvp", found, ours, ["torch, nested jvp"], nested)
-        bench.faster(
-            f"{text} against torch-jet", found, ours, ["torch-jet", "torch-jet, graph"], peer
-        )
-        bench.faster(f"{text} against JAX", found, ours, ["jax, nested jvp", "jax.jet"], 1.3)
+        for name, rivals, bound in (
+            ("nested jvp", ["torch, nested jvp"], nested),
+            ("torch-jet", ["torch-jet"], peer),
+            ("torch-jet's graph", ["torch-jet, graph"], peer),
+            ("JAX", ["jax, nested jvp", "jax.jet"], 1.3),
+        ):
+            bench.faster(f"{text} against {name}", found, ours, rivals, bound, floor)
         if order == 6 and bench.dtype == torch.float32 and ours in found:
             error = next(r["error"] for r in bench.rows[::-1] if r["method"] == ours)
             bench.figure(f"{text}, relative error", error, 5e-7, least=False)
@@ -186,8 +188,9 @@ def series_gradient(bench: Bench, problem: Mlp, order: int) -> None:
     best = [name for name in found if name.startswith("jax")]
     over_jax, over_nested = {3: (1.3, 5), 6: (2.5, 40)}[order]
     ours, text = "ctorch, a plain net", f"gradient of R_{order}"
-    bench.faster(f"{text} against the best of JAX", found, ours, best, over_jax)
-    bench.faster(f"{text} against nested jvp", found, ours, ["torch, nested jvp"], over_nested)
+    bench.faster(f"{text} against the best of JAX", found, ours, best, over_jax, floor)
+    nested = ["torch, nested jvp"]
+    bench.faster(f"{text} against nested jvp", found, ours, nested, over_nested, floor)
 
 
 def solution_derivative(problem: Mlp, order: int) -> torch.Tensor:
@@ -236,9 +239,11 @@ def laplacian(bench: Bench) -> None:
         found = bench.table(f"Laplacian, {d}-256-256-64-1", cases, exact, floor)
         plain, text = "ctorch, a plain net", f"Laplacian, d = {d}"
         bench.at_most(f"{text}, over products", found, plain, floor, 1.3)
-        bench.faster(f"{text} against hessian", found, plain, ["torch.func.hessian"], 4.5)
-        bench.faster(f"{text} against torch-jet", found, plain, ["torch-jet, collapsed"], 2.3)
-        bench.faster(f"{text} against folx", found, plain, ["folx"], bounds[d])
+        bench.faster(f"{text} against hessian", found, plain, ["torch.func.hessian"], 4.5, floor)
+        bench.faster(
+            f"{text} against torch-jet", found, plain, ["torch-jet, collapsed"], 2.3, floor
+        )
+        bench.faster(f"{text} against folx", found, plain, ["folx"], bounds[d], floor)
         laplacian_gradient(bench, problem, ours, d)
 
 
@@ -266,6 +271,7 @@ def laplacian_gradient(
         "ctorch, a plain net",
         ["torch-jet, collapsed"],
         2,
+        floor,
     )
 
 
@@ -302,7 +308,7 @@ def divergence(bench: Bench) -> None:
             continue
         least = 2 if hidden == 3 else 20
         text = f"divergence, d = 64, {hidden} hidden layers"
-        bench.faster(f"{text}, against torch", found, plain, ways, least)
+        bench.faster(f"{text}, against torch", found, plain, ways, least, floor)
         if hidden == 2:
             probe_case = found.get("torch, Hutchinson, 1 probe")
             bench.at_most(f"{text}, over a Hutchinson probe", found, plain, probe_case, 1.0)
@@ -336,11 +342,11 @@ def psiformer(bench: Bench) -> None:
         title = f"PsiFormer-like net, {n} electrons, {batch} walkers: Laplacian"
         found = bench.table(title, cases, exact, floor, error=middle)
         text = f"PsiFormer, N = {n}"
-        bench.faster(f"{text}, against HVPs", found, "ctorch", ["torch, loop of HVPs"], 2.5)
+        bench.faster(f"{text}, against HVPs", found, "ctorch", ["torch, loop of HVPs"], 2.5, floor)
         rivals = [name for name in found if name.startswith("folx")]
         if n >= 10:
             bound = 1.5 if n >= 20 else 1
-            bench.faster(f"{text}, against folx", found, "ctorch", rivals, bound)
+            bench.faster(f"{text}, against folx", found, "ctorch", rivals, bound, floor)
 
 
 def coverage(bench: Bench) -> None:
