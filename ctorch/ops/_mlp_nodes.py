@@ -66,7 +66,7 @@ def divergence(net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
     if len(net.weights) < 2:
         return reference.divergence(net, x)
     if len(net.weights) <= 3:
-        return reference.closed_divergence(net, x)
+        return _closed_divergence(net, x)
     rows, close = reference.trace_ends(net)
     tensors = _for_kernel("mlp_divergence", net, x, rows, close)
     if tensors is None:
@@ -74,6 +74,17 @@ def divergence(net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
     return cast(
         tuple[Tensor, Tensor], Rule(net, kernels.Divergence(net), reference.divergence)(tensors, 3)
     )
+
+
+def _closed_divergence(net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
+    if len(net.weights) == 2 or x.numel() == 0:
+        return reference.closed_divergence(net, x)
+    mix = reference.closed_mix(net)
+    tensors = _for_kernel("mlp_closed_divergence", net, x, mix)
+    if tensors is None:
+        return reference.closed_divergence(net, x, mix)
+    rule = Rule(net, kernels.ClosedDivergence(net), reference.closed_divergence)
+    return cast(tuple[Tensor, Tensor], rule(tensors, 2))
 
 
 # ---- the choice --------------------------------------------------------------------------------
