@@ -80,9 +80,9 @@ std::tuple<Tensor, Tensor> mlp_series(const Tensor& x, Tensors weights, Tensors 
   return {out, kept};
 }
 
-Tensors mlp_series_backward(const Tensor& g, const Tensor& kept, const Tensor& x,
-                            const Tensor& out, Tensors weights, Tensors biases,
-                            int64_t activation, double param, int64_t order_) {
+Tensors mlp_series_backward(const Tensor& g, const Tensor& kept, const Tensor& x, const Tensor& out,
+                            Tensors weights, Tensors biases, int64_t activation, double param,
+                            int64_t order_) {
   const Net net("mlp_series_backward", x, weights, biases, activation, param);
   const int order = read_order(net.op, order_);
   require(net.inputs == net.outputs, net.op, ": the net must have as many outputs as inputs");
@@ -171,8 +171,7 @@ std::tuple<Tensor, Tensor, Tensor> mlp_divergence(const Tensor& x, const Tensor&
 
 Tensors mlp_divergence_backward(const Tensor& g_value, const Tensor& g_trace, const Tensor& kept,
                                 const Tensor& x, const Tensor& rows, const Tensor& close,
-                                Tensors weights, Tensors biases, int64_t activation,
-                                double param) {
+                                Tensors weights, Tensors biases, int64_t activation, double param) {
   const Net net("mlp_divergence_backward", x, weights, biases, activation, param);
   return tangents_derivative(net, g_value, nullptr, g_trace, kept, x, rows, &close);
 }

@@ -8,7 +8,7 @@ the derivative from the inputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +28,7 @@ Tensors = Sequence[Tensor]
 NET = "Tensor[] weights, Tensor[] biases, int activation, float param"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _registered(operator: str) -> bool:
     return _kernels.implementation(operator, "cpu") == "native"
 
@@ -95,14 +95,28 @@ def _derivative_kept(x: Tensor, weights: Tensors, order: int) -> int:
 
 
 def _derivative_fake(
-    x: Tensor, v: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, order: int, keep: bool
+    x: Tensor,
+    v: Tensor,
+    weights: Tensors,
+    biases: Tensors,
+    act: int,
+    p: float,
+    order: int,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     kept = _derivative_kept(x, weights, order) if keep else 0
     return x.new_empty(x.shape[0], weights[-1].shape[0]), x.new_empty(kept)
 
 
 def _derivative_reference(
-    x: Tensor, v: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, order: int, keep: bool
+    x: Tensor,
+    v: Tensor,
+    weights: Tensors,
+    biases: Tensors,
+    act: int,
+    p: float,
+    order: int,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     out = reference.derivative(_net(weights, biases, act, p), x, v, order)
     return out, x.new_zeros(_derivative_kept(x, weights, order) if keep else 0)
@@ -411,9 +425,7 @@ class Series(_Kernel):
         """Gradients of all tensors."""
         out, kept = kept
         net = self.net(tensors, 1)
-        found = mlp_series_backward(
-            grads[0].contiguous(), kept, tensors[0], out, *net, self.order
-        )
+        found = mlp_series_backward(grads[0].contiguous(), kept, tensors[0], out, *net, self.order)
         return self.ordered(found, 1)
 
 
@@ -421,9 +433,7 @@ class Series(_Kernel):
 
 
 def _closed_kept(x: Tensor, weights: Tensors, keep: bool) -> Tensor:
-    return x.new_zeros(
-        x.shape[0] * (weights[0].shape[0] + 2 * weights[1].shape[0]) if keep else 0
-    )
+    return x.new_zeros(x.shape[0] * (weights[0].shape[0] + 2 * weights[1].shape[0]) if keep else 0)
 
 
 def _closed_fake(

@@ -31,7 +31,9 @@ def derivative(net: MLP, x: Tensor, v: Tensor, order: int) -> Tensor:
     tensors = _for_kernel("mlp_derivative", net, x, v)
     if tensors is None or order > kernels.MAX_ORDER:
         return reference.derivative(net, x, v, order)
-    rule = Rule(net, kernels.Derivative(net, order), lambda n, x, v: reference.derivative(n, x, v, order))
+    rule = Rule(
+        net, kernels.Derivative(net, order), lambda n, x, v: reference.derivative(n, x, v, order)
+    )
     return cast(Tensor, rule(tensors, 2))
 
 
@@ -137,7 +139,9 @@ class Rule:
         """The derivative of the reference, with a graph of its own."""
         with torch.enable_grad():
             # a tensor given twice has a gradient in each place
-            copies = [x.view_as(x) if n else x.detach() for x, n in zip(tensors, needed, strict=True)]
+            copies = [
+                x.view_as(x) if n else x.detach() for x, n in zip(tensors, needed, strict=True)
+            ]
             outputs = self.again(self._net_of(copies), *copies[: self.before])
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             pairs = [

@@ -145,7 +145,7 @@ _ORDERS: dict[str, Callable[[int, Series, float], Tensor]] = {
     "gelu_tanh": _gelu_tanh,
 }
 ACTIVATIONS: tuple[str, ...] = tuple(_ORDERS)
-"""In the order of their numbers in csrc/mlp/activations.h."""
+"""In the order of their numbers in csrc/mlp/arith.h."""
 
 
 # ---- value and first two slopes of an activation -----------------------------------------------
