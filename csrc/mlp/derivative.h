@@ -39,7 +39,7 @@ void derivative_forward(const Net& net, const Tensor& x, const Tensor& v, int or
                         Tensor* kept) {
   const auto layers = net.layers<T>();
   const KeptJets places(net, order);
-  // what is kept is read by blocks of the backward pass
+  // what is kept is laid out by the blocks of the backward pass
   const Blocks blocks = derivative_blocks(net, order, sizeof(T), kept != nullptr);
   const int64_t planes = order + 1, room = planes * blocks.size * net.widest;
   const int64_t ends = 2 * blocks.size * net.inputs;

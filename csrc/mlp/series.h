@@ -21,6 +21,8 @@ struct KeptSeries {
   int64_t row = 0;  // numbers a sample
 };
 
+constexpr int64_t kBarSeries = 4;  // y, u and the cotangents of y and z
+
 inline Blocks series_blocks(const Net& net, int orders, int64_t series, int64_t element) {
   const int64_t sample = (net.depth - 1) * series * orders * net.widest * element;
   return Blocks(net.batch, sample, 32);
@@ -32,7 +34,8 @@ void series_forward(const Net& net, const Tensor& x, int order, Tensor& out, Ten
   const KeptSeries places(net, order);
   const auto& loop = loops<T>();
   const int count = loop.series(net.activation), hidden = net.depth - 1;
-  const Blocks blocks = series_blocks(net, order, count, sizeof(T));
+  // what is kept is laid out by the blocks of the backward pass
+  const Blocks blocks = series_blocks(net, order, kept == nullptr ? count : kBarSeries, sizeof(T));
   const int64_t d = net.inputs, most = blocks.size * net.widest * order, step = net.batch * d;
   T* to = data<T>(out);
   std::copy_n(data<T>(x), step, to);
@@ -105,7 +108,7 @@ void series_backward(const Net& net, const Tensor& out, int order, const Tensor&
   const auto layers = net.layers<T>();
   const KeptSeries places(net, order);
   const auto& loop = loops<T>();
-  const Blocks blocks = series_blocks(net, order, 4, sizeof(T));
+  const Blocks blocks = series_blocks(net, order, kBarSeries, sizeof(T));
   const int64_t d = net.inputs, step = net.batch * d;
   const int64_t most = blocks.size * std::max(net.widest, d) * order;
   const int64_t ends = (order + 1) * blocks.size * d;

@@ -77,7 +77,8 @@ void tangents_forward(const Tangents& t, const Tensor& x, const Tensor& rows, co
                       Tensor& value, Tensor& moved, Tensor& second, Tensor* kept) {
   const Net& net = t.net;
   const auto layers = net.layers<T>();
-  const Blocks blocks = t.blocks(sizeof(T), false);
+  // what is kept is laid out by the blocks of the backward pass
+  const Blocks blocks = t.blocks(sizeof(T), kept != nullptr);
   const int64_t room = t.planes() * blocks.size * net.widest, slope = blocks.size * net.widest;
   const int64_t ends = t.last_planes() * blocks.size * net.outputs;
   const auto& loop = loops<T>();
