@@ -1,5 +1,6 @@
 // Taylor coefficients of the solution of x' = f(x), one sweep through the net an order, and their
-// adjoint: again one sweep an order, from the highest down, and one product a layer for the weights.
+// adjoint: again one sweep an order, from the highest down, and one product a layer for the
+// weights.
 #pragma once
 
 #include "net.h"
@@ -20,6 +21,8 @@ struct KeptSeries {
   int64_t row = 0;  // numbers a sample
 };
 
+constexpr int64_t kBarSeries = 4;  // y, u and the cotangents of y and z
+
 inline Blocks series_blocks(const Net& net, int orders, int64_t series, int64_t element) {
   const int64_t sample = (net.depth - 1) * series * orders * net.widest * element;
   return Blocks(net.batch, sample, 32);
@@ -31,7 +34,8 @@ void series_forward(const Net& net, const Tensor& x, int order, Tensor& out, Ten
   const KeptSeries places(net, order);
   const auto& loop = loops<T>();
   const int count = loop.series(net.activation), hidden = net.depth - 1;
-  const Blocks blocks = series_blocks(net, order, count, sizeof(T));
+  // what is kept is laid out by the blocks of the backward pass
+  const Blocks blocks = series_blocks(net, order, kept == nullptr ? count : kBarSeries, sizeof(T));
   const int64_t d = net.inputs, most = blocks.size * net.widest * order, step = net.batch * d;
   T* to = data<T>(out);
   std::copy_n(data<T>(x), step, to);
@@ -69,10 +73,10 @@ struct SeriesAdjoint {
   const std::vector<Layer<T>>& layers;
   int order;
   int64_t r, most;
-  const T* keep;      // y and u of each hidden layer
+  const T* keep;  // y and u of each hidden layer
   const KeptSeries& places;
-  T *x, *x_bar;       // coefficients of the solution and their cotangents [K+1, r, d]
-  T* bars;            // of each layer: y_bar and z_bar, [K, r, n] each
+  T *x, *x_bar;  // coefficients of the solution and their cotangents [K+1, r, d]
+  T* bars;       // of each layer: y_bar and z_bar, [K, r, n] each
 
   T* y_bar(int l) const { return bars + 2 * l * most; }
   T* z_bar(int l) const { return bars + (2 * l + 1) * most; }
@@ -82,7 +86,7 @@ struct SeriesAdjoint {
   void sweep(int k, const Loops<T>& loop) const {
     const int last = net.depth - 1;
     const int64_t ends = r * net.inputs;
-    const T *from = x_bar + (k + 1) * ends;
+    const T* from = x_bar + (k + 1) * ends;
     T* out_bar = z_bar(last) + k * ends;
     for (int64_t i = 0; i < ends; ++i) out_bar[i] = from[i] * (T(1) / T(k + 1));
     for (int l = last; l >= 0; --l) {
@@ -92,8 +96,8 @@ struct SeriesAdjoint {
         return multiply<T>(r, layer.in, layer.out, bar, layer.weight, x_bar + k * ends, 1, 1);
       const int64_t plane = r * layer.in;
       multiply<T>(r, layer.in, layer.out, bar, layer.weight, y_bar(l - 1) + k * plane);
-      loop.step_derivative({k, order, plane, plane, y(l - 1) + order * plane, y_bar(l - 1),
-                            z_bar(l - 1)});
+      loop.step_derivative(
+          {k, order, plane, plane, y(l - 1) + order * plane, y_bar(l - 1), z_bar(l - 1)});
     }
   }
 };
@@ -104,7 +108,7 @@ void series_backward(const Net& net, const Tensor& out, int order, const Tensor&
   const auto layers = net.layers<T>();
   const KeptSeries places(net, order);
   const auto& loop = loops<T>();
-  const Blocks blocks = series_blocks(net, order, 4, sizeof(T));
+  const Blocks blocks = series_blocks(net, order, kBarSeries, sizeof(T));
   const int64_t d = net.inputs, step = net.batch * d;
   const int64_t most = blocks.size * std::max(net.widest, d) * order;
   const int64_t ends = (order + 1) * blocks.size * d;
@@ -118,16 +122,15 @@ void series_backward(const Net& net, const Tensor& out, int order, const Tensor&
       std::copy_n(data<T>(out) + k * step + begin * d, r * d, x + k * r * d);
       std::copy_n(data<T>(g) + k * step + begin * d, r * d, bar + k * r * d);
     }
-    const SeriesAdjoint<T> adjoint{net, layers, order, r, most,
-                                   data<T>(kept) + begin * places.row, places, x, bar, scratch};
+    const SeriesAdjoint<T> adjoint{
+        net, layers, order, r, most, data<T>(kept) + begin * places.row, places, x, bar, scratch};
     for (int k = order - 1; k >= 0; --k) adjoint.sweep(k, loop);
     std::copy_n(bar, r * d, data<T>(x_bar) + begin * d);
     for (int l = 0; l < net.depth; ++l) {
       const Layer<T>& layer = layers[l];
       multiply_outer<T>(layer.out, layer.in, order * r, adjoint.z_bar(l), adjoint.y(l - 1),
                         sums.of(lane, 2 * l), 1);
-      if (layer.bias != nullptr)
-        add_rows(sums.of(lane, 2 * l + 1), adjoint.z_bar(l), r, layer.out);
+      if (layer.bias != nullptr) add_rows(sums.of(lane, 2 * l + 1), adjoint.z_bar(l), r, layer.out);
     }
   });
 }

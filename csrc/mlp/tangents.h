@@ -77,7 +77,8 @@ void tangents_forward(const Tangents& t, const Tensor& x, const Tensor& rows, co
                       Tensor& value, Tensor& moved, Tensor& second, Tensor* kept) {
   const Net& net = t.net;
   const auto layers = net.layers<T>();
-  const Blocks blocks = t.blocks(sizeof(T), false);
+  // what is kept is laid out by the blocks of the backward pass
+  const Blocks blocks = t.blocks(sizeof(T), kept != nullptr);
   const int64_t room = t.planes() * blocks.size * net.widest, slope = blocks.size * net.widest;
   const int64_t ends = t.last_planes() * blocks.size * net.outputs;
   const auto& loop = loops<T>();
@@ -143,9 +144,10 @@ void tangents_backward(const Tangents& t, const Tensor& x, const Tensor& rows, c
       *slopes = above + room, *out_bar = slopes + 3 * slope;
     const T* keep = data<T>(kept) + begin * t.kept_row;
     for_outputs(t, begin, r, out_bar, [&](int64_t p, int64_t sample, T* to, int64_t o) {
-      const T* from = p == 0                     ? data<T>(*bars.value) + sample * o
-                      : p + 1 == t.last_planes() ? data<T>(*bars.second) + sample * o
-                                                 : data<T>(*bars.moved) + (sample * t.count + p - 1) * o;
+      const T* from = p == 0 ? data<T>(*bars.value) + sample * o
+                      : p + 1 == t.last_planes()
+                          ? data<T>(*bars.second) + sample * o
+                          : data<T>(*bars.moved) + (sample * t.count + p - 1) * o;
       std::copy_n(from, o, to);
     });
     multiply<T>(t.last_planes() * r, layers[last].in, net.outputs, out_bar, layers[last].weight,

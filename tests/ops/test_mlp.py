@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from ctorch.ops import _mlp_kernels as kernels
 from ctorch.ops import _mlp_reference as reference
 from ctorch.ops import mlp
 from tests.ops.mlp_problems import (
@@ -40,6 +41,14 @@ def strict(actual: Any, expected: Any) -> None:
 def normalized(y: Tensor, order: int) -> Tensor:
     """The Taylor coefficient, which does not grow with the order as a derivative does."""
     return y / math.factorial(order)
+
+
+def bare(sizes: tuple[int, ...]) -> tuple[list[Tensor], list[Tensor], int, float]:
+    """A net as the bare operators take it, the second bias missing."""
+    tensors = net_tensors(sizes)
+    weights, biases = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+    biases[1] = biases[1][:0]
+    return weights, biases, mlp.ACTIVATIONS.index("silu"), 0.0
 
 
 class MLPObligations(Obligations):
@@ -103,7 +112,13 @@ class TestDerivative(MLPObligations):
         return Problem(way(mlp.derivative), way(reference.derivative), tuple(tensors), name=name)
 
     def calls(self) -> list[tuple[Any, tuple[Any, ...]]]:
-        return []
+        x, v, net = rand((3, 2)), rand((3, 2), 1), bare((2, 5, 4, 3))
+        ops, g = torch.ops.ctorch, rand((3, 3), 2)
+        kept = ops.mlp_derivative.default(x, v, *net, 3, True)[1]
+        return [
+            (ops.mlp_derivative.default, (x, v, *net, 3, False)),
+            (ops.mlp_derivative_backward.default, (g, kept, x, v, *net, 3)),
+        ]
 
     def bad_calls(self) -> list[tuple[Callable[[], Any], type[Exception], str]]:
         net, x = net_of(net_tensors((3, 4, 2))), rand((5, 3))
@@ -152,7 +167,12 @@ class TestSeries(MLPObligations):
         return Problem(way(mlp.series), way(reference.series), tuple(tensors), name=name)
 
     def calls(self) -> list[tuple[Any, tuple[Any, ...]]]:
-        return []
+        x, net, ops, g = rand((3, 2)), bare((2, 5, 4, 2)), torch.ops.ctorch, rand((4, 3, 2), 2)
+        out, kept = ops.mlp_series.default(x, *net, 3, True)
+        return [
+            (ops.mlp_series.default, (x, *net, 3, False)),
+            (ops.mlp_series_backward.default, (g, kept, x, out, *net, 3)),
+        ]
 
     def bad_calls(self) -> list[tuple[Callable[[], Any], type[Exception], str]]:
         net, x = net_of(net_tensors((3, 4, 2))), rand((5, 3))
@@ -201,7 +221,17 @@ class TestLaplacian(MLPObligations):
         return Problem(operator, by_reference, tuple(tensors), name=name)
 
     def calls(self) -> list[tuple[Any, tuple[Any, ...]]]:
-        return []
+        x, net, ops, g = rand((3, 2)), bare((2, 5, 4, 1)), torch.ops.ctorch, rand((3, 1), 2)
+        rows, moved = rand((4, 5), 3), rand((3, 4, 1), 4)
+        calls: list[tuple[Any, tuple[Any, ...]]] = []
+        for g_moved in (None, moved):
+            gradient = g_moved is not None
+            kept = ops.mlp_laplacian.default(x, rows, *net, gradient, True)[3]
+            calls += [
+                (ops.mlp_laplacian.default, (x, rows, *net, gradient, False)),
+                (ops.mlp_laplacian_backward.default, (g, g_moved, g, kept, x, rows, *net)),
+            ]
+        return calls
 
     def bad_calls(self) -> list[tuple[Callable[[], Any], type[Exception], str]]:
         net, x = net_of(net_tensors((3, 4, 2))), rand((5, 3))
@@ -267,7 +297,19 @@ class TestDivergence(MLPObligations):
         ]
 
     def calls(self) -> list[tuple[Any, tuple[Any, ...]]]:
-        return []
+        x, ops, g, g_trace = rand((3, 2)), torch.ops.ctorch, rand((3, 2), 2), rand((3,), 3)
+        net, rows, close = bare((2, 5, 4, 2)), rand((6, 5), 4), rand((6, 4), 5)
+        mix = rand((4, 5), 6)
+        kept = ops.mlp_divergence.default(x, rows, close, *net, True)[2]
+        of_closed = ops.mlp_closed_divergence.default(x, mix, *net, True)[2]
+        backward = ops.mlp_closed_divergence_backward.default
+        return [
+            (ops.mlp_divergence.default, (x, rows, close, *net, False)),
+            (ops.mlp_divergence_backward.default, (g, g_trace, kept, x, rows, close, *net)),
+            (ops.mlp_closed_divergence.default, (x, mix, *net, False)),
+            (backward, (g, g_trace, of_closed, x, mix, *net, True)),
+            (backward, (None, g_trace, of_closed, x, mix, *net, False)),
+        ]
 
     def bad_calls(self) -> list[tuple[Callable[[], Any], type[Exception], str]]:
         net, x = net_of(net_tensors((3, 4, 2))), rand((5, 3))
@@ -293,6 +335,83 @@ class TestDivergence(MLPObligations):
 
 def nested(net: mlp.MLP, x: Tensor) -> tuple[Tensor, Tensor]:
     return reference.divergence(net, x)
+
+
+CALLS: dict[str, Callable[[mlp.MLP, Tensor], Any]] = {
+    "derivative": lambda net, x: mlp.derivative(net, x, x, 3),
+    "series": lambda net, x: mlp.series(net, x, 3),
+    "laplacian": lambda net, x: mlp.laplacian(net, x)[2],
+    "divergence": lambda net, x: mlp.divergence(net, x)[1],
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("sizes", [(3, 4, 5, 3), (3, 4, 5, 4, 3)], ids=str)
+def test_kernels_serve_eager_calls_and_their_gradients(
+    name: str, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernels.available("mlp_derivative"):
+        pytest.skip("no kernels")
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the reference was called")
+
+    for function in ("derivative", "series", "laplacian", "divergence", "closed_divergence"):
+        monkeypatch.setattr(reference, function, refuse)
+    tensors = [t.requires_grad_() for t in net_tensors(sizes)]
+    out = CALLS[name](net_of(tensors), rand((5, 3)).requires_grad_())
+    torch.autograd.grad(out.sum(), tensors[:2])
+    with pytest.raises(AssertionError, match="the reference was called"):
+        torch.func.vmap(lambda x: CALLS[name](net_of(tensors), x[None]))(rand((5, 3)))
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("sizes", [(20, 130, 70, 20), (20, 90, 130, 70, 20)], ids=str)
+def test_many_blocks_give_what_one_sample_at_a_time_gives(
+    name: str, sizes: tuple[int, ...]
+) -> None:
+    tensors = [t.requires_grad_() for t in net_tensors(sizes)]
+    net, x, call = net_of(tensors, "sigmoid"), rand((301, 20)), CALLS[name]
+    together = call(net, x)
+    dim = 1 if name == "series" else 0
+    alone = torch.cat([call(net, one) for one in x.split(1)], dim)
+    strict(together, alone)
+    grads = [torch.autograd.grad(out.sin().sum(), tensors[:4]) for out in (together, alone)]
+    for a, e in zip(*grads, strict=True):
+        strict(a, e)
+
+
+def test_a_result_may_be_changed_in_place() -> None:
+    w = net_tensors((3, 4, 3))
+    for t in w:
+        t.requires_grad_()
+    x, grads = rand((5, 3)), []
+    for change in (True, False):
+        out = mlp.series(net_of(w), x, 3)
+        out = out.mul_(2) if change else 2 * out
+        grads.append(torch.autograd.grad(out.sin().sum(), w))
+    for a, e in zip(*grads, strict=True):
+        strict(a, e)
+
+
+def test_a_tensor_given_twice_has_one_gradient() -> None:
+    net, x = net_of(net_tensors((3, 4, 2))), rand((5, 3)).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: mlp.derivative(net, x, x, 2), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_other_dtypes_go_by_the_reference(dtype: torch.dtype) -> None:
+    tensors, x = [t.to(dtype) for t in net_tensors((3, 4, 3))], rand((5, 3)).to(dtype)
+    for call in CALLS.values():
+        assert call(net_of(tensors), x).dtype == dtype
+
+
+def test_autocast_is_respected() -> None:
+    tensors = [t.float() for t in net_tensors((3, 4, 2))]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert mlp.derivative(
+            net_of(tensors), rand((5, 3)).float(), rand((3,)).float(), 2
+        ).dtype == (torch.bfloat16)
 
 
 def test_a_net_may_be_called() -> None:
