@@ -14,14 +14,26 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ctorch.ops import _jet_reference as reference
-from ctorch.ops import jet
+from ctorch.ops import _kernels, jet
 from tests.ops.jet_problems import ELEMENTARY, F64, PARAM, Drawn, nested, rand, series
 from tests.ops.obligations import Obligations, Problem, needs_cuda
 
 BadCalls = list[tuple[Callable[[], Any], type[Exception], str]]
 
 
-class TestUnary(Obligations):
+def of_kernels(*calls: Any) -> BadCalls:
+    """Wrong calls of bare operators: their kernels refuse them, a reference takes what it can."""
+    return list(calls) if _kernels.HAS_KERNELS else []
+
+
+class TaylorObligations(Obligations):
+    def test_bits_do_not_depend_on_threads(self) -> None:
+        if not _kernels.HAS_KERNELS:
+            pytest.skip("torch's own functions round by where a thread begins")
+        super().test_bits_do_not_depend_on_threads()
+
+
+class TestUnary(TaylorObligations):
     def draw(self, data: st.DataObject) -> Problem:
         drawn = Drawn(data)
         name = data.draw(st.sampled_from(jet.UNARY), "name")
@@ -79,8 +91,10 @@ class TestUnary(Obligations):
             (lambda: jet.unary(x.int(), "tanh"), TypeError, "x must .*float32 or float64"),
             (lambda: jet.unary(x[0, 0], "tanh"), ValueError, "x must be a stack"),
             (lambda: jet.unary_last(x[:0], "tanh"), ValueError, "x must be a stack"),
-            (lambda: op(x, 99, 3, 0.0, 0, False), (RuntimeError, IndexError), "number 99|range"),
-        ]
+        ] + of_kernels(
+            (lambda: op(x, 99, 3, 0.0, 0, False), RuntimeError, "number 99"),
+            (lambda: op(x, 0, 1, 0.0, 0, False), RuntimeError, "x has more coefficients"),
+        )
 
     def test_law(self) -> None:
         """sin^2 + cos^2 = 1 as series; log undoes exp."""
@@ -141,7 +155,7 @@ class TestUnary(Obligations):
             assert torch.equal(y.isnan(), expected), name
 
 
-class TestUnaryBackward(Obligations):
+class TestUnaryBackward(TaylorObligations):
     def draw(self, data: st.DataObject) -> Problem:
         drawn = Drawn(data)
         name = data.draw(st.sampled_from(jet.UNARY), "name")
@@ -184,11 +198,10 @@ class TestUnaryBackward(Obligations):
 
     def bad_calls(self) -> BadCalls:
         x, op = torch.ones(3, 2), torch.ops.ctorch.jet_unary_backward.default
-        wrong = (RuntimeError, IndexError)
-        return [
-            (lambda: op(x[:, :1].double(), x.int(), 0, 2, 0.0, 1, False), wrong, "dtype|float|imp"),
-            (lambda: op(torch.ones(3, 5), x, 0, 2, 0.0, 1, False), wrong, "g does not|size"),
-        ]
+        return of_kernels(
+            (lambda: op(x.double(), x, 0, 2, 0.0, 1, False), RuntimeError, "g must have dtype"),
+            (lambda: op(x[:, :1], x, 0, 2, 0.0, 1, False), RuntimeError, "g does not have"),
+        )
 
     def test_law(self) -> None:
         """The transpose of the tangent map: <g, J v> = <J^T g, v>."""
@@ -201,7 +214,7 @@ class TestUnaryBackward(Obligations):
             assert_close((g * tangent).sum(), (transposed * v).sum())
 
 
-class Pairs(Obligations):
+class Pairs(TaylorObligations):
     """What mul, div and correlate share."""
 
     operator: Callable[..., Tensor]
@@ -295,7 +308,7 @@ class TestCorrelate(Pairs):
         assert jet.correlate(g, y).shape == y.shape
 
 
-class TestLaplacian(Obligations):
+class TestLaplacian(TaylorObligations):
     def draw(self, data: st.DataObject) -> Problem:
         shape = data.draw(st.sampled_from([(), (3,), (0, 2), (5, 2), (4, 31), (3, 700)]), "shape")
         shared = data.draw(st.integers(0, len(shape)), "shared dimensions")
