@@ -125,7 +125,9 @@ class Lap(Propagated):
         shape = self.shape if shape is None else shape
         x = self.fitted(shape)
         return Lap(
-            fn(x._value), fn(forms.widened(x.rows, len(shape))), x.lap if x.lap is None else fn(x.lap),
+            fn(x._value),
+            fn(forms.widened(x.rows, len(shape))),
+            x.lap if x.lap is None else fn(x.lap),
             x.axes,
         )
 
@@ -148,13 +150,18 @@ class Lap(Propagated):
         count = laps[0].dense().shape[0]
         value = fn([part._value if isinstance(part, Lap) else part for part in parts])
         rows = [
-            part.densified().full() if isinstance(part, Lap) else part.new_zeros(()).expand(count, *part.shape)
+            part.densified().full()
+            if isinstance(part, Lap)
+            else part.new_zeros(()).expand(count, *part.shape)
             for part in parts
         ]
         lap = None
         if any(part.lap is not None for part in laps):
             lap = fn(
-                [part.laplacian() if isinstance(part, Lap) else torch.zeros_like(part) for part in parts]
+                [
+                    part.laplacian() if isinstance(part, Lap) else torch.zeros_like(part)
+                    for part in parts
+                ]
             )
         return Lap(value, forms.squeezed(fn(rows)), lap)
 
@@ -164,7 +171,9 @@ class Lap(Propagated):
 
     def integrate(self, value: Tensor, slope: Any) -> Lap:
         if constant(slope):
-            return Lap(value, self.rows * slope, None if self.lap is None else self.lap * slope, self.axes)
+            return Lap(
+                value, self.rows * slope, None if self.lap is None else self.lap * slope, self.axes
+            )
         x, s, axes, shape = pair(self, slope)
         lap = forms.contracted(x, s, shape)
         if self.lap is not None:
@@ -220,18 +229,15 @@ def pair(a: Lap, b: Lap) -> tuple[Tensor, Tensor, tuple[int, ...], torch.Size]:
     shape = torch.broadcast_shapes(a.shape, b.shape)
     a, b = a.fitted(shape), b.fitted(shape)
     axes = forms.common_axes(a.rows, a.axes, b.rows, b.axes, shape)
-    rows = [
-        forms.brought(forms.widened(x.rows, len(shape)), x.axes, axes, shape) for x in (a, b)
-    ]
+    rows = [forms.brought(forms.widened(x.rows, len(shape)), x.axes, axes, shape) for x in (a, b)]
     return rows[0], rows[1], axes, shape
 
 
 def laplacian_unary(
     x: Tensor, rows: Tensor, lap: Tensor | None, name: str, param: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if hasattr(ops, "laplacian_unary"):
+    if not x.is_complex():
         return ops.laplacian_unary(x, rows, lap, name, param)
-    y = ops.unary(torch.stack([x, torch.ones_like(x)]), name, 2, param)
-    first, second = y[1], 2 * y[2]
-    out = second * forms.squared(rows, x.shape)
-    return y[0], first * rows, out if lap is None else out + first * lap
+    y = ops.unary(torch.stack([x, torch.ones_like(x)]), name, 2, param)  # f, f', f'' / 2
+    out = 2 * y[2] * forms.squared(rows, x.shape)
+    return y[0], y[1] * rows, out if lap is None else out + y[1] * lap

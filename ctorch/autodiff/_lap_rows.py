@@ -149,7 +149,9 @@ def unflattened_seed(
     if seen.untyped_storage().data_ptr() != base.untyped_storage().data_ptr() or seen.ndim < 2:
         return None
     n, k = seen.shape[-2:]
-    strides = [stride if size > 1 else 0 for size, stride in zip(seen.shape, seen.stride(), strict=True)]
+    strides = [
+        stride if size > 1 else 0 for size, stride in zip(seen.shape, seen.stride(), strict=True)
+    ]
     if n < 2 or n * k != d or strides != [0] * (seen.ndim - 2) + [k, 1 if k > 1 else 0]:
         return None
     if scales.stride(0) == 0:

@@ -249,4 +249,6 @@ def _check_chunk(chunk_size: Any) -> None:
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
         raise TypeError(f"chunk_size: expected an int or None, got {type(chunk_size).__name__}")
     if chunk_size != -1 and chunk_size < 1:
-        raise ValueError(f"chunk_size: expected >= 1, -1 (automatic) or None (all), got {chunk_size}")
+        raise ValueError(
+            f"chunk_size: expected >= 1, -1 (automatic) or None (all), got {chunk_size}"
+        )

@@ -81,6 +81,8 @@ def test_laplacian_and_gradient_are_those_of_taylor_series(name):
     torch.testing.assert_close(value, f(x), rtol=1e-11, atol=1e-12)
     first = torch.stack([derivative(f, x, e, 1) for e in basis])
     second = torch.stack([derivative(f, x, e, 2) for e in basis])
-    torch.testing.assert_close(gradient, first, rtol=1e-10, atol=1e-11 * (1 + float(first.abs().max())))
+    torch.testing.assert_close(
+        gradient, first, rtol=1e-10, atol=1e-11 * (1 + float(first.abs().max()))
+    )
     scale = 1 + float(second.abs().max())
     torch.testing.assert_close(lap, second.sum(), rtol=1e-10, atol=1e-10 * scale)

@@ -86,7 +86,12 @@ def _sum(x: Lap, y: Lap) -> Lap:
     if not x.axes and len(y.axes) == 1 and not transforms_active():
         return Lap(value, forms.added_to_dense(a, b, y.axes[0], shape), lap)
     axes = forms.common_axes(a, x.axes, b, y.axes, shape)
-    return Lap(value, forms.brought(a, x.axes, axes, shape) + forms.brought(b, y.axes, axes, shape), lap, axes)
+    return Lap(
+        value,
+        forms.brought(a, x.axes, axes, shape) + forms.brought(b, y.axes, axes, shape),
+        lap,
+        axes,
+    )
 
 
 for _name, _function in (("add", add), ("sub", sub), ("mul", mul), ("div", div), ("neg", neg)):
@@ -99,7 +104,9 @@ for _name, _function in (("iadd", add), ("isub", sub), ("imul", mul), ("itruediv
 
 
 @rule("sum", kind=Lap)
-def sum_(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None) -> Any:
+def sum_(
+    x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None
+) -> Any:
     dims = negatives(dim if axis is None else axis, x.ndim)
     if not dims or dtype is not None:
         return RULES[torch.sum](x, dims, keepdim, dtype=dtype)
@@ -107,7 +114,9 @@ def sum_(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, a
 
 
 @rule("mean", kind=Lap)
-def mean(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None) -> Any:
+def mean(
+    x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None
+) -> Any:
     dims = negatives(dim if axis is None else axis, x.ndim)
     if not dims or dtype is not None:
         return RULES[torch.mean](x, dims, keepdim, dtype=dtype)
@@ -138,7 +147,9 @@ def reduced(x: Lap, dims: list[int], keepdim: bool) -> Lap:
         rows = rows.expand(sizes).movedim(at, 0)  # a negative dim: counts the same with rows
         rows = rows.flatten(0, 1)
         return Lap(value, rows.unsqueeze(at) if keepdim else rows, lap)
-    sizes = [x.shape[d - x.ndim] if d - x.ndim in dims else rows.shape[d + 1] for d in range(x.ndim)]
+    sizes = [
+        x.shape[d - x.ndim] if d - x.ndim in dims else rows.shape[d + 1] for d in range(x.ndim)
+    ]
     rows = rows.expand(-1, *sizes).sum(dims, keepdim=keepdim)
     if not keepdim:
         axes = tuple(a + sum(1 for d in dims if d > a) for a in axes)
@@ -191,11 +202,15 @@ def cat(tensors: Any, dim: int = 0) -> Any:
     for x in parts:  # sizes of 1 stay where all have them
         sizes[at] = x.shape[at]
         rows.append(
-            x.rows.expand(-1, *sizes) if isinstance(x, Lap) else x.new_zeros(()).expand(count, *sizes)
+            x.rows.expand(-1, *sizes)
+            if isinstance(x, Lap)
+            else x.new_zeros(()).expand(count, *sizes)
         )
     lap = None
     if any(x.lap is not None for x in laps):
-        lap = torch.cat([x.laplacian() if isinstance(x, Lap) else torch.zeros_like(x) for x in parts], at)
+        lap = torch.cat(
+            [x.laplacian() if isinstance(x, Lap) else torch.zeros_like(x) for x in parts], at
+        )
     values = [x.value if isinstance(x, Lap) else x for x in parts]
     return Lap(torch.cat(values, at), torch.cat(rows, at), lap, axes)
 

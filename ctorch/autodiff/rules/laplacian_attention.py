@@ -47,7 +47,9 @@ def dense_product(a: Lap, b: Lap) -> Lap:
     count = len(ra)
     left = ra.movedim(0, -2)  # [*batch, M, R, K]
     right = rb.movedim(0, -2).flatten(-2)  # [*batch, K, R * N]
-    rows = _plus_product((left.flatten(-3, -2) @ y).unflatten(-2, (-1, count)).flatten(-2), x, right)
+    rows = _plus_product(
+        (left.flatten(-3, -2) @ y).unflatten(-2, (-1, count)).flatten(-2), x, right
+    )
     lap = 2 * (left.flatten(-2) @ rb.movedim(0, -3).flatten(-3, -2))
     if a.lap is not None:
         lap = lap + a.lap @ y
@@ -209,12 +211,20 @@ def dense_attention(q: Lap, k: Lap, v: Lap, scale: float, mask: Tensor | None) -
         size = count * n * m * q.value.element_size()
         block = max(1, min(heads, (1 << 19) // max(1, size)))
     parts = [
-        _attention(*(x.some(i, i + block) for x in inputs), scale, None if mask is None else mask[i : i + block])
+        _attention(
+            *(x.some(i, i + block) for x in inputs),
+            scale,
+            None if mask is None else mask[i : i + block],
+        )
         for i in range(0, heads, block)
     ]
-    value, rows, lap = parts[0] if len(parts) == 1 else (torch.cat(p) for p in zip(*parts, strict=True))
+    value, rows, lap = (
+        parts[0] if len(parts) == 1 else (torch.cat(p) for p in zip(*parts, strict=True))
+    )
     shape = (*batch, n, v.shape[-1])
-    return Lap(value.reshape(shape), rows.reshape(*batch, n, count, -1).movedim(-2, 0), lap.reshape(shape))
+    return Lap(
+        value.reshape(shape), rows.reshape(*batch, n, count, -1).movedim(-2, 0), lap.reshape(shape)
+    )
 
 
 class _Heads:

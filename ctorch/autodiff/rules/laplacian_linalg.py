@@ -66,7 +66,11 @@ def solve(a: Any, b: Any, *, left: bool = True) -> Any:
     if b.ndim == a.ndim - 1 and b.shape == a.shape[:-1]:  # torch's own test of a vector
         return solve(a, b.unsqueeze(-1)).squeeze(-1)
     if constant(a):
-        return torch.linalg.inv(a) @ b if a.ndim > b.ndim else b.linear(lambda s: torch.linalg.solve(a, s))
+        return (
+            torch.linalg.inv(a) @ b
+            if a.ndim > b.ndim
+            else b.linear(lambda s: torch.linalg.solve(a, s))
+        )
     y = torch.linalg.inv(a.value)
     value = torch.linalg.solve(a.value, b if constant(b) else b.value)
     ra = _rows_of(a)
