@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ctorch.autodiff._jet import Jet, pad
-from ctorch.autodiff._propagated import Propagated
+from ctorch.autodiff._propagated import Propagated, propagate
 
 Function = Callable[..., Any]
 
@@ -59,7 +59,7 @@ def jet(
         True
     """
     stacks, order = _stacks(primals, series, factorial_scaled)
-    out = f(*(Jet(stack, order) for stack in stacks))
+    out = propagate(f, *(Jet(stack, order) for stack in stacks))
     leaves, tree = pytree.tree_flatten(out, is_leaf=_is_leaf)
     values, derivatives = [], []
     for leaf in leaves:
@@ -139,7 +139,7 @@ def _along(f: Function, x: Tensor, v: Tensor, order: int) -> Any:
         )
     if order == 0:
         return f(x)
-    out = f(Jet(torch.stack([x, v]), order))
+    out = propagate(f, Jet(torch.stack([x, v]), order))
     factor = math.factorial(order)
 
     def pick(leaf: Any) -> Any:

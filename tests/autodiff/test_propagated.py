@@ -122,7 +122,7 @@ def test_a_missing_rule_names_the_function_and_the_remedy():
 
 
 def test_leaving_torch_is_refused():
-    x = value(())
+    x = value()
     for leave in (float, int, complex, np.array, np.sin, lambda x: x.item(), lambda x: x.tolist(),
                   lambda x: x.numpy(), lambda x: math.sin(x)):
         with pytest.raises(TypeError, match="detach"):
@@ -133,8 +133,8 @@ def test_kinds_do_not_mix():
     class Other(Jet):
         pass
 
-    x, y = value(3), Other(value(3).coefficients, 2)
-    for f in (torch.add, torch.mul, torch.div, torch.dot, lambda x, y: torch.cat([x, y]),
+    x, y = value(3, 3), Other(value(3, 3).coefficients, 2)
+    for f in (torch.add, torch.mul, torch.div, torch.matmul, lambda x, y: torch.cat([x, y]),
               lambda x, y: torch.where(x > 0, x, y)):
         with pytest.raises(TypeError, match="do not nest"):
             f(x, y)
@@ -184,7 +184,7 @@ def test_operators_of_aten_have_the_rules_of_their_functions():
     x = value(2, 3)
     same(torch.ops.aten.tanh(x), torch.tanh(x))
     same(torch.ops.aten.mul.Tensor(x, x), x * x)
-    same(torch.ops.aten.addmm.default(x[0], x, x[:, :2].mT @ x), torch.addmm(x[0], x, x[:, :2].mT @ x))
+    same(torch.ops.aten.addmm.default(x[0], x, x.mT @ x), torch.addmm(x[0], x, x.mT @ x))
 
 
 def test_a_rule_of_one_kind_comes_first():
@@ -254,21 +254,22 @@ def test_compile_in_one_graph(inputs):
 
     def f(x, v):
         h, mask = torch.sin(x), x > 0
-        return third(lambda x: net(torch.where(mask, x, x * h) @ x.mT @ x)[..., 1:].sum(-1), x, v)
+        return third(lambda x: net(torch.where(mask, x, x * h) ** 2)[..., 1:].sum(-1), x, v)
 
     compiled = torch.compile(f, fullgraph=True, backend="eager")
     for a, b in zip(compiled(*inputs), f(*inputs), strict=True):
         torch.testing.assert_close(a, b)
 
 
-def test_compile_of_attention_and_recurrence(inputs):
+def test_compile_of_layers(inputs):
     for net in (
         nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
-        nn.LSTM(4, 3, batch_first=True),
+        nn.GRUCell(4, 3),
         nn.Sequential(nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4), nn.SiLU()).eval(),
     ):
         net = net.double()
         x = torch.randn(2, 3, 4, dtype=torch.float64)
+        x = x[0] if isinstance(net, nn.GRUCell) else x
 
         def f(x, net=net):
             y, terms = jet(lambda x: torch.sum(_first(net(x)), -1), (x,), ([x, 0 * x],))

@@ -57,7 +57,7 @@ def on_batch(fn: Function, event: int) -> Function:
         if len(lead) == 1:
             return fn(s)
         y = fn(s.reshape(-1, *s.shape[len(lead) :]))
-        return y.reshape(*lead, *y.shape[1:])
+        return y.reshape((*lead, *y.shape[1:]))
 
     return apply
 
@@ -71,7 +71,7 @@ def on_each(fn: Function, *ndims: int) -> Function:
             t.reshape(-1, *t.shape[t.ndim - n :]) for t, n in zip(tensors, ndims, strict=True)
         ]
         y = torch.stack([fn(*parts) for parts in zip(*flat, strict=True)])
-        return y.reshape(*lead, *y.shape[1:])
+        return y.reshape((*lead, *y.shape[1:]))
 
     return apply
 

@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, matmul
 
 from ctorch.autodiff._propagated import RULES, constant, rule, value_of
 from ctorch.autodiff.rules._common import total
@@ -34,9 +34,10 @@ def _steps(x: Any) -> int:
 @rule("inverse", torch.linalg.inv)
 def inv(x: Any, *, out: None = None) -> Any:
     start = torch.linalg.inv(x.value)
+    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     y = x.linear(torch.zeros_like).shift(start)
     for _ in range(_steps(x)):
-        y = y + y @ (torch.eye(x.shape[-1], dtype=x.dtype, device=x.device) - x @ y)
+        y = y + matmul(y, eye - matmul(x, y))
     return y
 
 
@@ -53,7 +54,7 @@ def solve(a: Any, b: Any, *, left: bool = True, out: None = None) -> Any:
     if _is_vector(a, b):
         return solve(a, b.unsqueeze(-1)).squeeze(-1)
     if constant(a):
-        return b.linear(lambda s: torch.linalg.solve(a, s)) if b.ndim >= a.ndim else inv(a) @ b
+        return b.linear(lambda s: torch.linalg.solve(a, s)) if b.ndim >= a.ndim else matmul(inv(a), b)
     value = a.value
     if constant(b):
         first: Any = torch.linalg.solve(value, b)
@@ -61,7 +62,7 @@ def solve(a: Any, b: Any, *, left: bool = True, out: None = None) -> Any:
         first = b.linear(lambda s: torch.linalg.solve(value, _as_matrices(s, value)))
     change, y = change_of(a), first
     for _ in range(int(a.order)):
-        y = first - (change @ y).linear(lambda s: torch.linalg.solve(value, s))
+        y = first - matmul(change, y).linear(lambda s: torch.linalg.solve(value, s))
     return y
 
 
@@ -122,7 +123,7 @@ def cholesky_inverse(factor: Any, upper: bool = False) -> Any:
 def _from_factor(factor: Any, upper: bool) -> Any:
     """``L L^H`` or ``U^H U``; the other triangle is not looked at."""
     factor = torch.triu(factor) if upper else torch.tril(factor)
-    return adjoint(factor) @ factor if upper else factor @ adjoint(factor)
+    return matmul(adjoint(factor), factor) if upper else matmul(factor, adjoint(factor))
 
 
 # ---- determinants: log det(I + M) = sum_n (-1)^(n + 1) tr(M^n) / n, with nilpotent M
@@ -143,7 +144,7 @@ def _log_det_change(x: Any) -> Any:
         else:
             terms.append((power * m.mT).sum((-2, -1)) * (1.0 / n))
         if n < x.order:
-            power = power @ m
+            power = matmul(power, m)
     return total(terms)
 
 
@@ -188,7 +189,7 @@ def cholesky(x: Any, upper: bool = False, *, out: None = None) -> Any:
     change = change_of(x).linear(lambda s: inverse @ s @ adjoint(inverse))
     m = _lower_half(change)
     for _ in range(1, int(x.order)):
-        m = _lower_half(change - m @ adjoint(m))
+        m = _lower_half(change - matmul(m, adjoint(m)))
     y = m.linear(lambda s: factor @ s).shift(factor)
     return adjoint(y) if upper else y
 
@@ -213,14 +214,15 @@ def qr(x: Any, mode: Any = "reduced", *, some: bool = True, out: None = None) ->
             raise NotImplementedError("qr: mode='complete' is not unique where m > n")
     if m < n:
         q, _ = qr(x[..., :m])
-        return torch.return_types.linalg_qr((q, adjoint(q) @ x))
+        return torch.return_types.linalg_qr((q, matmul(adjoint(q), x)))
     q, r = torch.linalg.qr(x.value)
     inverse = _inverse_triangle(r, upper=True)
     change = change_of(x).linear(lambda s: s @ inverse)
     b = change.shift(q)
     cross = change.linear(lambda s: adjoint(q) @ s)
     eye = torch.eye(n, dtype=x.dtype, device=x.device)
-    factor = torch.linalg.cholesky((cross + adjoint(cross) + adjoint(change) @ change).shift(eye))
+    gram = cross + adjoint(cross) + matmul(adjoint(change), change)
+    factor = torch.linalg.cholesky(gram.shift(eye))
     upper = adjoint(factor)
     q_out = adjoint(torch.linalg.solve(factor, adjoint(b)))
     return torch.return_types.linalg_qr((q_out, upper.linear(lambda s: s @ r)))
@@ -253,11 +255,11 @@ def _eigen_change(change: Any, values: Tensor, vectors: Tensor) -> tuple[Any, An
     real = (lambda s: s.diagonal(0, -2, -1).real) if b.dtype.is_complex else _diagonal
     moved = b.linear(real)
     for _ in range(int(change.order)):
-        product = b @ p
+        product = matmul(b, p)
         moved = product.linear(real)
         p = (product - (p - one) * moved.unsqueeze(-2)) * factor + one
     if change.order:
-        moved = (b @ p).linear(real)
+        moved = matmul(b, p).linear(real)
     return moved.shift(values), p
 
 
@@ -284,16 +286,17 @@ def svd(x: Any, full_matrices: bool = True, *, driver: Any = None, out: None = N
         raise NotImplementedError("svd: give full_matrices=False where the matrix is not square")
     u0, s0, vh0 = torch.linalg.svd(x.value, full_matrices=False)
     tall = m >= n  # then the right vectors are eigenvectors, else the left ones
-    gram, start = (adjoint(x) @ x, adjoint(vh0)) if tall else (x @ adjoint(x), u0)
+    gram = matmul(adjoint(x), x) if tall else matmul(x, adjoint(x))
+    start = adjoint(vh0) if tall else u0
     squares, p = _eigen_change(change_of(gram), s0 * s0, start)
     size = torch.square(torch.abs(p)) if x.dtype.is_complex else torch.square(p)
     vectors = p.linear(lambda s: start @ s) * torch.rsqrt(size.sum(-2, keepdim=True))
     s = torch.sqrt(squares)
     if tall:
         return torch.return_types.linalg_svd(
-            ((x @ vectors) / s.unsqueeze(-2), s, adjoint(vectors))
+            (matmul(x, vectors) / s.unsqueeze(-2), s, adjoint(vectors))
         )
-    right = (adjoint(vectors) @ x) / s.unsqueeze(-1)
+    right = matmul(adjoint(vectors), x) / s.unsqueeze(-1)
     return torch.return_types.linalg_svd((vectors, s, right))
 
 
@@ -316,7 +319,7 @@ def lstsq(a: Any, b: Any, rcond: Any = None, *, driver: Any = None) -> Any:
     if constant(a):
         a = a + 0 * b.sum()
     empty = torch.empty(0, device=a.device)
-    solution = torch.linalg.pinv(a) @ b
+    solution = matmul(torch.linalg.pinv(a), b)
     return torch.return_types.linalg_lstsq((solution, empty, empty, empty))
 
 
@@ -329,9 +332,9 @@ def matrix_exp(x: Any) -> Any:
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     y = x * (1 / 18) + eye
     for k in range(17, 0, -1):
-        y = (x @ y) * (1 / k) + eye
+        y = matmul(x, y) * (1 / k) + eye
     for _ in range(squarings):
-        y = y @ y
+        y = matmul(y, y)
     return y
 
 

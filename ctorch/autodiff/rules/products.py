@@ -26,7 +26,7 @@ def _widened(x: Any, fn: Any, ndim: int) -> Any:
 
     def wide(s: Tensor) -> Tensor:
         lead = s.shape[: s.ndim - n]
-        return fn(s.reshape(*lead, *(1,) * (ndim - n), *s.shape[s.ndim - n :]))
+        return fn(s.reshape((*lead, *(1,) * (ndim - n), *s.shape[s.ndim - n :])))
 
     return x.linear(wide)
 
