@@ -19,15 +19,15 @@ class Lap(Propagated):
     """A tensor ``y(x)`` with its derivatives along seeds ``v_r``: the state of a forward Laplacian.
 
     Attributes:
-        rows: ``dy/dv_r``, ``[R, *shape]``. Sizes of 1 stand for dims over which rows are the same
-            (the batch, up to the first function that is not linear).
+        rows: ``dy/dv_r``, ``[R, *shape]``. Sizes of 1 stand for dims over which rows are equal (the
+            batch, up to the first function that is not linear).
         axes: empty: rows are dense. ``(a,)``: rows are local along dim ``a < 0``, whose ``n`` slots
             (electrons) have ``R`` seeds each: the dense row ``(m, r)`` is ``rows[r]`` at slot ``m``
             and zero at all others. ``(a, b)``: pairs of slots; the first half of the rows belongs
             to seeds of the slot along ``a``, the second to those along ``b``, and is zero where
             both are the same slot. Sums over rows are then sums over dense rows.
         lap: ``sum_r d^2 y/dv_r^2``, ``[*shape]``, or None while it is zero.
-        seed: ``[d]`` where this is ``x: [.., d]`` itself and seeds are multiples of the unit vectors.
+        seed: ``[d]`` where this is ``x: [.., d]`` itself and seeds are multiples of unit vectors.
     """
 
     order = 2

@@ -38,7 +38,7 @@ def note(rows: Tensor) -> None:
 
 
 def recorded(*tensors: Tensor) -> bool:
-    """Whether memory that is ours alone must not be reused: by autograd, a transform, a compiler."""
+    """Whether autograd, a transform or a compiler looks on, so that no memory may be reused."""
     if is_compiling() or transforms_active():
         return True
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
@@ -108,10 +108,10 @@ def added_to_dense(dense: Tensor, rows: Tensor, axis: int, shape: torch.Size) ->
 
 
 def moved_axes(fn: Callable[..., Any], value: Tensor, axes: Axes) -> Axes:
-    """Where a function takes the dims of slots; empty if it does not return a view that keeps them.
+    """Where a function takes the dims of slots; empty if it returns no view that keeps them.
 
-    A view of a tensor with stride 1 along one dim and 0 along all others, of which again one dim has
-    stride 1, full size and offset 0, has the slots in order along this dim, whatever it is a view of.
+    A view of a tensor with stride 1 along one dim and 0 along all others, of which again one dim
+    has stride 1, full size and offset 0, has the slots in order along this dim, whatever it views.
     """
     if is_compiling():
         return ()

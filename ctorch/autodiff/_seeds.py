@@ -84,8 +84,8 @@ def _of_matrix(x: Tensor, weight: Tensor) -> SignedSeeds:
         return SignedSeeds(_columns(x, factor))
     if weight.requires_grad:
         raise ValueError(
-            "weight: derivatives by a matrix that is not positive definite are not computed; detach "
-            "it, or give a factor of it as directions"
+            "weight: derivatives by a matrix that is not positive definite are not computed; "
+            "detach it, or give a factor of it as directions"
         )
     values, vectors = torch.linalg.eigh(weight)
     size = values.abs().amax(-1, keepdim=True)

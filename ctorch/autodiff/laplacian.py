@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -12,13 +13,14 @@ from torch.compiler import is_compiling
 
 from ctorch.autodiff import _lap_rows as forms
 from ctorch.autodiff._lap import Lap
+from ctorch.autodiff._propagated import propagate
 from ctorch.autodiff._seeds import Seeds, seeds_of
 from ctorch.ops._op import transforms_active
 
 Function = Callable[..., Any]
 
-# Rows of a chunk of samples and what is made of them should stay in a core's cache; on a GPU a chunk
-# only bounds memory. In bytes.
+# Rows of a chunk of samples should stay in a core's cache; on a GPU a chunk only bounds memory.
+# In bytes.
 _CACHE = 2 << 20
 _CUDA_MEMORY = 1 << 29
 
@@ -52,21 +54,21 @@ def laplacian(
 
     The pass carries the value, its derivatives along ``d`` seeds and the Laplacian through ``f``:
     ``d + 2`` times the cost of ``f``'s linear maps, where a loop over Hessian-vector products takes
-    about ``4 d`` times. What it saves beyond that, it finds by itself: derivatives that are the same
-    for all samples (up to the first nonlinear function) are held once; where ``f`` views ``x`` as
-    ``[..., N, k]`` (N electrons), features of one of the N, or of pairs of them, hold derivatives by
-    their own ``k`` (or ``2 k``) coordinates alone, up to where features mix. The batch passes in
-    chunks that stay in cache. Differentiable (once, by autograd) in ``x`` and all parameters of ``f``.
+    about ``4 d`` times. It finds by itself what it can save: derivatives that are the same for all
+    samples (up to the first nonlinear function) are held once; where ``f`` views ``x`` as
+    ``[..., N, k]`` (N electrons), features of one of the N, or of pairs of them, hold derivatives
+    by their own ``k`` (or ``2 k``) coordinates alone, up to where features mix. The batch passes in
+    chunks that stay in cache. Differentiable (once, by autograd) in ``x`` and ``f``'s parameters.
 
     Args:
         f: ``[..., d] -> [...]``, made of torch functions, ``nn.Module`` among them; or
             ``[..., d] -> [..., *out]``, each output with derivatives of its own. It acts on each
             sample alone.
         x: ``[..., d]``, floating point.
-        weight: the matrix ``A`` of ``sum_ij A_ij d_i d_j``: ``[d, d]`` symmetric, or ``[..., d, d]``
-            with a matrix for each sample, or its diagonal ``[d]``. Default: the unit matrix. Fewer
-            nonzero eigenvalues make the pass cheaper. A diagonal and a positive definite matrix
-            are differentiable.
+        weight: the matrix ``A`` of ``sum_ij A_ij d_i d_j``: ``[d, d]`` symmetric, or
+            ``[..., d, d]`` with a matrix for each sample, or its diagonal ``[d]``. Default: the unit
+            matrix. Fewer nonzero eigenvalues make the pass cheaper. A diagonal and a positive
+            definite matrix are differentiable.
         directions: in place of ``weight``: ``[R, d]`` or ``[R, ..., d]``, the vectors ``v_r`` of a
             sum of second directional derivatives ``sum_r d^2/ds^2 f(x + s v_r)``.
         chunk_size: how many entries of ``x``'s first dim pass at a time; -1: as many as fit in
@@ -146,7 +148,7 @@ def _pass(
 
 
 def _whole(f: Function, x: Tensor, seeds: Seeds) -> tuple[Tensor, Tensor, Tensor]:
-    out = f(Lap(x, seeds.rows, None, (), seeds.scales))
+    out = propagate(f, Lap(x, seeds.rows, None, (), seeds.scales))
     batch = x.shape[:-1]
     if not isinstance(out, (Lap, Tensor)):
         raise TypeError(f"f: expected to return one tensor, got {type(out).__name__}")
@@ -164,7 +166,7 @@ def _whole(f: Function, x: Tensor, seeds: Seeds) -> tuple[Tensor, Tensor, Tensor
 
 def _gradient(f: Function, x: Tensor) -> Tensor:
     """The gradient by reverse mode, where rows along the seeds do not hold it."""
-    value, pull = torch.func.vjp(f, x)
+    value, pull = cast(Any, torch.func.vjp(f, x))
     batch = x.ndim - 1
     if value.ndim == batch:
         return pull(torch.ones_like(value))[0]
@@ -205,24 +207,20 @@ def _chunk(x: Tensor, elements: int, left: int | None = None) -> int:
 
 def _check_independent(f: Function, x: Tensor, values: Tensor) -> None:
     """Refuses a function that shows to compute a sample's value from other samples."""
-    try:
+    with contextlib.suppress(TypeError):  # of what cannot be hashed
         if f in _independent:
             return
-    except TypeError:
-        pass
     with torch.no_grad():
         alone = f(x[:1])
         expected, tolerance = values[:1].detach(), 1e-5 if x.dtype == torch.float64 else 1e-2
         if not _close(alone, expected, tolerance) and _close(alone, f(x[:1]), tolerance):
             raise ValueError(
-                "f: expected a function that acts on each sample alone, but its value at x[0] depends "
-                "on the other samples (batch statistics, a reduction over the first dim): keep "
-                "samples apart, and put normalization layers into eval mode"
+                "f: expected a function that acts on each sample alone, but its value at x[0] "
+                "depends on the other samples (batch statistics, a reduction over the first dim): "
+                "keep samples apart, and put normalization layers into eval mode"
             )
-    try:
+    with contextlib.suppress(TypeError):
         _independent.add(f)
-    except TypeError:
-        pass
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:

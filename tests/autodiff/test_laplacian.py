@@ -2,50 +2,27 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ctorch.autodiff import laplacian
-
-D = torch.float64
-
-
-def hessians(f, x: Tensor) -> Tensor:
-    """``[..., d, d]`` of ``f: [..., d] -> [...]``, sample by sample, by nested reverse mode."""
-    flat = x.reshape(-1, x.shape[-1])
-    out = [torch.autograd.functional.hessian(lambda z: f(z.unsqueeze(0))[0], xi) for xi in flat]
-    return torch.stack(out).reshape(*x.shape, x.shape[-1])
-
-
-def agrees(f, x, *, reference=None, tolerance=1e-10, **options):
-    reference = reference or f
-    value, gradient, lap = laplacian(f, x, **options)
-    h = hessians(reference, x)
-    z = x.clone().requires_grad_()
-    (g,) = torch.autograd.grad(reference(z).sum(), z)
-    expected = h.diagonal(0, -2, -1).sum(-1)
-    scale = 1 + float(h.abs().max())
-    torch.testing.assert_close(value, reference(x), rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(gradient, g, rtol=tolerance, atol=tolerance * scale)
-    torch.testing.assert_close(lap, expected, rtol=tolerance, atol=tolerance * scale)
+from tests.autodiff.laplacian_checks import (
+    COMPACT,
+    D,
+    Psi,
+    agrees,
+    electrons,
+    hessians,
+    mlp,
+    normal,
+)
 
 
 @pytest.fixture
 def g():
     return torch.Generator().manual_seed(0)
-
-
-def normal(g, *shape):
-    return torch.randn(*shape, generator=g, dtype=D)
-
-
-def mlp(g, d, width=7):
-    w1, w2, b = normal(g, width, d), normal(g, width, width), normal(g, width)
-    return lambda x: F.linear(torch.tanh(F.linear(x, w1, b)), w2).sin().sum(-1)
 
 
 # ---- shapes and forms of x
@@ -76,7 +53,8 @@ def test_a_constant_and_a_linear_function(g):
     x, w = normal(g, 3, 4), normal(g, 4)
     value, gradient, lap = laplacian(lambda x: x.new_ones(x.shape[:-1]), x)
     assert bool((value == 1).all())
-    assert not gradient.any() and gradient.shape == x.shape
+    assert not gradient.any()
+    assert gradient.shape == x.shape
     value, gradient, lap = laplacian(lambda x: x @ w, x)
     torch.testing.assert_close(gradient, w.expand(3, 4))
     assert not lap.any()
@@ -101,141 +79,6 @@ def test_functions_of_shared_rows(g, f):
     agrees(f, normal(g, 3, 4).abs() + 0.1)
 
 
-# ---- electrons: compact rows
-
-
-def electrons(x):
-    return x.unflatten(-1, (-1, 3))
-
-
-def features(x, w):
-    r = electrons(x)
-    n = r.norm(dim=-1, keepdim=True)
-    return torch.cat([r, n, torch.ones_like(n.detach())], -1) @ w
-
-
-def pair_features(x, w):
-    r = x.reshape(*x.shape[:-1], -1, 3)
-    d2 = (r.unsqueeze(-2) - r.unsqueeze(-3)).square().sum(-1) + 0.5
-    return torch.stack([d2.sqrt(), torch.exp(-d2 / 5)], -1) @ w[:2]
-
-
-COMPACT = {
-    "one electron": lambda x, w: features(x, w).tanh().sum((-1, -2)),
-    "mean field": lambda x, w: (features(x, w).tanh().mean(-2) ** 2).sum(-1),
-    "mean field, kept": lambda x, w: (
-        (features(x, w) * features(x, w).mean(-2, True)).tanh().sum((-1, -2))
-    ),
-    "pairs": lambda x, w: pair_features(x, w).tanh().sum((-1, -2, -3)),
-    "pairs to one": lambda x, w: (
-        (pair_features(x, w).tanh().mean(-2) + features(x, w)).sin().sum((-1, -2))
-    ),
-    "pairs to the other": lambda x, w: (
-        (pair_features(x, w).mean(-3) * features(x, w)).sin().sum((-1, -2))
-    ),
-    "pairs and ones": lambda x, w: (
-        (pair_features(x, w) * features(x, w).unsqueeze(-2)).sin().sum((-1, -2, -3))
-    ),
-    "pairs, transposed": lambda x, w: (
-        (pair_features(x, w).transpose(-2, -3) * features(x, w).unsqueeze(-3))
-        .sin()
-        .sum((-1, -2, -3))
-    ),
-    "quotient of pairs": lambda x, w: (
-        features(x, w).tanh().unsqueeze(-2) / (3 + features(x, w).tanh().unsqueeze(-3))
-    ).sum((-1, -2, -3)),
-    "outer product": lambda x, w: (features(x, w) @ features(x, w).mT).tanh().sum((-1, -2)),
-    "inner product": lambda x, w: (features(x, w).mT @ features(x, w)).tanh().sum((-1, -2)),
-    "one slot": lambda x, w: features(x, w)[..., 1, :].tanh().sum(-1),
-    "some slots": lambda x, w: features(x, w)[..., 1:, :].tanh().mean(-2).sin().sum(-1),
-    "slots in another order": lambda x, w: (
-        (features(x, w).flip(-2) * features(x, w)).tanh().sum((-1, -2))
-    ),
-    "slots rolled": lambda x, w: (features(x, w).roll(1, -2) * features(x, w)).tanh().sum((-1, -2)),
-    "slots strided": lambda x, w: features(x, w)[..., ::2, :].tanh().sum((-1, -2)),
-    "dims merged": lambda x, w: features(x, w).flatten(-2).sin().sum(-1),
-    "max over slots": lambda x, w: features(x, w).amax(-2).sin().sum(-1),
-    "softmax over slots": lambda x, w: (features(x, w).softmax(-2) * features(x, w)).sum((-1, -2)),
-    "norm over slots": lambda x, w: features(x, w).norm(dim=-2).sum(-1),
-    "matrix from the left": lambda x, w: (w[:4, :4] @ features(x, w)).tanh().sum((-1, -2)),
-    "written in place": lambda x, w: (features(x, w) + 0).mul_(2.0).add_(1.0).sin().sum((-1, -2)),
-}
-
-
-@pytest.mark.parametrize("name", COMPACT)
-def test_compact_rows_give_what_dense_rows_give(g, name):
-    w, x = normal(g, 5, 6) / 2, normal(g, 2, 12)
-    agrees(lambda x: COMPACT[name](x, w), x)
-    dense = laplacian(lambda x: COMPACT[name](x, w), x, directions=torch.eye(12, dtype=D))
-    compact = laplacian(lambda x: COMPACT[name](x, w), x)
-    torch.testing.assert_close(compact.laplacian, dense.laplacian, rtol=1e-11, atol=1e-11)
-    torch.testing.assert_close(compact.gradient, dense.gradient, rtol=1e-11, atol=1e-11)
-
-
-def test_features_of_one_and_of_two_electrons_are_held_compact(g):
-    held = {}
-
-    def f(x):
-        r = electrons(x)
-        held["r"] = r.rows.shape
-        h = torch.tanh(r @ torch.ones(3, 8, dtype=D))
-        held["h"] = h.rows.shape
-        pairs = (r.unsqueeze(-2) - r.unsqueeze(-3)).square().sum(-1)
-        held["pairs"] = pairs.rows.shape
-        return h.sum((-1, -2)) + pairs.sum((-1, -2))
-
-    laplacian(f, normal(g, 1, 15))
-    assert held == {"r": (3, 1, 1, 3), "h": (3, 1, 5, 8), "pairs": (6, 1, 5, 5)}
-
-
-# ---- attention, norms, determinants
-
-
-class Block(nn.Module):
-    """Attention and a perceptron; written with torch's fused functions or by elementary ones."""
-
-    def __init__(self, width, heads, elementary=False):
-        super().__init__()
-        self.heads, self.elementary = heads, elementary
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.maps = nn.ModuleList(nn.Linear(width, width) for _ in range(5))
-
-    def norm(self, i, h):
-        if not self.elementary:
-            return self.norms[i](h)
-        c = h - h.mean(-1, keepdim=True)
-        c = c / ((c * c).mean(-1, keepdim=True) + 1e-5) ** 0.5
-        return c * self.norms[i].weight + self.norms[i].bias
-
-    def forward(self, h):
-        z = self.norm(0, h)
-        q, k, v = (m(z).unflatten(-1, (self.heads, -1)).transpose(-2, -3) for m in self.maps[:3])
-        if self.elementary:
-            scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-            a = torch.softmax(scores, -1) @ v
-        else:
-            a = F.scaled_dot_product_attention(q, k, v)
-        h = h + self.maps[3](a.transpose(-2, -3).flatten(-2))
-        return h + torch.tanh(self.maps[4](self.norm(1, h)))
-
-
-class Psi(nn.Module):
-    """The logarithm of a wavefunction, of the shape of a PsiFormer."""
-
-    def __init__(self, electrons, width=8, heads=2, layers=2, elementary=False):
-        super().__init__()
-        self.first = nn.Linear(5, width)
-        self.blocks = nn.Sequential(*(Block(width, heads, elementary) for _ in range(layers)))
-        self.orbitals = nn.Linear(width, electrons)
-
-    def forward(self, x):
-        r = electrons(x)
-        n = r.norm(dim=-1, keepdim=True)
-        spin = torch.ones_like(n)
-        h = self.blocks(self.first(torch.cat([r, n, spin], -1)))
-        return torch.linalg.slogdet(self.orbitals(h) * torch.exp(-n))[1]
-
-
 @pytest.fixture
 def psi():
     torch.manual_seed(0)
@@ -245,116 +88,6 @@ def psi():
             p.add_(0.1 * torch.randn_like(p))
     nets[1].load_state_dict(nets[0].state_dict())
     return nets
-
-
-def test_a_wavefunction_with_attention_layer_norm_and_slogdet(g, psi):
-    fused, elementary = psi
-    x = normal(g, 3, 12)
-    agrees(fused, x, reference=elementary, tolerance=1e-9)
-    agrees(elementary, x, tolerance=1e-9)
-
-
-def test_first_attention_has_no_row_of_scores_for_each_coordinate(g, psi):
-    seen = []
-
-    def f(x):
-        h = psi[1].first(torch.cat([electrons(x), electrons(x)[..., :2]], -1))
-        s = h @ h.mT
-        seen.append((s.axes, len(s.rows)))
-        p = torch.softmax(s, -1)
-        seen.append(p.special is not None)
-        return (p @ h).sum((-1, -2))
-
-    laplacian(f, normal(g, 1, 12))
-    assert seen[0] == ((-2, -1), 6)
-    assert seen[1]
-
-
-@pytest.mark.parametrize("masked", ["bool", "float", "causal", "all of a row"])
-def test_attention_masks(g, masked):
-    w = normal(g, 3, 3, 4) / 2
-    allowed = torch.ones(4, 4, dtype=torch.bool).tril()
-    options = {
-        "bool": dict(attn_mask=allowed),
-        "float": dict(attn_mask=normal(g, 4, 4)),
-        "causal": dict(is_causal=True),
-        "all of a row": dict(attn_mask=allowed.tril(-1)),
-    }[masked]
-
-    def f(x, mix):
-        h = electrons(x).tanh()
-        h = h if mix is None else mix @ h
-        return (F.scaled_dot_product_attention(h @ w[0], h @ w[1], h @ w[2], **options) ** 2).sum(
-            (-1, -2)
-        )
-
-    def reference(x, mix):
-        h = electrons(x).tanh()
-        h = h if mix is None else mix @ h
-        s = (h @ w[0]) @ (h @ w[1]).mT / 2
-        mask = options.get("attn_mask", allowed)
-        s = s + mask if mask.dtype == D else s.masked_fill(~mask, -1e4)
-        p = torch.softmax(s, -1)
-        if masked == "all of a row":
-            p = torch.cat([0 * p[..., :1, :], p[..., 1:, :]], -2)
-        return ((p @ (h @ w[2])) ** 2).sum((-1, -2))
-
-    mix = normal(g, 4, 4)
-    for m in (None, mix):
-        agrees(lambda x: f(x, m), normal(g, 2, 12), reference=lambda x: reference(x, m))
-
-
-def determinant(a):
-    n = a.shape[-1]
-    if n == 1:
-        return a[..., 0, 0]
-    rest = list(range(n))
-    return sum(
-        (-1) ** j * a[..., 0, j] * determinant(a[..., 1:, :][..., [i for i in rest if i != j]])
-        for j in range(n)
-    )
-
-
-@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
-def test_determinants_inverse_and_solve(g, batch):
-    w, b = normal(g, 4, 9), normal(g, 3, 2)
-    matrix = lambda x: ((x**2) @ w).unflatten(-1, (3, 3)).sin() + 2 * torch.eye(3, dtype=D)  # noqa: E731
-    x = normal(g, *batch, 4)
-    adjugate = lambda a: torch.stack(  # noqa: E731
-        [
-            torch.linalg.cross(a[..., 1, :], a[..., 2, :]),
-            torch.linalg.cross(a[..., 2, :], a[..., 0, :]),
-            torch.linalg.cross(a[..., 0, :], a[..., 1, :]),
-        ],
-        -1,
-    )
-    inverse = lambda a: adjugate(a) / determinant(a)[..., None, None]  # noqa: E731
-    for f, reference in (
-        (lambda a: torch.linalg.slogdet(a)[1], lambda a: determinant(a).abs().log()),
-        (torch.linalg.det, determinant),
-        (
-            lambda a: torch.linalg.inv(a).sin().sum((-1, -2)),
-            lambda a: inverse(a).sin().sum((-1, -2)),
-        ),
-        (
-            lambda a: torch.linalg.solve(a, b).sin().sum((-1, -2)),
-            lambda a: (inverse(a) @ b).sin().sum((-1, -2)),
-        ),
-        (
-            lambda a: torch.linalg.solve(a, a.mT * a).sum((-1, -2)),
-            lambda a: (inverse(a) @ (a.mT * a)).sum((-1, -2)),
-        ),
-        (
-            lambda a: torch.linalg.solve(a, a[..., 0]).sin().sum(-1),
-            lambda a: (inverse(a) @ a[..., :1]).sin().sum((-1, -2)),
-        ),
-    ):
-        agrees(
-            lambda x, f=f: f(matrix(x)),
-            x,
-            reference=lambda x, r=reference: r(matrix(x)),
-            tolerance=1e-8,
-        )
 
 
 # ---- weights
@@ -461,10 +194,8 @@ def test_gradients_in_parameters_and_x(g):
     names, tensors = zip(*net.named_parameters(), strict=True)
 
     def f(x, *parameters):
-        call = lambda z: torch.func.functional_call(
-            net, dict(zip(names, parameters, strict=True)), (z,)
-        )  # noqa: E731
-        return laplacian(call, x, chunk_size=1)
+        named = dict(zip(names, parameters, strict=True))
+        return laplacian(lambda z: torch.func.functional_call(net, named, (z,)), x, chunk_size=1)
 
     inputs = (
         normal(g, 2, 6).requires_grad_(),

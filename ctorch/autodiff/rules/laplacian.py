@@ -1,7 +1,6 @@
 """Rules of the forward Laplacian for functions under which compact rows stay compact.
 
-Where rows are dense already, the generic rules serve. What a rule here does not know it hands to the
-generic rule, whose primitives make rows dense.
+What a rule here does not know it hands to the generic rule, whose primitives make rows dense.
 """
 
 from __future__ import annotations
@@ -177,15 +176,15 @@ def where(condition: Any, x: Any, y: Any) -> Any:
     zero = like.value.new_zeros(())
     value = torch.where(condition, value_of(x), value_of(y))
     laps = [part.laplacian() if isinstance(part, Lap) else zero for part in (x, y)]
-    lap = torch.where(condition, *laps).expand(shape)
+    lap = torch.where(condition, laps[0], laps[1]).expand(shape)
     if constant(x) or constant(y):
         part = like.fitted(shape)
         rows, axes = forms.widened(part.rows, len(shape)), part.axes
-        pair_of = (zero, rows) if constant(x) else (rows, zero)
+        a, b = (zero, rows) if constant(x) else (rows, zero)
     else:
-        *pair_of, axes, _ = pair(x.fitted(shape), y.fitted(shape))
-        pair_of = [forms.widened(rows, len(shape)) for rows in pair_of]
-    return Lap(value, torch.where(condition, *pair_of), lap, axes)
+        a, b, axes, _ = pair(x.fitted(shape), y.fitted(shape))
+        a, b = (forms.widened(rows, len(shape)) for rows in (a, b))
+    return Lap(value, torch.where(condition, a, b), lap, axes)
 
 
 @rule("cat", "concat", "concatenate", kind=Lap)

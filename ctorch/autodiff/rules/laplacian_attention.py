@@ -1,7 +1,7 @@
 """Products of two that carry derivatives, and attention, under the forward Laplacian.
 
-In the first layer of attention over electrons, queries, keys and values depend on one electron each.
-The scores then depend on pairs, the weights' rows are a rank-one change of the weights, and the
+In the first attention over electrons, queries, keys and values depend on one electron each. The
+scores then depend on pairs, the weights' rows are a rank-one change of the weights, and the
 output's dense rows are written down without a product over pairs for each row (``PairWeights``).
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from ctorch.autodiff import _lap_rows as forms
 from ctorch.autodiff._lap import Lap
 from ctorch.autodiff._propagated import RULES, constant, rule
-from ctorch.autodiff.rules import attention as attention_of_any_kind
+from ctorch.autodiff.rules import attention as _  # noqa: F401  its rule comes first
 from ctorch.autodiff.rules import laplacian_norms, products
 
 
@@ -29,17 +29,17 @@ def matmul(a: Any, b: Any) -> Any:
         return products.matmul(a, b)
     if isinstance(a.special, PairWeights) and b.axes == (-2,):
         return a.special.times(b)
-    if a.axes == (-2,) and b.axes == (-1,) and a.shape[-2] == b.shape[-1] > 1:
-        if len(a.rows) == len(b.rows):
-            return pair_products(a, b)
+    slots = a.axes == (-2,) and b.axes == (-1,) and a.shape[-2] == b.shape[-1]
+    if slots and len(a.rows) == len(b.rows):
+        return pair_products(a, b)
     return dense_product(a.densified(), b.densified())
 
 
 def dense_product(a: Lap, b: Lap) -> Lap:
     """The product of matrices with dense rows, in GEMMs as large as they can be.
 
-    Rows of the result lie in memory as ``[*batch, M, R, N]``: then each of its two terms is one GEMM
-    for a matrix of the batch, and both add up in place.
+    Rows of the result lie in memory as ``[*batch, M, R, N]``: then each of its two terms is one
+    GEMM for a matrix of the batch, and both add up in place.
     """
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     x, y = (p.value.expand(*batch, *p.shape[-2:]) for p in (a, b))
@@ -179,7 +179,8 @@ def attention(
         rule = RULES[F.scaled_dot_product_attention]
         return rule(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    return dense_attention(*(x.densified() for x in parts), factor, mask)
+    q, k, v = (x.densified() for x in parts)
+    return dense_attention(q, k, v, factor, mask)
 
 
 def _mask(query: Lap, key: Lap, mask: Any, causal: bool) -> Any:
@@ -210,14 +211,10 @@ def dense_attention(q: Lap, k: Lap, v: Lap, scale: float, mask: Tensor | None) -
     if not forms.recorded(*(x.rows for x in (q, k, v))):
         size = count * n * m * q.value.element_size()
         block = max(1, min(heads, (1 << 19) // max(1, size)))
-    parts = [
-        _attention(
-            *(x.some(i, i + block) for x in inputs),
-            scale,
-            None if mask is None else mask[i : i + block],
-        )
-        for i in range(0, heads, block)
-    ]
+    parts = []
+    for i in range(0, heads, block):
+        q_, k_, v_ = (x.some(i, i + block) for x in inputs)
+        parts.append(_attention(q_, k_, v_, scale, None if mask is None else mask[i : i + block]))
     value, rows, lap = (
         parts[0] if len(parts) == 1 else (torch.cat(p) for p in zip(*parts, strict=True))
     )
@@ -273,7 +270,7 @@ def _attention(
 
 
 def centered(rows: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """``d_r = s_r - sum(p s_r)`` and ``sum_r d_r^2``; ``rows`` ``[G, R, M]``, ``p`` ``[G, 1, M]``."""
+    """``d_r = s_r - sum(p s_r)``, ``sum_r d_r^2``; ``rows: [G, R, M]``, ``p: [G, 1, M]``."""
     average = rows @ p.mT
     rows = rows - average if forms.recorded(rows, p) else rows.sub_(average)
     return rows, (rows * rows).sum(1)
