@@ -236,8 +236,15 @@ def pair(a: Lap, b: Lap) -> tuple[Tensor, Tensor, tuple[int, ...], torch.Size]:
 def laplacian_unary(
     x: Tensor, rows: Tensor, lap: Tensor | None, name: str, param: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not x.is_complex():
+    """An elementwise function of value, rows and Laplacian: by a kernel, where the dtype has one."""
+    if x.dtype in (torch.float32, torch.float64):
         return ops.laplacian_unary(x, rows, lap, name, param)
-    y = ops.unary(torch.stack([x, torch.ones_like(x)]), name, 2, param)  # f, f', f'' / 2
-    out = 2 * y[2] * forms.squared(rows, x.shape)
-    return y[0], y[1] * rows, out if lap is None else out + y[1] * lap
+    if not x.is_complex():
+        parts = (x.float(), rows.float(), None if lap is None else lap.float())
+        y, rows, lap = ops.laplacian_unary(*parts, name, param)
+        return y.to(x.dtype), rows.to(x.dtype), lap.to(x.dtype)
+    if name != "reciprocal":
+        raise TypeError(f"{name} of complex values has no rule; use their real and imag parts")
+    y = 1 / x
+    second = 2 * y * forms.squared(rows, x.shape)
+    return y, -y * y * rows, y * y * (second if lap is None else second - lap)

@@ -2,8 +2,8 @@
 
 Rows that are the same over a dim have size 1 there. Rows of values that depend on one slot (an
 electron) or a pair of slots alone are held at these slots only (``Lap.axes``). A function may treat
-compact rows as it treats the value only where that is proved: here for functions that return a view,
-by where the view takes a tensor whose strides tell the slots.
+compact rows as it treats the value only where that is proved: here for functions that return a
+view, by where the view takes a tensor whose strides tell the slots.
 """
 
 from __future__ import annotations

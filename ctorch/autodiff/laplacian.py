@@ -66,8 +66,8 @@ def laplacian(
             sample alone.
         x: ``[..., d]``, floating point.
         weight: the matrix ``A`` of ``sum_ij A_ij d_i d_j``: ``[d, d]`` symmetric, or
-            ``[..., d, d]`` with a matrix for each sample, or its diagonal ``[d]``. Default: the unit
-            matrix. Fewer nonzero eigenvalues make the pass cheaper. A diagonal and a positive
+            ``[..., d, d]`` with a matrix for each sample, or its diagonal ``[d]``. Default: the
+            unit matrix. Fewer nonzero eigenvalues make the pass cheaper. A diagonal and a positive
             definite matrix are differentiable.
         directions: in place of ``weight``: ``[R, d]`` or ``[R, ..., d]``, the vectors ``v_r`` of a
             sum of second directional derivatives ``sum_r d^2/ds^2 f(x + s v_r)``.

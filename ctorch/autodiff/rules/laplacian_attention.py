@@ -184,7 +184,7 @@ def attention(
 
 
 def _mask(query: Lap, key: Lap, mask: Any, causal: bool) -> Any:
-    """The mask that is added to scores, None, or False if it is not a constant or masks all keys."""
+    """What is added to scores, None, or False if that is no constant or masks all keys."""
     if mask is None and not causal:
         return None
     if not constant(mask) or (causal and mask is not None):
