@@ -143,8 +143,12 @@ class PairWeights:
         source = x.movedim(-2, 0).unsqueeze(1).unsqueeze(-2)  # [n, 1, .., 1, D]
         share = p.movedim(-1, 0).unsqueeze(1).unsqueeze(-1)  # [n, 1, .., i, 1]
         given = rv.movedim(-2, 0).unsqueeze(-2)  # [n, C, .., 1, D]
-        rows = ahead * (source - out) + share * given
-        rows = rows + torch.diag_embed((self.local @ x).transpose(-1, -2), 0, 0, -2)
+        own_rows = (self.local @ x).transpose(-1, -2)  # [C, .., D, i], of the seeds of slot i
+        rows = ahead * (source - out)
+        if forms.recorded(rows, given, own_rows):
+            rows = rows + share * given + torch.diag_embed(own_rows, 0, 0, -2)
+        else:
+            rows.addcmul_(share, given).diagonal(0, 0, -2).add_(own_rows)
         own = torch.diag_embed(self.local.diagonal(0, -2, -1))
         lap = 2 * ((self.moved * (1 - p) + own) @ rv).sum(0) + self.lap @ x
         if v.lap is not None:
