@@ -3,10 +3,16 @@
 import importlib
 from typing import Any
 
+from ctorch import autodiff as autodiff
 from ctorch import ode as ode
 from ctorch._exceptions import GradientError as GradientError
 from ctorch._exceptions import SolveError as SolveError
 from ctorch._version import __version__ as __version__
+from ctorch.autodiff import derivative as derivative
+from ctorch.autodiff import divergence as divergence
+from ctorch.autodiff import jet as jet
+from ctorch.autodiff import laplacian as laplacian
+from ctorch.autodiff import taylor_series as taylor_series
 from ctorch.ode import odeint as odeint
 from ctorch.ode import odeint_adjoint as odeint_adjoint
 from ctorch.ode import odeint_dense as odeint_dense

@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 
 from ctorch.autodiff._jet import Jet, pad
 from ctorch.autodiff._propagated import Propagated, propagate
+from ctorch.autodiff.mlp import mlp_for
+from ctorch.ops import mlp
 
 Function = Callable[..., Any]
 
@@ -135,10 +137,13 @@ def _along(f: Function, x: Tensor, v: Tensor, order: int) -> Any:
     _check_tensor("v", v)
     if v.shape != x.shape or v.dtype != x.dtype:
         raise ValueError(
-            f"v: expected shape {tuple(x.shape)} and {x.dtype} as x, got {tuple(v.shape)}, {v.dtype}"
+            f"v: expected {tuple(x.shape)}, {x.dtype} as x, got {tuple(v.shape)}, {v.dtype}"
         )
     if order == 0:
         return f(x)
+    net = mlp_for(f, x)
+    if net is not None:
+        return mlp.derivative(net, x, v, order)
     out = propagate(f, Jet(torch.stack([x, v]), order))
     factor = math.factorial(order)
 

@@ -1,0 +1,204 @@
+"""A function is recognised as an MLP where it is one, and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.testing import assert_close
+
+from ctorch.autodiff.mlp import MLP, as_mlp
+
+ACTIVATIONS = [
+    (nn.Tanh(), "tanh"),
+    (nn.Sigmoid(), "sigmoid"),
+    (nn.Softplus(), "softplus"),
+    (nn.Softplus(beta=2), "softplus"),
+    (nn.SiLU(), "silu"),
+    (nn.GELU(), "gelu"),
+    (nn.GELU(approximate="tanh"), "gelu_tanh"),
+    (nn.ReLU(), "relu"),
+]
+
+
+def net(activation: nn.Module | None = None, **settings: Any) -> nn.Sequential:
+    a = activation or nn.Tanh()
+    return nn.Sequential(nn.Linear(3, 5, **settings), a, nn.Linear(5, 4), a, nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize(("module", "name"), ACTIVATIONS)
+def test_a_recognised_net_computes_what_the_module_computes(module: nn.Module, name: str) -> None:
+    f = net(module).double()
+    found = as_mlp(f)
+    assert found is not None
+    assert found.activation == name
+    x = torch.linspace(-3, 3, 30, dtype=torch.float64).reshape(10, 3)
+    assert_close(found(x), f(x), rtol=1e-13, atol=1e-13)
+
+
+def test_holds_the_parameters_themselves() -> None:
+    f = net(bias=False)
+    found = as_mlp(f)
+    assert found is not None
+    assert found.weights[1] is f[2].weight
+    assert found.biases == (None, f[2].bias, f[4].bias)
+
+
+def test_nesting_identity_and_idle_dropout_are_passed_over() -> None:
+    inner = nn.Sequential(nn.Linear(5, 4), nn.Identity(), nn.Tanh())
+    f = nn.Sequential(
+        nn.Sequential(nn.Linear(3, 5), nn.Tanh()), nn.Dropout(0.0), inner, nn.Linear(4, 2)
+    )
+    found = as_mlp(f)
+    assert found is not None
+    assert len(found.weights) == 3
+    with_dropout = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 2))
+    assert as_mlp(with_dropout) is None
+    assert as_mlp(with_dropout.eval()) is not None
+
+
+def test_one_layer_is_a_net() -> None:
+    for f in (nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2))):
+        found = as_mlp(f)
+        assert found is not None
+        assert len(found.weights) == 1
+
+
+class Doubling(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Residual(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class Twice(nn.Tanh):
+    pass
+
+
+def hooked(kind: str, part: int | None) -> nn.Module:
+    f = net()
+    getattr(f if part is None else f[part], kind)(lambda *_: None)
+    return f
+
+
+def with_own_forward() -> nn.Module:
+    f = net()
+    f[0].forward = lambda x: x  # type: ignore[method-assign]
+    return f
+
+
+def pruned() -> nn.Module:
+    f = net()
+    prune.l1_unstructured(f[0], "weight", 0.5)
+    return f
+
+
+OTHERS: dict[str, Any] = {
+    "a function": torch.tanh,
+    "nothing": None,
+    "ends in an activation": nn.Sequential(nn.Linear(3, 3), nn.Tanh()),
+    "starts with an activation": nn.Sequential(nn.Tanh(), nn.Linear(3, 3)),
+    "two layers in a row": nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Tanh()),
+    "two activations in a row": nn.Sequential(
+        nn.Linear(3, 3), nn.Tanh(), nn.Tanh(), nn.Linear(3, 3)
+    ),
+    "two kinds of activation": nn.Sequential(
+        nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.SiLU(), nn.Linear(3, 3)
+    ),
+    "softplus with two betas": nn.Sequential(
+        nn.Linear(3, 3), nn.Softplus(1), nn.Linear(3, 3), nn.Softplus(2), nn.Linear(3, 3)
+    ),
+    "softplus with a low threshold": net(nn.Softplus(threshold=3)),
+    "an activation without a kernel": net(nn.Hardswish()),
+    "layer norm": nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 3)),
+    "sizes that do not fit": nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(4, 3)),
+    "empty": nn.Sequential(),
+    "subclass of a layer": nn.Sequential(Doubling(3, 3)),
+    "subclass of a container": Residual(nn.Linear(3, 3)),
+    "subclass of an activation": net(Twice()),
+    "forward hook on a layer": hooked("register_forward_hook", 0),
+    "forward hook on an activation": hooked("register_forward_hook", 1),
+    "forward hook on the whole": hooked("register_forward_hook", None),
+    "pre hook": hooked("register_forward_pre_hook", 2),
+    "backward hook": hooked("register_full_backward_hook", 2),
+    "forward set on a module": with_own_forward(),
+    "weight norm": nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))),
+    "spectral norm": nn.Sequential(nn.utils.spectral_norm(nn.Linear(3, 3))),
+    "pruned": pruned(),
+    "lazy": nn.Sequential(nn.LazyLinear(3)),
+    "complex": nn.Linear(3, 3, dtype=torch.complex64),
+    "compiled": torch.compile(net(), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_nothing_else_is_recognised(what: str) -> None:
+    assert as_mlp(OTHERS[what]) is None
+
+
+def test_a_global_hook_makes_every_module_unknown() -> None:
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert as_mlp(net()) is None
+    finally:
+        handle.remove()
+    assert as_mlp(net()) is not None
+
+
+class TimeDependent(nn.Module):
+    """``f(x) = net([x, t])`` at a time of its own: t is a term of the first bias."""
+
+    def __init__(self, layers: Any, t: float) -> None:
+        super().__init__()
+        self.net, self.t = layers, t
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(torch.cat([x, x.new_full((*x.shape[:-1], 1), self.t)], -1))
+
+    def __ctorch_mlp__(self) -> Any:
+        inner = as_mlp(self.net)
+        if inner is None:
+            return None
+        first, *weights = inner.weights
+        bias = first[:, -1] * self.t + (0 if inner.biases[0] is None else inner.biases[0])
+        biases = (bias, *inner.biases[1:])
+        return MLP((first[:, :-1], *weights), biases, inner.activation, inner.param)
+
+
+def test_an_object_says_that_it_is_one() -> None:
+    f, x = TimeDependent(net(), 0.3), torch.randn(4, 2)
+    found = as_mlp(f)
+    assert found is not None
+    assert_close(found(x), f(x))
+    assert as_mlp(TimeDependent(nn.Tanh(), 0.3)) is None
+
+
+def test_what_it_says_is_checked() -> None:
+    class Wrong:
+        def __ctorch_mlp__(self) -> Any:
+            return [torch.ones(2, 2)]
+
+    with pytest.raises(TypeError, match=r"Wrong.__ctorch_mlp__\(\) must return .*MLP.* got list"):
+        as_mlp(Wrong())
+
+
+def test_a_net_is_checked_when_made() -> None:
+    w = torch.ones(3, 2)
+    with pytest.raises(ValueError, match=r"weights\[1\] must be \[out, 3\].*\(2, 2\)"):
+        MLP((w, torch.ones(2, 2)), (None, None), "tanh")
+    with pytest.raises(ValueError, match=r"biases\[0\] must be \[3\]"):
+        MLP((w,), (torch.ones(2),), "tanh")
+    with pytest.raises(ValueError, match="activation must be one of identity, .*'swishy'"):
+        MLP((w,), (None,), "swishy")
+    with pytest.raises(ValueError, match="one each a layer, got 1 and 0"):
+        MLP((w,), (), "tanh")
+    with pytest.raises(ValueError, match="beta of softplus"):
+        MLP((w,), (None,), "softplus")
+    with pytest.raises(TypeError, match=r"one real floating dtype, got torch.float32 and .*64"):
+        MLP((w, torch.ones(2, 3, dtype=torch.float64)), (None, None), "tanh")

@@ -1,0 +1,300 @@
+"""The derivative operators of plain MLPs meet their obligations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from ctorch.ops import _mlp_reference as reference
+from ctorch.ops import mlp
+from tests.ops.mlp_problems import (
+    F64,
+    nested_derivative,
+    nested_divergence,
+    nested_laplacian,
+    nested_series,
+    net_of,
+    net_tensors,
+    rand,
+)
+from tests.ops.obligations import Obligations, Problem
+
+SIZES = st.lists(st.integers(1, 19), min_size=2, max_size=4)
+BATCHES = st.sampled_from([0, 1, 2, 3, 7, 33, 70])
+NETS = [(3, 2), (4, 7, 3), (2, 17, 5, 3), (5, 3, 4, 2, 3)]
+
+
+def strict(actual: Any, expected: Any) -> None:
+    """Equal to 1e-12 of the largest element."""
+    scale = float(expected.abs().max()) if expected.numel() else 1.0
+    assert_close(actual, expected, rtol=1e-12, atol=1e-12 * max(scale, 1e-3))
+
+
+def normalized(y: Tensor, order: int) -> Tensor:
+    """The Taylor coefficient, which does not grow with the order as a derivative does."""
+    return y / math.factorial(order)
+
+
+class MLPObligations(Obligations):
+    """What the operators of an MLP share: nets and batches, and the way to try them."""
+
+    square = False
+    makers: tuple[tuple[str, dict[str, Any]], ...] = (("default", {}),)
+
+    def problem(self, tensors: list[Tensor], name: str = "", **settings: Any) -> Problem:
+        raise NotImplementedError
+
+    def inputs(self, batch: int, inputs: int, seed: int = 0) -> list[Tensor]:
+        return [rand((batch, inputs), seed, self.device)]
+
+    def draw(self, data: st.DataObject) -> Problem:
+        sizes = data.draw(SIZES, "sizes")
+        if self.square:
+            sizes[-1] = sizes[0]
+        tame = [name for name in mlp.ACTIVATIONS if name != "exp" or len(sizes) < 4]
+        activation = data.draw(st.sampled_from(tame), "activation")
+        bias = data.draw(st.booleans(), "bias")
+        batch, seed = data.draw(BATCHES, "batch"), data.draw(st.integers(0, 99), "seed")
+        tensors = [0.5 * x for x in net_tensors(sizes, seed, self.device)]
+        tensors = tensors if bias else tensors[: len(tensors) // 2]
+        settings = data.draw(st.sampled_from([s for _, s in self.makers]), "settings")
+        tensors = [*self.inputs(batch, sizes[0], seed), *tensors]
+        return self.problem(tensors, activation=activation, bias=bias, **settings)
+
+    def problems(self) -> list[Problem]:
+        nets = [(2, 5, 2), (3, 2, 4, 3)] if self.square else [(2, 5, 2), (3, 2, 4, 1)]
+        return [
+            self.problem([*self.inputs(2, sizes[0]), *net_tensors(sizes)], f"{sizes} {name}", **s)
+            for sizes, (name, s) in zip(nets, 2 * self.makers, strict=False)
+        ]
+
+    def huge(self) -> Problem:
+        sizes = (19, 67, 61, 19)
+        settings = self.makers[-1][1]
+        return self.problem([*self.inputs(4001, 19), *net_tensors(sizes)], **settings)
+
+
+class TestDerivative(MLPObligations):
+    makers = (("order 3", {"order": 3}), ("order 1", {"order": 1}), ("order 7", {"order": 7}))
+
+    def inputs(self, batch: int, inputs: int, seed: int = 0) -> list[Tensor]:
+        return [rand((batch, inputs), seed + i, self.device) for i in (0, 1)]
+
+    def problem(self, tensors: list[Tensor], name: str = "", **settings: Any) -> Problem:
+        activation, bias = settings.get("activation", "tanh"), settings.get("bias", True)
+        order = settings["order"]
+        constant = tensors[-1:] if bias else []  # no derivative depends on the last bias
+        tensors = tensors[: len(tensors) - len(constant)]
+
+        def way(function: Callable[..., Any]) -> Callable[..., Any]:
+            def of_inputs(x: Tensor, v: Tensor, *ws: Tensor) -> Tensor:
+                ws = (*ws, *(b.to(x.dtype) for b in constant))
+                return normalized(function(net_of(ws, activation, bias), x, v, order), order)
+
+            return of_inputs
+
+        return Problem(way(mlp.derivative), way(reference.derivative), tuple(tensors), name=name)
+
+    def calls(self) -> list[tuple[Any, tuple[Any, ...]]]:
+        return []
+
+    def bad_calls(self) -> list[tuple[Callable[[], Any], type[Exception], str]]:
+        net, x = net_of(net_tensors((3, 4, 2))), rand((5, 3))
+        return [
+            (lambda: mlp.derivative(net, x[:, :2], x, 1), ValueError, r"x must be \[..., 3\]"),
+            (lambda: mlp.derivative(net, x, x[:, :2], 1), ValueError, r"v must be \[..., 3\]"),
+            (lambda: mlp.derivative(net, x, x, -1), ValueError, "order must be an integer >= 0"),
+            (lambda: mlp.derivative(net, x.float(), x, 1), TypeError, "x must have .*float64"),
+        ]
+
+    def test_law(self) -> None:
+        """Homogeneous in the direction, of degree K."""
+        net, x, v = net_of(net_tensors((3, 6, 5, 2))), rand((9, 3)), rand((9, 3), 1)
+        for order in range(6):
+            once, twice = mlp.derivative(net, x, v, order), mlp.derivative(net, x, 2 * v, order)
+            assert_close(twice, 2**order * once, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("activation", mlp.ACTIVATIONS)
+    @pytest.mark.parametrize("sizes", NETS, ids=str)
+    def test_equals_nested_autograd(self, activation: str, sizes: tuple[int, ...]) -> None:
+        net = net_of(net_tensors(sizes), activation)
+        x, v = self.inputs(3, sizes[0])
+        for order in range(5):
+            expected = nested_derivative(net, x, v, order)
+            for way in (mlp.derivative, reference.derivative):
+                strict(way(net, x, v, order), expected)
+
+    def test_directions_broadcast(self) -> None:
+        net, x, v = net_of(net_tensors((3, 6, 2))), rand((2, 4, 3)), rand((3,), 1)
+        out = mlp.derivative(net, x, v, 2)
+        assert out.shape == (2, 4, 2)
+        strict(out[1], mlp.derivative(net, x[1], v.expand(4, 3), 2))
+
+
+class TestSeries(MLPObligations):
+    square = True
+    makers = (("order 3", {"order": 3}), ("order 1", {"order": 1}), ("order 7", {"order": 7}))
+
+    def problem(self, tensors: list[Tensor], name: str = "", **settings: Any) -> Problem:
+        activation, bias = settings.get("activation", "tanh"), settings.get("bias", True)
+        order = settings["order"]
+
+        def way(function: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda x, *ws: function(net_of(ws, activation, bias), x, order)
+
+        return Problem(way(mlp.series), way(reference.series), tuple(tensors), name=name)
+
+    def calls(self) -> list[tuple[Any, tuple[Any, ...]]]:
+        return []
+
+    def bad_calls(self) -> list[tuple[Callable[[], Any], type[Exception], str]]:
+        net, x = net_of(net_tensors((3, 4, 2))), rand((5, 3))
+        square = net_of(net_tensors((3, 4, 3)))
+        return [
+            (lambda: mlp.series(net, x, 1), ValueError, "maps 3 to 2"),
+            (lambda: mlp.series(square, x[:, 1:], 1), ValueError, r"x must be \[..., 3\]"),
+            (lambda: mlp.series(square, x, 1.5), ValueError, "order must"),  # type: ignore[arg-type]
+        ]
+
+    def test_law(self) -> None:
+        """For a linear field x' = A x the coefficients are A^k x / k!."""
+        a, x = rand((3, 3)), rand((2, 3), 1)
+        net = mlp.MLP((a,), (None,), "identity")
+        out, expected = mlp.series(net, x, 5), x
+        for k in range(1, 6):
+            expected = expected @ a.t() / k
+            strict(out[k], expected)
+
+    @pytest.mark.parametrize("activation", mlp.ACTIVATIONS)
+    @pytest.mark.parametrize("sizes", [(3,), (2, 17), (4, 3, 5)], ids=str)
+    def test_equals_nested_autograd(self, activation: str, sizes: tuple[int, ...]) -> None:
+        net = net_of(net_tensors((*sizes, sizes[0])), activation)
+        (x,) = self.inputs(3, sizes[0])
+        expected = nested_series(net, x, 5)
+        for way in (mlp.series, reference.series):
+            strict(way(net, x, 5), expected)
+
+
+class TestLaplacian(MLPObligations):
+    makers = (("with gradient", {"gradient": True}), ("lean", {"gradient": False}))
+
+    def problem(self, tensors: list[Tensor], name: str = "", **settings: Any) -> Problem:
+        activation, bias = settings.get("activation", "tanh"), settings.get("bias", True)
+        gradient = settings["gradient"]
+
+        def operator(x: Tensor, *ws: Tensor) -> tuple[Tensor, ...]:
+            out = mlp.laplacian(net_of(ws, activation, bias), x, gradient=gradient)
+            return tuple(part.contiguous() for part in out if part is not None)
+
+        def by_reference(x: Tensor, *ws: Tensor) -> tuple[Tensor, ...]:
+            net = net_of(ws, activation, bias)
+            value, moved, lap = reference.laplacian(net, x, net.weights[0].t())
+            return (value, moved.transpose(1, 2), lap) if gradient else (value, lap)
+
+        return Problem(operator, by_reference, tuple(tensors), name=name)
+
+    def calls(self) -> list[tuple[Any, tuple[Any, ...]]]:
+        return []
+
+    def bad_calls(self) -> list[tuple[Callable[[], Any], type[Exception], str]]:
+        net, x = net_of(net_tensors((3, 4, 2))), rand((5, 3))
+        return [
+            (lambda: mlp.laplacian(net, x[:, 1:]), ValueError, r"x must be \[..., 3\]"),
+            (lambda: mlp.laplacian(net, x, directions=x[0]), ValueError, "directions must be"),
+            (lambda: mlp.laplacian(net, x, directions=x[:, 1:]), ValueError, "directions must"),
+        ]
+
+    def test_law(self) -> None:
+        """Rotations of the input leave the Laplacian as it is."""
+        turn, _ = torch.linalg.qr(rand((4, 4)))
+        tensors, x = net_tensors((4, 9, 7, 2)), rand((5, 4))
+        net, turned = net_of(tensors), net_of([tensors[0] @ turn, *tensors[1:]])
+        strict(mlp.laplacian(turned, x @ turn)[2], mlp.laplacian(net, x)[2])
+
+    @pytest.mark.parametrize("activation", mlp.ACTIVATIONS)
+    @pytest.mark.parametrize("sizes", NETS, ids=str)
+    def test_equals_nested_autograd(self, activation: str, sizes: tuple[int, ...]) -> None:
+        net = net_of(net_tensors(sizes), activation)
+        (x,) = self.inputs(3, sizes[0])
+        expected = nested_laplacian(net, x)
+        for a, e in zip(mlp.laplacian(net, x), expected, strict=True):
+            strict(a, e)
+        value, gradient, lap = mlp.laplacian(net, x, gradient=False)
+        assert gradient is None
+        strict(value, expected[0])
+        strict(lap, expected[2])
+
+    def test_along_directions(self) -> None:
+        net, x, v = net_of(net_tensors((4, 9, 5, 2))), rand((3, 4)), rand((2, 4), 1)
+        expected = nested_laplacian(net, x, v)
+        for a, e in zip(mlp.laplacian(net, x, directions=v), expected, strict=True):
+            strict(a, e)
+
+    def test_gradients_with_more_inputs_than_units(self) -> None:
+        """Where the tangents behind the first layer are fewer than the inputs."""
+        tensors = [t.requires_grad_() for t in (rand((3, 7)), *net_tensors((7, 2, 3, 1)))]
+
+        def lean(x: Tensor, *ws: Tensor) -> Tensor:
+            return mlp.laplacian(net_of(ws), x, gradient=False)[2]
+
+        assert torch.autograd.gradcheck(lean, tensors)
+        assert torch.autograd.gradgradcheck(lean, tensors)
+
+
+class TestDivergence(MLPObligations):
+    square = True
+    makers = (("closed or forward", {}),)
+
+    def problem(self, tensors: list[Tensor], name: str = "", **settings: Any) -> Problem:
+        activation, bias = settings.get("activation", "tanh"), settings.get("bias", True)
+
+        def way(function: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda x, *ws: function(net_of(ws, activation, bias), x)
+
+        return Problem(way(mlp.divergence), way(nested), tuple(tensors), name=name)
+
+    def problems(self) -> list[Problem]:
+        return [
+            self.problem([*self.inputs(2, sizes[0]), *net_tensors(sizes)], str(sizes))
+            for sizes in [(2, 3, 2), (3, 2, 4, 3), (2, 4, 3, 3, 2), (3, 2, 3, 4, 3)]
+        ]
+
+    def calls(self) -> list[tuple[Any, tuple[Any, ...]]]:
+        return []
+
+    def bad_calls(self) -> list[tuple[Callable[[], Any], type[Exception], str]]:
+        net, x = net_of(net_tensors((3, 4, 2))), rand((5, 3))
+        return [(lambda: mlp.divergence(net, x), ValueError, "maps 3 to 2")]
+
+    def test_law(self) -> None:
+        """A change of basis leaves the divergence as it is."""
+        a, tensors, x = rand((4, 4)), net_tensors((4, 9, 7, 6, 4)), rand((5, 4))
+        inverse = torch.linalg.inv(a)
+        net = net_of(tensors[:4], bias=False)
+        moved = net_of([tensors[0] @ inverse, *tensors[1:3], a @ tensors[3]], bias=False)
+        assert_close(mlp.divergence(moved, x @ a.t())[1], mlp.divergence(net, x)[1])
+
+    @pytest.mark.parametrize("activation", mlp.ACTIVATIONS)
+    @pytest.mark.parametrize("hidden", [(), (5,), (2,), (9, 5), (2, 3), (8, 3, 4), (2, 7, 5, 6)])
+    def test_equals_nested_autograd(self, activation: str, hidden: tuple[int, ...]) -> None:
+        net = net_of([0.5 * t for t in net_tensors((4, *hidden, 4))], activation)
+        (x,) = self.inputs(3, 4)
+        for way in (mlp.divergence, reference.divergence):
+            for a, e in zip(way(net, x), nested_divergence(net, x), strict=True):
+                strict(a, e)
+
+
+def nested(net: mlp.MLP, x: Tensor) -> tuple[Tensor, Tensor]:
+    return reference.divergence(net, x)
+
+
+def test_a_net_may_be_called() -> None:
+    net = net_of(net_tensors((3, 4, 2)))
+    assert net(rand((5, 3))).dtype == F64
