@@ -236,7 +236,7 @@ def pair(a: Lap, b: Lap) -> tuple[Tensor, Tensor, tuple[int, ...], torch.Size]:
 def laplacian_unary(
     x: Tensor, rows: Tensor, lap: Tensor | None, name: str, param: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """An elementwise function of value, rows and Laplacian: by a kernel, where the dtype has one."""
+    """An elementwise function of value, rows and Laplacian; by a kernel, if the dtype has one."""
     if x.dtype in (torch.float32, torch.float64):
         return ops.laplacian_unary(x, rows, lap, name, param)
     if not x.is_complex():

@@ -15,7 +15,10 @@ from ctorch.autodiff import _lap_rows as forms
 from ctorch.autodiff._lap import Lap
 from ctorch.autodiff._propagated import propagate
 from ctorch.autodiff._seeds import Seeds, seeds_of
+from ctorch.autodiff.mlp import mlp_for
+from ctorch.ops import mlp as mlp_ops
 from ctorch.ops._op import transforms_active
+from ctorch.ops.mlp import MLP
 
 Function = Callable[..., Any]
 
@@ -117,6 +120,9 @@ def _pass(
     f: Function, x: Tensor, seeds: Seeds, chunk_size: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``f(x)``, its derivatives along seeds ``[R, .., *out]`` and the sum of its second ones."""
+    net = mlp_for(f, x)
+    if net is not None and x.numel() and seeds.shared:
+        return _of_mlp(net, x, seeds)
     single = x.ndim < 2 or x.shape[0] < 2 or transforms_active() or is_compiling()
     if single:
         return _whole(f, x, seeds)
@@ -145,6 +151,14 @@ def _pass(
         return outputs[0]
     values, rows, laps = zip(*outputs, strict=True)
     return torch.cat(values), torch.cat(rows, 1), torch.cat(laps)
+
+
+def _of_mlp(net: MLP, x: Tensor, seeds: Seeds) -> tuple[Tensor, Tensor, Tensor]:
+    """The pass of a plain MLP, by a kernel that keeps blocks of the batch in cache."""
+    directions = None if seeds.unit else seeds.rows.flatten(0, -2)
+    value, gradient, lap = mlp_ops.laplacian(net, x, directions=directions)
+    assert gradient is not None
+    return value, gradient.movedim(-1, 0), lap
 
 
 def _whole(f: Function, x: Tensor, seeds: Seeds) -> tuple[Tensor, Tensor, Tensor]:

@@ -259,6 +259,55 @@ def test_single_precision(psi, g):
     assert float(error.median()) < 1e-4
 
 
+# ---- plain MLPs, rules of one's own
+
+
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
+def test_a_recognised_mlp_gives_what_its_layers_give(g, batch):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 2))
+    net, x = net.double(), normal(g, *batch, 4)
+    s = normal(g, 4, 2)
+    weights = (None, torch.tensor([1.0, 2, 3, 4], dtype=D), torch.tensor([1.0, -2, 3, 0], dtype=D))
+    for weight in (*weights, s @ s.mT):
+        out, expected = laplacian(net, x, weight), laplacian(lambda x: net(x), x, weight)
+        for a, b in zip(out, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_a_rule_for_laplacians_alone(g):
+    from ctorch.autodiff import Lap, register_jet_rule
+    from ctorch.autodiff._propagated import RULES
+
+    def log_gaps(x):
+        if torch.overrides.has_torch_function_unary(x):
+            return torch.overrides.handle_torch_function(log_gaps, (x,), x)
+        return torch.log(x.sort(-1).values.diff(dim=-1)).sum(-1)
+
+    @register_jet_rule(log_gaps, kind=Lap)
+    def rule(x):
+        order = x.value.argsort(-1)
+        rows = x.densified().full()
+        sort = lambda s: s.take_along_dim(order.expand(s.shape), -1).diff(dim=-1)  # noqa: E731
+        weight = 1 / sort(x.value)
+        change = weight * sort(rows)
+        lap = (weight * sort(x.laplacian())).sum(-1) - (change * change).sum((0, -1))
+        return Lap(-weight.log().sum(-1), change.sum(-1), lap)
+
+    try:
+        w = normal(g, 3, 5)
+        x = normal(g, 4, 6)
+        agrees(
+            lambda x: log_gaps((electrons(x) @ w).tanh().sum(-2)),
+            x,
+            reference=lambda x: torch.log(
+                (electrons(x) @ w).tanh().sum(-2).sort(-1).values.diff(dim=-1)
+            ).sum(-1),
+        )
+    finally:
+        del RULES[Lap, log_gaps]
+
+
 # ---- what is refused
 
 
