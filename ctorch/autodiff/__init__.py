@@ -3,6 +3,7 @@
 from ctorch.autodiff import _stream_linalg as _stream_linalg
 from ctorch.autodiff import rules as rules
 from ctorch.autodiff._jet import Jet as Jet
+from ctorch.autodiff._lap import Lap as Lap
 from ctorch.autodiff._propagated import MissingRuleError as MissingRuleError
 from ctorch.autodiff._propagated import Propagated as Propagated
 from ctorch.autodiff._propagated import register_jet_rule as register_jet_rule

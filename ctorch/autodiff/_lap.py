@@ -19,15 +19,15 @@ class Lap(Propagated):
     """A tensor ``y(x)`` with its derivatives along seeds ``v_r``: the state of a forward Laplacian.
 
     Attributes:
-        rows: ``dy/dv_r``, ``[R, *shape]``. Sizes of 1 stand for dims over which rows are the same
-            (the batch, up to the first function that is not linear).
+        rows: ``dy/dv_r``, ``[R, *shape]``. Sizes of 1 stand for dims over which rows are equal (the
+            batch, up to the first function that is not linear).
         axes: empty: rows are dense. ``(a,)``: rows are local along dim ``a < 0``, whose ``n`` slots
             (electrons) have ``R`` seeds each: the dense row ``(m, r)`` is ``rows[r]`` at slot ``m``
             and zero at all others. ``(a, b)``: pairs of slots; the first half of the rows belongs
             to seeds of the slot along ``a``, the second to those along ``b``, and is zero where
             both are the same slot. Sums over rows are then sums over dense rows.
         lap: ``sum_r d^2 y/dv_r^2``, ``[*shape]``, or None while it is zero.
-        seed: ``[d]`` where this is ``x: [.., d]`` itself and seeds are multiples of the unit vectors.
+        seed: ``[d]`` where this is ``x: [.., d]`` itself and seeds are multiples of unit vectors.
     """
 
     order = 2
@@ -125,7 +125,9 @@ class Lap(Propagated):
         shape = self.shape if shape is None else shape
         x = self.fitted(shape)
         return Lap(
-            fn(x._value), fn(forms.widened(x.rows, len(shape))), x.lap if x.lap is None else fn(x.lap),
+            fn(x._value),
+            fn(forms.widened(x.rows, len(shape))),
+            x.lap if x.lap is None else fn(x.lap),
             x.axes,
         )
 
@@ -148,13 +150,18 @@ class Lap(Propagated):
         count = laps[0].dense().shape[0]
         value = fn([part._value if isinstance(part, Lap) else part for part in parts])
         rows = [
-            part.densified().full() if isinstance(part, Lap) else part.new_zeros(()).expand(count, *part.shape)
+            part.densified().full()
+            if isinstance(part, Lap)
+            else part.new_zeros(()).expand(count, *part.shape)
             for part in parts
         ]
         lap = None
         if any(part.lap is not None for part in laps):
             lap = fn(
-                [part.laplacian() if isinstance(part, Lap) else torch.zeros_like(part) for part in parts]
+                [
+                    part.laplacian() if isinstance(part, Lap) else torch.zeros_like(part)
+                    for part in parts
+                ]
             )
         return Lap(value, forms.squeezed(fn(rows)), lap)
 
@@ -164,7 +171,9 @@ class Lap(Propagated):
 
     def integrate(self, value: Tensor, slope: Any) -> Lap:
         if constant(slope):
-            return Lap(value, self.rows * slope, None if self.lap is None else self.lap * slope, self.axes)
+            return Lap(
+                value, self.rows * slope, None if self.lap is None else self.lap * slope, self.axes
+            )
         x, s, axes, shape = pair(self, slope)
         lap = forms.contracted(x, s, shape)
         if self.lap is not None:
@@ -220,18 +229,22 @@ def pair(a: Lap, b: Lap) -> tuple[Tensor, Tensor, tuple[int, ...], torch.Size]:
     shape = torch.broadcast_shapes(a.shape, b.shape)
     a, b = a.fitted(shape), b.fitted(shape)
     axes = forms.common_axes(a.rows, a.axes, b.rows, b.axes, shape)
-    rows = [
-        forms.brought(forms.widened(x.rows, len(shape)), x.axes, axes, shape) for x in (a, b)
-    ]
+    rows = [forms.brought(forms.widened(x.rows, len(shape)), x.axes, axes, shape) for x in (a, b)]
     return rows[0], rows[1], axes, shape
 
 
 def laplacian_unary(
     x: Tensor, rows: Tensor, lap: Tensor | None, name: str, param: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if hasattr(ops, "laplacian_unary"):
+    """An elementwise function of value, rows and Laplacian; by a kernel, if the dtype has one."""
+    if x.dtype in (torch.float32, torch.float64):
         return ops.laplacian_unary(x, rows, lap, name, param)
-    y = ops.unary(torch.stack([x, torch.ones_like(x)]), name, 2, param)
-    first, second = y[1], 2 * y[2]
-    out = second * forms.squared(rows, x.shape)
-    return y[0], first * rows, out if lap is None else out + first * lap
+    if not x.is_complex():
+        parts = (x.float(), rows.float(), None if lap is None else lap.float())
+        y, rows, lap = ops.laplacian_unary(*parts, name, param)
+        return y.to(x.dtype), rows.to(x.dtype), lap.to(x.dtype)
+    if name != "reciprocal":
+        raise TypeError(f"{name} of complex values has no rule; use their real and imag parts")
+    y = 1 / x
+    second = 2 * y * forms.squared(rows, x.shape)
+    return y, -y * y * rows, y * y * (second if lap is None else second - lap)

@@ -2,8 +2,8 @@
 
 Rows that are the same over a dim have size 1 there. Rows of values that depend on one slot (an
 electron) or a pair of slots alone are held at these slots only (``Lap.axes``). A function may treat
-compact rows as it treats the value only where that is proved: here for functions that return a view,
-by where the view takes a tensor whose strides tell the slots.
+compact rows as it treats the value only where that is proved: here for functions that return a
+view, by where the view takes a tensor whose strides tell the slots.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def note(rows: Tensor) -> None:
 
 
 def recorded(*tensors: Tensor) -> bool:
-    """Whether memory that is ours alone must not be reused: by autograd, a transform, a compiler."""
+    """Whether autograd, a transform or a compiler looks on, so that no memory may be reused."""
     if is_compiling() or transforms_active():
         return True
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
@@ -108,10 +108,10 @@ def added_to_dense(dense: Tensor, rows: Tensor, axis: int, shape: torch.Size) ->
 
 
 def moved_axes(fn: Callable[..., Any], value: Tensor, axes: Axes) -> Axes:
-    """Where a function takes the dims of slots; empty if it does not return a view that keeps them.
+    """Where a function takes the dims of slots; empty if it returns no view that keeps them.
 
-    A view of a tensor with stride 1 along one dim and 0 along all others, of which again one dim has
-    stride 1, full size and offset 0, has the slots in order along this dim, whatever it is a view of.
+    A view of a tensor with stride 1 along one dim and 0 along all others, of which again one dim
+    has stride 1, full size and offset 0, has the slots in order along this dim, whatever it views.
     """
     if is_compiling():
         return ()
@@ -149,7 +149,9 @@ def unflattened_seed(
     if seen.untyped_storage().data_ptr() != base.untyped_storage().data_ptr() or seen.ndim < 2:
         return None
     n, k = seen.shape[-2:]
-    strides = [stride if size > 1 else 0 for size, stride in zip(seen.shape, seen.stride(), strict=True)]
+    strides = [
+        stride if size > 1 else 0 for size, stride in zip(seen.shape, seen.stride(), strict=True)
+    ]
     if n < 2 or n * k != d or strides != [0] * (seen.ndim - 2) + [k, 1 if k > 1 else 0]:
         return None
     if scales.stride(0) == 0:

@@ -267,7 +267,9 @@ def rule(*functions: Function | str, kind: type[Propagated] | None = None) -> An
 _register = rule
 
 
-def register_jet_rule(function: Function, rule: Function | None = None) -> Any:
+def register_jet_rule(
+    function: Function, rule: Function | None = None, *, kind: type[Propagated] | None = None
+) -> Any:
     """Tells derivative operators how to go through a torch function that they do not know.
 
     The rule is called with the function's own arguments, in which values that carry derivatives
@@ -281,6 +283,8 @@ def register_jet_rule(function: Function, rule: Function | None = None) -> Any:
         function: a torch function, method or operator, as ``torch.special.i0`` or
             ``torch.ops.mylib.myop``: what dispatches through ``__torch_function__``.
         rule: the rule; without it, this is a decorator.
+        kind: ``ctorch.autodiff.Jet`` or ``Lap``, where the rule serves values of this kind alone: a
+            closed form of a Laplacian, say.
 
     Returns:
         The rule.
@@ -295,11 +299,11 @@ def register_jet_rule(function: Function, rule: Function | None = None) -> Any:
         ...     return torch.special.i0(x) * torch.exp(-x.abs())
     """
     if rule is None:
-        return lambda given: register_jet_rule(function, given)
+        return lambda given: register_jet_rule(function, given, kind=kind)
     for name, given in (("function", function), ("rule", rule)):
         if not callable(given):
             raise TypeError(f"{name}: expected something callable, got {type(given).__name__}")
-    _register(function)(rule)
+    _register(function, kind=kind)(rule)
     return rule
 
 

@@ -20,6 +20,16 @@ class Seeds:
     rows: Tensor
     scales: Tensor | None = None
 
+    @property
+    def shared(self) -> bool:
+        """Whether all samples have the same."""
+        return all(size == 1 for size in self.rows.shape[1:-1])
+
+    @property
+    def unit(self) -> bool:
+        """Whether these are the unit vectors."""
+        return self.scales is not None and self.scales.stride(0) == 0
+
     def narrowed(self, x: Tensor, begin: int, end: int) -> Seeds:
         """The seeds of some entries of ``x``'s first dim."""
         if self.rows.shape[1] == 1 and x.shape[0] != 1:
@@ -84,8 +94,8 @@ def _of_matrix(x: Tensor, weight: Tensor) -> SignedSeeds:
         return SignedSeeds(_columns(x, factor))
     if weight.requires_grad:
         raise ValueError(
-            "weight: derivatives by a matrix that is not positive definite are not computed; detach "
-            "it, or give a factor of it as directions"
+            "weight: derivatives by a matrix that is not positive definite are not computed; "
+            "detach it, or give a factor of it as directions"
         )
     values, vectors = torch.linalg.eigh(weight)
     size = values.abs().amax(-1, keepdim=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -12,13 +13,17 @@ from torch.compiler import is_compiling
 
 from ctorch.autodiff import _lap_rows as forms
 from ctorch.autodiff._lap import Lap
+from ctorch.autodiff._propagated import propagate
 from ctorch.autodiff._seeds import Seeds, seeds_of
+from ctorch.autodiff.mlp import mlp_for
+from ctorch.ops import mlp as mlp_ops
 from ctorch.ops._op import transforms_active
+from ctorch.ops.mlp import MLP
 
 Function = Callable[..., Any]
 
-# Rows of a chunk of samples and what is made of them should stay in a core's cache; on a GPU a chunk
-# only bounds memory. In bytes.
+# Rows of a chunk of samples should stay in a core's cache; on a GPU a chunk only bounds memory.
+# In bytes.
 _CACHE = 2 << 20
 _CUDA_MEMORY = 1 << 29
 
@@ -52,21 +57,21 @@ def laplacian(
 
     The pass carries the value, its derivatives along ``d`` seeds and the Laplacian through ``f``:
     ``d + 2`` times the cost of ``f``'s linear maps, where a loop over Hessian-vector products takes
-    about ``4 d`` times. What it saves beyond that, it finds by itself: derivatives that are the same
-    for all samples (up to the first nonlinear function) are held once; where ``f`` views ``x`` as
-    ``[..., N, k]`` (N electrons), features of one of the N, or of pairs of them, hold derivatives by
-    their own ``k`` (or ``2 k``) coordinates alone, up to where features mix. The batch passes in
-    chunks that stay in cache. Differentiable (once, by autograd) in ``x`` and all parameters of ``f``.
+    about ``4 d`` times. It finds by itself what it can save: derivatives that are the same for all
+    samples (up to the first nonlinear function) are held once; where ``f`` views ``x`` as
+    ``[..., N, k]`` (N electrons), features of one of the N, or of pairs of them, hold derivatives
+    by their own ``k`` (or ``2 k``) coordinates alone, up to where features mix. The batch passes in
+    chunks that stay in cache. Differentiable (once, by autograd) in ``x`` and ``f``'s parameters.
 
     Args:
         f: ``[..., d] -> [...]``, made of torch functions, ``nn.Module`` among them; or
             ``[..., d] -> [..., *out]``, each output with derivatives of its own. It acts on each
             sample alone.
         x: ``[..., d]``, floating point.
-        weight: the matrix ``A`` of ``sum_ij A_ij d_i d_j``: ``[d, d]`` symmetric, or ``[..., d, d]``
-            with a matrix for each sample, or its diagonal ``[d]``. Default: the unit matrix. Fewer
-            nonzero eigenvalues make the pass cheaper. A diagonal and a positive definite matrix
-            are differentiable.
+        weight: the matrix ``A`` of ``sum_ij A_ij d_i d_j``: ``[d, d]`` symmetric, or
+            ``[..., d, d]`` with a matrix for each sample, or its diagonal ``[d]``. Default: the
+            unit matrix. Fewer nonzero eigenvalues make the pass cheaper. A diagonal and a positive
+            definite matrix are differentiable.
         directions: in place of ``weight``: ``[R, d]`` or ``[R, ..., d]``, the vectors ``v_r`` of a
             sum of second directional derivatives ``sum_r d^2/ds^2 f(x + s v_r)``.
         chunk_size: how many entries of ``x``'s first dim pass at a time; -1: as many as fit in
@@ -115,6 +120,9 @@ def _pass(
     f: Function, x: Tensor, seeds: Seeds, chunk_size: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``f(x)``, its derivatives along seeds ``[R, .., *out]`` and the sum of its second ones."""
+    net = mlp_for(f, x)
+    if net is not None and x.numel() and seeds.shared:
+        return _of_mlp(net, x, seeds)
     single = x.ndim < 2 or x.shape[0] < 2 or transforms_active() or is_compiling()
     if single:
         return _whole(f, x, seeds)
@@ -145,8 +153,16 @@ def _pass(
     return torch.cat(values), torch.cat(rows, 1), torch.cat(laps)
 
 
+def _of_mlp(net: MLP, x: Tensor, seeds: Seeds) -> tuple[Tensor, Tensor, Tensor]:
+    """The pass of a plain MLP, by a kernel that keeps blocks of the batch in cache."""
+    directions = None if seeds.unit else seeds.rows.flatten(0, -2)
+    value, gradient, lap = mlp_ops.laplacian(net, x, directions=directions)
+    assert gradient is not None
+    return value, gradient.movedim(-1, 0), lap
+
+
 def _whole(f: Function, x: Tensor, seeds: Seeds) -> tuple[Tensor, Tensor, Tensor]:
-    out = f(Lap(x, seeds.rows, None, (), seeds.scales))
+    out = propagate(f, Lap(x, seeds.rows, None, (), seeds.scales))
     batch = x.shape[:-1]
     if not isinstance(out, (Lap, Tensor)):
         raise TypeError(f"f: expected to return one tensor, got {type(out).__name__}")
@@ -164,7 +180,7 @@ def _whole(f: Function, x: Tensor, seeds: Seeds) -> tuple[Tensor, Tensor, Tensor
 
 def _gradient(f: Function, x: Tensor) -> Tensor:
     """The gradient by reverse mode, where rows along the seeds do not hold it."""
-    value, pull = torch.func.vjp(f, x)
+    value, pull = cast(Any, torch.func.vjp(f, x))
     batch = x.ndim - 1
     if value.ndim == batch:
         return pull(torch.ones_like(value))[0]
@@ -205,24 +221,20 @@ def _chunk(x: Tensor, elements: int, left: int | None = None) -> int:
 
 def _check_independent(f: Function, x: Tensor, values: Tensor) -> None:
     """Refuses a function that shows to compute a sample's value from other samples."""
-    try:
+    with contextlib.suppress(TypeError):  # of what cannot be hashed
         if f in _independent:
             return
-    except TypeError:
-        pass
     with torch.no_grad():
         alone = f(x[:1])
         expected, tolerance = values[:1].detach(), 1e-5 if x.dtype == torch.float64 else 1e-2
         if not _close(alone, expected, tolerance) and _close(alone, f(x[:1]), tolerance):
             raise ValueError(
-                "f: expected a function that acts on each sample alone, but its value at x[0] depends "
-                "on the other samples (batch statistics, a reduction over the first dim): keep "
-                "samples apart, and put normalization layers into eval mode"
+                "f: expected a function that acts on each sample alone, but its value at x[0] "
+                "depends on the other samples (batch statistics, a reduction over the first dim): "
+                "keep samples apart, and put normalization layers into eval mode"
             )
-    try:
+    with contextlib.suppress(TypeError):
         _independent.add(f)
-    except TypeError:
-        pass
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
@@ -249,4 +261,6 @@ def _check_chunk(chunk_size: Any) -> None:
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
         raise TypeError(f"chunk_size: expected an int or None, got {type(chunk_size).__name__}")
     if chunk_size != -1 and chunk_size < 1:
-        raise ValueError(f"chunk_size: expected >= 1, -1 (automatic) or None (all), got {chunk_size}")
+        raise ValueError(
+            f"chunk_size: expected >= 1, -1 (automatic) or None (all), got {chunk_size}"
+        )

@@ -1,7 +1,6 @@
 """Rules of the forward Laplacian for functions under which compact rows stay compact.
 
-Where rows are dense already, the generic rules serve. What a rule here does not know it hands to the
-generic rule, whose primitives make rows dense.
+What a rule here does not know it hands to the generic rule, whose primitives make rows dense.
 """
 
 from __future__ import annotations
@@ -86,7 +85,12 @@ def _sum(x: Lap, y: Lap) -> Lap:
     if not x.axes and len(y.axes) == 1 and not transforms_active():
         return Lap(value, forms.added_to_dense(a, b, y.axes[0], shape), lap)
     axes = forms.common_axes(a, x.axes, b, y.axes, shape)
-    return Lap(value, forms.brought(a, x.axes, axes, shape) + forms.brought(b, y.axes, axes, shape), lap, axes)
+    return Lap(
+        value,
+        forms.brought(a, x.axes, axes, shape) + forms.brought(b, y.axes, axes, shape),
+        lap,
+        axes,
+    )
 
 
 for _name, _function in (("add", add), ("sub", sub), ("mul", mul), ("div", div), ("neg", neg)):
@@ -99,7 +103,9 @@ for _name, _function in (("iadd", add), ("isub", sub), ("imul", mul), ("itruediv
 
 
 @rule("sum", kind=Lap)
-def sum_(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None) -> Any:
+def sum_(
+    x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None
+) -> Any:
     dims = negatives(dim if axis is None else axis, x.ndim)
     if not dims or dtype is not None:
         return RULES[torch.sum](x, dims, keepdim, dtype=dtype)
@@ -107,7 +113,9 @@ def sum_(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, a
 
 
 @rule("mean", kind=Lap)
-def mean(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None) -> Any:
+def mean(
+    x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None
+) -> Any:
     dims = negatives(dim if axis is None else axis, x.ndim)
     if not dims or dtype is not None:
         return RULES[torch.mean](x, dims, keepdim, dtype=dtype)
@@ -138,7 +146,9 @@ def reduced(x: Lap, dims: list[int], keepdim: bool) -> Lap:
         rows = rows.expand(sizes).movedim(at, 0)  # a negative dim: counts the same with rows
         rows = rows.flatten(0, 1)
         return Lap(value, rows.unsqueeze(at) if keepdim else rows, lap)
-    sizes = [x.shape[d - x.ndim] if d - x.ndim in dims else rows.shape[d + 1] for d in range(x.ndim)]
+    sizes = [
+        x.shape[d - x.ndim] if d - x.ndim in dims else rows.shape[d + 1] for d in range(x.ndim)
+    ]
     rows = rows.expand(-1, *sizes).sum(dims, keepdim=keepdim)
     if not keepdim:
         axes = tuple(a + sum(1 for d in dims if d > a) for a in axes)
@@ -166,15 +176,15 @@ def where(condition: Any, x: Any, y: Any) -> Any:
     zero = like.value.new_zeros(())
     value = torch.where(condition, value_of(x), value_of(y))
     laps = [part.laplacian() if isinstance(part, Lap) else zero for part in (x, y)]
-    lap = torch.where(condition, *laps).expand(shape)
+    lap = torch.where(condition, laps[0], laps[1]).expand(shape)
     if constant(x) or constant(y):
         part = like.fitted(shape)
         rows, axes = forms.widened(part.rows, len(shape)), part.axes
-        pair_of = (zero, rows) if constant(x) else (rows, zero)
+        a, b = (zero, rows) if constant(x) else (rows, zero)
     else:
-        *pair_of, axes, _ = pair(x.fitted(shape), y.fitted(shape))
-        pair_of = [forms.widened(rows, len(shape)) for rows in pair_of]
-    return Lap(value, torch.where(condition, *pair_of), lap, axes)
+        a, b, axes, _ = pair(x.fitted(shape), y.fitted(shape))
+        a, b = (forms.widened(rows, len(shape)) for rows in (a, b))
+    return Lap(value, torch.where(condition, a, b), lap, axes)
 
 
 @rule("cat", "concat", "concatenate", kind=Lap)
@@ -191,11 +201,15 @@ def cat(tensors: Any, dim: int = 0) -> Any:
     for x in parts:  # sizes of 1 stay where all have them
         sizes[at] = x.shape[at]
         rows.append(
-            x.rows.expand(-1, *sizes) if isinstance(x, Lap) else x.new_zeros(()).expand(count, *sizes)
+            x.rows.expand(-1, *sizes)
+            if isinstance(x, Lap)
+            else x.new_zeros(()).expand(count, *sizes)
         )
     lap = None
     if any(x.lap is not None for x in laps):
-        lap = torch.cat([x.laplacian() if isinstance(x, Lap) else torch.zeros_like(x) for x in parts], at)
+        lap = torch.cat(
+            [x.laplacian() if isinstance(x, Lap) else torch.zeros_like(x) for x in parts], at
+        )
     values = [x.value if isinstance(x, Lap) else x for x in parts]
     return Lap(torch.cat(values, at), torch.cat(rows, at), lap, axes)
 

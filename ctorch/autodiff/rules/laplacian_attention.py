@@ -1,7 +1,7 @@
 """Products of two that carry derivatives, and attention, under the forward Laplacian.
 
-In the first layer of attention over electrons, queries, keys and values depend on one electron each.
-The scores then depend on pairs, the weights' rows are a rank-one change of the weights, and the
+In the first attention over electrons, queries, keys and values depend on one electron each. The
+scores then depend on pairs, the weights' rows are a rank-one change of the weights, and the
 output's dense rows are written down without a product over pairs for each row (``PairWeights``).
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from ctorch.autodiff import _lap_rows as forms
 from ctorch.autodiff._lap import Lap
 from ctorch.autodiff._propagated import RULES, constant, rule
-from ctorch.autodiff.rules import attention as attention_of_any_kind
+from ctorch.autodiff.rules import attention as _  # noqa: F401  its rule comes first
 from ctorch.autodiff.rules import laplacian_norms, products
 
 
@@ -29,17 +29,17 @@ def matmul(a: Any, b: Any) -> Any:
         return products.matmul(a, b)
     if isinstance(a.special, PairWeights) and b.axes == (-2,):
         return a.special.times(b)
-    if a.axes == (-2,) and b.axes == (-1,) and a.shape[-2] == b.shape[-1] > 1:
-        if len(a.rows) == len(b.rows):
-            return pair_products(a, b)
+    slots = a.axes == (-2,) and b.axes == (-1,) and a.shape[-2] == b.shape[-1]
+    if slots and len(a.rows) == len(b.rows):
+        return pair_products(a, b)
     return dense_product(a.densified(), b.densified())
 
 
 def dense_product(a: Lap, b: Lap) -> Lap:
     """The product of matrices with dense rows, in GEMMs as large as they can be.
 
-    Rows of the result lie in memory as ``[*batch, M, R, N]``: then each of its two terms is one GEMM
-    for a matrix of the batch, and both add up in place.
+    Rows of the result lie in memory as ``[*batch, M, R, N]``: then each of its two terms is one
+    GEMM for a matrix of the batch, and both add up in place.
     """
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     x, y = (p.value.expand(*batch, *p.shape[-2:]) for p in (a, b))
@@ -47,7 +47,9 @@ def dense_product(a: Lap, b: Lap) -> Lap:
     count = len(ra)
     left = ra.movedim(0, -2)  # [*batch, M, R, K]
     right = rb.movedim(0, -2).flatten(-2)  # [*batch, K, R * N]
-    rows = _plus_product((left.flatten(-3, -2) @ y).unflatten(-2, (-1, count)).flatten(-2), x, right)
+    rows = _plus_product(
+        (left.flatten(-3, -2) @ y).unflatten(-2, (-1, count)).flatten(-2), x, right
+    )
     lap = 2 * (left.flatten(-2) @ rb.movedim(0, -3).flatten(-3, -2))
     if a.lap is not None:
         lap = lap + a.lap @ y
@@ -141,8 +143,12 @@ class PairWeights:
         source = x.movedim(-2, 0).unsqueeze(1).unsqueeze(-2)  # [n, 1, .., 1, D]
         share = p.movedim(-1, 0).unsqueeze(1).unsqueeze(-1)  # [n, 1, .., i, 1]
         given = rv.movedim(-2, 0).unsqueeze(-2)  # [n, C, .., 1, D]
-        rows = ahead * (source - out) + share * given
-        rows = rows + torch.diag_embed((self.local @ x).transpose(-1, -2), 0, 0, -2)
+        own_rows = (self.local @ x).transpose(-1, -2)  # [C, .., D, i], of the seeds of slot i
+        rows = ahead * (source - out)
+        if forms.recorded(rows, given, own_rows):
+            rows = rows + share * given + torch.diag_embed(own_rows, 0, 0, -2)
+        else:
+            rows.addcmul_(share, given).diagonal(0, 0, -2).add_(own_rows)
         own = torch.diag_embed(self.local.diagonal(0, -2, -1))
         lap = 2 * ((self.moved * (1 - p) + own) @ rv).sum(0) + self.lap @ x
         if v.lap is not None:
@@ -177,11 +183,12 @@ def attention(
         rule = RULES[F.scaled_dot_product_attention]
         return rule(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    return dense_attention(*(x.densified() for x in parts), factor, mask)
+    q, k, v = (x.densified() for x in parts)
+    return dense_attention(q, k, v, factor, mask)
 
 
 def _mask(query: Lap, key: Lap, mask: Any, causal: bool) -> Any:
-    """The mask that is added to scores, None, or False if it is not a constant or masks all keys."""
+    """What is added to scores, None, or False if that is no constant or masks all keys."""
     if mask is None and not causal:
         return None
     if not constant(mask) or (causal and mask is not None):
@@ -208,13 +215,17 @@ def dense_attention(q: Lap, k: Lap, v: Lap, scale: float, mask: Tensor | None) -
     if not forms.recorded(*(x.rows for x in (q, k, v))):
         size = count * n * m * q.value.element_size()
         block = max(1, min(heads, (1 << 19) // max(1, size)))
-    parts = [
-        _attention(*(x.some(i, i + block) for x in inputs), scale, None if mask is None else mask[i : i + block])
-        for i in range(0, heads, block)
-    ]
-    value, rows, lap = parts[0] if len(parts) == 1 else (torch.cat(p) for p in zip(*parts, strict=True))
+    parts = []
+    for i in range(0, heads, block):
+        q_, k_, v_ = (x.some(i, i + block) for x in inputs)
+        parts.append(_attention(q_, k_, v_, scale, None if mask is None else mask[i : i + block]))
+    value, rows, lap = (
+        parts[0] if len(parts) == 1 else (torch.cat(p) for p in zip(*parts, strict=True))
+    )
     shape = (*batch, n, v.shape[-1])
-    return Lap(value.reshape(shape), rows.reshape(*batch, n, count, -1).movedim(-2, 0), lap.reshape(shape))
+    return Lap(
+        value.reshape(shape), rows.reshape(*batch, n, count, -1).movedim(-2, 0), lap.reshape(shape)
+    )
 
 
 class _Heads:
@@ -263,7 +274,7 @@ def _attention(
 
 
 def centered(rows: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """``d_r = s_r - sum(p s_r)`` and ``sum_r d_r^2``; ``rows`` ``[G, R, M]``, ``p`` ``[G, 1, M]``."""
+    """``d_r = s_r - sum(p s_r)``, ``sum_r d_r^2``; ``rows: [G, R, M]``, ``p: [G, 1, M]``."""
     average = rows @ p.mT
     rows = rows - average if forms.recorded(rows, p) else rows.sub_(average)
     return rows, (rows * rows).sum(1)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ctorch.autodiff._lap import Lap
-from ctorch.autodiff._propagated import RULES, constant, rule
+from ctorch.autodiff._propagated import constant, rule
 from ctorch.autodiff.rules.laplacian_attention import cross, rows_times, times_rows
+
+_RESULT: Any = torch.return_types.linalg_slogdet  # type: ignore[attr-defined]
 
 
 def _rows_of(x: Lap) -> Tensor:
@@ -31,7 +33,7 @@ def _log_determinant(x: Lap, inverse: Tensor) -> tuple[Tensor, Tensor]:
 def slogdet(x: Any) -> Any:
     sign, value = torch.linalg.slogdet(x.value)
     rows, lap = _log_determinant(x, torch.linalg.inv(x.value))
-    return torch.return_types.linalg_slogdet((sign.detach(), Lap(value, rows, lap)))
+    return _RESULT((sign.detach(), Lap(value, rows, lap)))
 
 
 @rule("logdet", kind=Lap)
@@ -66,7 +68,11 @@ def solve(a: Any, b: Any, *, left: bool = True) -> Any:
     if b.ndim == a.ndim - 1 and b.shape == a.shape[:-1]:  # torch's own test of a vector
         return solve(a, b.unsqueeze(-1)).squeeze(-1)
     if constant(a):
-        return torch.linalg.inv(a) @ b if a.ndim > b.ndim else b.linear(lambda s: torch.linalg.solve(a, s))
+        return (
+            torch.linalg.inv(a) @ b
+            if a.ndim > b.ndim
+            else b.linear(lambda s: torch.linalg.solve(a, s))
+        )
     y = torch.linalg.inv(a.value)
     value = torch.linalg.solve(a.value, b if constant(b) else b.value)
     ra = _rows_of(a)
@@ -81,6 +87,3 @@ def solve(a: Any, b: Any, *, left: bool = True) -> Any:
     if not constant(b) and b.lap is not None:
         lap = lap + b.lap
     return Lap(value, rows.movedim(-3, 0), y @ lap)
-
-
-_ = RULES

@@ -1,4 +1,4 @@
-"""Closed forms of the forward Laplacian: softmax, log-softmax, logsumexp, layer norm, batch norm."""
+"""Closed forms of the forward Laplacian: softmax, logsumexp, layer norm; no batch statistics."""
 
 from __future__ import annotations
 
