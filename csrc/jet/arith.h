@@ -7,12 +7,16 @@
 
 #include "../core/hd.h"
 
+// CT_UNROLL: the loop over the vectors that are worked on together is written out.
 #if defined(__CUDACC__)
 #define CT_TAYLOR static __device__ inline
+#define CT_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
 #define CT_TAYLOR __attribute__((always_inline)) static inline
+#define CT_UNROLL _Pragma("GCC unroll 8")
 #else
 #define CT_TAYLOR static inline
+#define CT_UNROLL
 #endif
 
 namespace ct::jet {
@@ -27,13 +31,13 @@ struct Series {
                             int stride) {
     for (int j = first; j <= last; ++j) {
       const V *p = a + j * stride, *q = b + (k - j) * stride;
-#pragma GCC unroll 8
+      CT_UNROLL
       for (int i = 0; i < kLanes; ++i) sum[i] += p[i] * q[i];
     }
   }
 
   CT_TAYLOR void put(V* out, const V (&x)[kLanes], T factor) {
-#pragma GCC unroll 8
+    CT_UNROLL
     for (int i = 0; i < kLanes; ++i) out[i] = x[i] * factor;
   }
 
@@ -52,7 +56,7 @@ struct Series {
       V sum[kLanes] = {};
       for (int k = j; k <= smaller(ny - 1, j + ng - 1); ++k) {
         const V *p = g + (k - j) * stride, *q = y + k * stride;
-#pragma GCC unroll 8
+        CT_UNROLL
         for (int i = 0; i < kLanes; ++i) sum[i] += p[i] * q[i];
       }
       put(out + j * stride, sum, T(1));
@@ -61,9 +65,8 @@ struct Series {
 
   // out_k = k x_k: what the recurrences that integrate look at
   CT_TAYLOR void times_index(V* out, const V* x, int nx, int stride) {
-    for (int k = 1; k < nx; ++k)
-#pragma GCC unroll 8
-      for (int i = 0; i < kLanes; ++i) out[k * stride + i] = x[k * stride + i] * T(k);
+    for (int k = 1; k < nx; ++k) CT_UNROLL
+    for (int i = 0; i < kLanes; ++i) out[k * stride + i] = x[k * stride + i] * T(k);
   }
 
   // y' = slope x', with y_0 in place; `kx` is k x_k. The slope may be y itself: exp.
@@ -89,10 +92,10 @@ struct Series {
       accumulate(twice, y, y, k, 0, (k - 1) / 2, stride);
       const V *last = y + k * stride, *middle = y + k / 2 * stride;
       const T of_middle = k % 2 == 0 ? square : T(0);
-#pragma GCC unroll 8
+      CT_UNROLL
       for (int i = 0; i < kLanes; ++i)
-        u[k * stride + i] = twice[i] * (T(2) * square) + last[i] * linear +
-                            middle[i] * middle[i] * of_middle;
+        u[k * stride + i] =
+            twice[i] * (T(2) * square) + last[i] * linear + middle[i] * middle[i] * of_middle;
     }
   }
 
@@ -111,11 +114,9 @@ struct Series {
   CT_TAYLOR void logarithm(V* y, const V* x, int nx, int order, int stride) {
     for (int k = 1; k <= order; ++k) {
       V sum[kLanes] = {};
-      for (int j = larger_of(1, k + 1 - nx); j < k; ++j)
-#pragma GCC unroll 8
-        for (int i = 0; i < kLanes; ++i)
-          sum[i] -= y[j * stride + i] * T(j) * x[(k - j) * stride + i];
-#pragma GCC unroll 8
+      for (int j = larger_of(1, k + 1 - nx); j < k; ++j) CT_UNROLL
+      for (int i = 0; i < kLanes; ++i) sum[i] -= y[j * stride + i] * T(j) * x[(k - j) * stride + i];
+      CT_UNROLL
       for (int i = 0; i < kLanes; ++i) {
         const V top = sum[i] * (T(1) / T(k));
         y[k * stride + i] = (k < nx ? top + x[k * stride + i] : top) / x[i];
@@ -129,11 +130,11 @@ struct Series {
       V sum[kLanes] = {};
       for (int j = 1; j <= smaller(k, nx - 1); ++j) {
         const T factor = (exponent * T(j) - T(k - j)) / T(k);
-#pragma GCC unroll 8
+        CT_UNROLL
         for (int i = 0; i < kLanes; ++i)
           sum[i] += x[j * stride + i] * factor * y[(k - j) * stride + i];
       }
-#pragma GCC unroll 8
+      CT_UNROLL
       for (int i = 0; i < kLanes; ++i) y[k * stride + i] = sum[i] / x[i];
     }
   }
@@ -143,7 +144,7 @@ struct Series {
     for (int k = 0; k <= order; ++k) {
       V sum[kLanes] = {};
       accumulate(sum, b, y, k, 1, smaller(k, nb - 1), stride);
-#pragma GCC unroll 8
+      CT_UNROLL
       for (int i = 0; i < kLanes; ++i)
         y[k * stride + i] = (k < na ? a[k * stride + i] - sum[i] : -sum[i]) / b[i];
     }
@@ -154,7 +155,7 @@ struct Series {
                          int nb, int order, int stride) {
     for (int k = 0; k <= order; ++k) {
       V sum[kLanes] = {};
-#pragma GCC unroll 8
+      CT_UNROLL
       for (int i = 0; i < kLanes; ++i) {
         if (k < na) sum[i] += a[k * stride + i] * alpha;
         if (k < nb) sum[i] += b[k * stride + i] * beta;

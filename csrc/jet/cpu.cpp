@@ -212,20 +212,24 @@ Tensor of_pair(const char* op, const Tensor& a_, const Tensor& b_, int64_t order
 }
 
 Tensor jet_mul(const Tensor& a, const Tensor& b, int64_t order) {
-  return of_pair("jet_mul", a, b, order, [](auto& m, auto* y, auto* a, int na, auto* b, int nb,
-                                            int order) { m.product(y, a, na, b, nb, order); });
+  return of_pair("jet_mul", a, b, order,
+                 [](auto& m, auto* y, auto* a, int na, auto* b, int nb, int order) {
+                   m.product(y, a, na, b, nb, order);
+                 });
 }
 
 Tensor jet_div(const Tensor& a, const Tensor& b, int64_t order) {
-  return of_pair("jet_div", a, b, order, [](auto& m, auto* y, auto* a, int na, auto* b, int nb,
-                                            int order) { m.quotient(y, a, na, b, nb, order); });
+  return of_pair("jet_div", a, b, order,
+                 [](auto& m, auto* y, auto* a, int na, auto* b, int nb, int order) {
+                   m.quotient(y, a, na, b, nb, order);
+                 });
 }
 
 Tensor jet_correlate(const Tensor& g, const Tensor& y, int64_t order) {
-  return of_pair("jet_correlate", g, y, order, [](auto& m, auto* z, auto* g, int ng, auto* y,
-                                                  int ny, int order) {
-    m.correlate(z, g, ng, y, ny, order);
-  });
+  return of_pair("jet_correlate", g, y, order,
+                 [](auto& m, auto* z, auto* g, int ng, auto* y, int ny, int order) {
+                   m.correlate(z, g, ng, y, ny, order);
+                 });
 }
 
 // ---- Laplacians --------------------------------------------------------------------------------
@@ -263,8 +267,7 @@ std::tuple<Tensor, Tensor, Tensor> jet_laplacian(const Tensor& x, const Tensor& 
 std::tuple<Tensor, Tensor> jet_laplacian_last(const Tensor& x, const Tensor& rows,
                                               std::optional<Tensor> lap, int64_t number,
                                               double param) {
-  const auto [y, unused, out] =
-      laplacian("jet_laplacian_last", x, rows, lap, number, param, false);
+  const auto [y, unused, out] = laplacian("jet_laplacian_last", x, rows, lap, number, param, false);
   return {y, out};
 }
 

@@ -138,9 +138,7 @@ struct Machine {
       case Value::kErf:
         return each(out, x, [](V v) CT_INLINED { return Math::erf(v); });
       case Value::kNormalCdf:
-        return each(out, x, [](V v) CT_INLINED {
-          return T(0.5) * Math::erfc(v * T(-0.707106781186547524401));
-        });
+        return each(out, x, [](V v) CT_INLINED { return Math::normal_cdf(v); });
       case Value::kTanh:
         return each(out, out2, x, [](V v, V* u) CT_INLINED { return Math::tanh(v, u); });
       case Value::kSigmoid:

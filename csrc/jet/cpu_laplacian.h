@@ -35,8 +35,7 @@ class LaplacianBlock {
     for (int at = 0; at < n;) {
       const int64_t column = (begin + at) % std::max<int64_t>(1, task.columns);
       const int run = static_cast<int>(std::min<int64_t>(n - at, task.columns - column));
-      if (task.shared())
-        copy(squares_ + at, task.squares + column, run);
+      if (task.shared()) copy(squares_ + at, task.squares + column, run);
       T* const squares = task.shared() ? nullptr : squares_ + at;
       if (squares != nullptr || task.new_rows != nullptr)
         for (int64_t r = 0; r < task.count; ++r)

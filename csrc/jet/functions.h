@@ -6,6 +6,13 @@
 
 #include "../core/hd.h"
 
+// Programs are called, not inlined into every kernel.
+#if defined(__CUDACC__)
+#define CT_PROGRAM static __device__ __noinline__
+#else
+#define CT_PROGRAM static
+#endif
+
 namespace ct::jet {
 
 // In the order of UNARY in ctorch/ops/_jet_reference.py.
@@ -85,7 +92,7 @@ struct Functions {
   };
 
   // The level-th derivative of a function at the series x of n terms, up to the order.
-  CT_HD static void evaluate(Machine& m, Op op, int level, T param, S out, S x, int n, int order) {
+  CT_PROGRAM void evaluate(Machine& m, Op op, int level, T param, S out, S x, int n, int order) {
     if (level > 1)
       compose(m, op, level, param, out, x, n, order);
     else
@@ -94,7 +101,7 @@ struct Functions {
 
  private:
   // For the function itself and its first derivative.
-  CT_HD static void direct(Machine& m, Op op, int level, T param, S out, S x, int n, int order) {
+  CT_PROGRAM void direct(Machine& m, Op op, int level, T param, S out, S x, int n, int order) {
     const Scope scope(m);
     const S kx = m.take();
     m.times_index(kx, x, n);
@@ -162,8 +169,8 @@ struct Functions {
     }
   }
 
-  CT_HD static void riccati(Machine& m, Value value, int level, T linear, T square, S out, S x,
-                            S kx, int n, int order) {
+  CT_PROGRAM void riccati(Machine& m, Value value, int level, T linear, T square, S out, S x, S kx,
+                          int n, int order) {
     const Scope scope(m);
     const S other = m.take();
     const S y = level ? other : out, slope = level ? out : other;
@@ -172,16 +179,15 @@ struct Functions {
   }
 
   // sigmoid(x) and, up to order_slope, its derivative
-  CT_HD static void logistic(Machine& m, S y, S slope, S x, S kx, int n, int order,
-                             int order_slope) {
+  CT_PROGRAM void logistic(Machine& m, S y, S slope, S x, S kx, int n, int order, int order_slope) {
     m.values(Value::kSigmoid, 0, y, slope, x);
     m.riccati(y, slope, 1, -1, kx, n, order, order_slope);
   }
 
   // log(1 + exp(beta x)) / beta and, for beta = -1 and sign = -1, the logarithm of sigmoid(x):
   // its derivative is sigmoid(-x) there as well.
-  CT_HD static void softplus(Machine& m, int level, T beta, T sign, S out, S x, S kx, int n,
-                             int order) {
+  CT_PROGRAM void softplus(Machine& m, int level, T beta, T sign, S out, S x, S kx, int n,
+                           int order) {
     const Scope scope(m);
     const S inner = m.take(), kinner = m.take(), slope = m.take();
     m.combine(inner, 0, beta, x, n, 0, x, 0, n - 1);
@@ -194,7 +200,7 @@ struct Functions {
     m.integrate(out, y, order + 1, kx, n, order);
   }
 
-  CT_HD static void silu(Machine& m, int level, S out, S x, S kx, int n, int order) {
+  CT_PROGRAM void silu(Machine& m, int level, S out, S x, S kx, int n, int order) {
     const Scope scope(m);
     const S y = m.take(), slope = m.take();
     logistic(m, y, slope, x, kx, n, order, level ? order : order - 1);
@@ -203,7 +209,7 @@ struct Functions {
     m.combine(out, 0, 1, out, order + 1, 1, y, order + 1, order);
   }
 
-  CT_HD static void mish(Machine& m, int level, S out, S x, S kx, int n, int order) {
+  CT_PROGRAM void mish(Machine& m, int level, S out, S x, S kx, int n, int order) {
     const Scope scope(m);
     const int all = order + 1;
     const S y = m.take(), slope = m.take(), soft = m.take(), ksoft = m.take();
@@ -220,22 +226,22 @@ struct Functions {
     m.combine(out, 0, 1, out, all, 1, outer, all, order);
   }
 
-  CT_HD static void exponential(Machine& m, Value value, S out, S x, S kx, int n, int order) {
+  CT_PROGRAM void exponential(Machine& m, Value value, S out, S x, S kx, int n, int order) {
     m.values(value, 0, out, out, x);
     m.integrate(out, out, order + 1, kx, n, order);
   }
 
-  CT_HD static void expm1(Machine& m, int level, S out, S x, S kx, int n, int order) {
+  CT_PROGRAM void expm1(Machine& m, int level, S out, S x, S kx, int n, int order) {
     exponential(m, Value::kExp, out, x, kx, n, order);
     if (level == 0) m.values(Value::kExpm1, 0, out, out, x);
   }
 
-  CT_HD static void logarithm(Machine& m, Value value, S out, S argument, S x, int n, int order) {
+  CT_PROGRAM void logarithm(Machine& m, Value value, S out, S argument, S x, int n, int order) {
     m.values(value, 0, out, out, argument);
     m.logarithm(out, x, n, order);
   }
 
-  CT_HD static void log1p(Machine& m, int level, S out, S x, int n, int order) {
+  CT_PROGRAM void log1p(Machine& m, int level, S out, S x, int n, int order) {
     const Scope scope(m);
     const S more = m.take();
     m.combine(more, 1, 1, x, n, 0, x, 0, n - 1);
@@ -243,8 +249,8 @@ struct Functions {
     logarithm(m, Value::kLog1p, out, x, more, n, order);
   }
 
-  CT_HD static void pair(Machine& m, Value value, bool second, T factor, T sign, S out, S x, S kx,
-                         int n, int order) {
+  CT_PROGRAM void pair(Machine& m, Value value, bool second, T factor, T sign, S out, S x, S kx,
+                       int n, int order) {
     const Scope scope(m);
     const S other = m.take();
     const S s = second ? other : out, c = second ? out : other;
@@ -254,7 +260,7 @@ struct Functions {
   }
 
   // factor x^exponent
-  CT_HD static void power(Machine& m, T exponent, T factor, S out, S x, int n, int order) {
+  CT_PROGRAM void power(Machine& m, T exponent, T factor, S out, S x, int n, int order) {
     if (factor == T(0)) return m.combine(out, 0, 0, x, 0, 0, x, 0, order);
     const bool whole =
         exponent >= T(0) && exponent <= T(kMostProducts) && exponent == T(int(exponent));
@@ -272,7 +278,7 @@ struct Functions {
   }
 
   // By squares and products, from the highest bit down.
-  CT_HD static void whole_power(Machine& m, int exponent, S out, S x, int n, int order) {
+  CT_PROGRAM void whole_power(Machine& m, int exponent, S out, S x, int n, int order) {
     if (exponent == 0) return m.combine(out, 1, 0, x, 0, 0, x, 0, order);
     const Scope scope(m);
     const S space = m.take();
@@ -289,7 +295,7 @@ struct Functions {
   }
 
   // factor exp(scale x^2), with the square
-  CT_HD static void density(Machine& m, T factor, T scale, S out, S square, S x, int n, int order) {
+  CT_PROGRAM void density(Machine& m, T factor, T scale, S out, S square, S x, int n, int order) {
     const Scope scope(m);
     const S inner = m.take(), kinner = m.take();
     m.product(square, x, n, x, n, order);
@@ -299,7 +305,7 @@ struct Functions {
     m.combine(out, 0, factor, out, order + 1, 0, x, 0, order);
   }
 
-  CT_HD static void erf(Machine& m, int level, S out, S x, S kx, int n, int order) {
+  CT_PROGRAM void erf(Machine& m, int level, S out, S x, S kx, int n, int order) {
     const Scope scope(m);
     const S square = m.take();
     const T factor = T(1.12837916709551257390);  // 2 / sqrt(pi)
@@ -310,7 +316,7 @@ struct Functions {
     m.integrate(out, slope, order + 1, kx, n, order);
   }
 
-  CT_HD static void gelu(Machine& m, int level, S out, S x, S kx, int n, int order) {
+  CT_PROGRAM void gelu(Machine& m, int level, S out, S x, S kx, int n, int order) {
     const Scope scope(m);
     const int all = order + 1;
     const S square = m.take(), slope = m.take(), below = m.take();
@@ -323,7 +329,7 @@ struct Functions {
   }
 
   // x sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3)
-  CT_HD static void gelu_tanh(Machine& m, int level, S out, S x, int n, int order) {
+  CT_PROGRAM void gelu_tanh(Machine& m, int level, S out, S x, int n, int order) {
     const Scope scope(m);
     const int all = order + 1;
     const T twice = T(1.59576912160573071176), cube = T(0.044715);  // 2 sqrt(2 / pi)
@@ -341,8 +347,8 @@ struct Functions {
   }
 
   // A function whose derivative is sign (constant + square x^2)^exponent
-  CT_HD static void inverse(Machine& m, Value value, int level, T sign, T square, T constant,
-                            T exponent, S out, S x, S kx, int n, int order) {
+  CT_PROGRAM void inverse(Machine& m, Value value, int level, T sign, T square, T constant,
+                          T exponent, S out, S x, S kx, int n, int order) {
     const Scope scope(m);
     const S base = m.take();
     m.product(base, x, n, x, n, order);
@@ -355,7 +361,7 @@ struct Functions {
   }
 
   // The function's own series at x_0, differentiated as a polynomial and put around x - x_0.
-  CT_HD static void compose(Machine& m, Op op, int level, T param, S out, S x, int n, int order) {
+  CT_PROGRAM void compose(Machine& m, Op op, int level, T param, S out, S x, int n, int order) {
     const Scope scope(m);
     const S line = m.take(), own = m.take(), inner = m.take(), space = m.take();
     m.combine(line, 0, 1, x, 1, 0, x, 0, 0);
@@ -372,7 +378,7 @@ struct Functions {
   }
 
   // (k + level)! / k!
-  CT_HD static T factor_of(int k, int level) {
+  CT_PROGRAM T factor_of(int k, int level) {
     T factor = 1;
     for (int i = 1; i <= level; ++i) factor *= T(k + i);
     return factor;

@@ -89,9 +89,18 @@ struct VectorMath {
 
   // exp(r) - 1 for |r| <= ln(2) / 2, by Taylor's series.
   CT_VECTOR V small_expm1(V r) {
-    constexpr double kInverse[] = {1.,           1. / 2,        1. / 6,         1. / 24,
-                                   1. / 120,     1. / 720,      1. / 5040,      1. / 40320,
-                                   1. / 362880,  1. / 3628800,  1. / 39916800,  1. / 479001600,
+    constexpr double kInverse[] = {1.,
+                                   1. / 2,
+                                   1. / 6,
+                                   1. / 24,
+                                   1. / 120,
+                                   1. / 720,
+                                   1. / 5040,
+                                   1. / 40320,
+                                   1. / 362880,
+                                   1. / 3628800,
+                                   1. / 39916800,
+                                   1. / 479001600,
                                    1. / 6227020800};
     V sum = all(T(kInverse[F::kExpTerms - 1]));
 #pragma GCC unroll 16
@@ -153,8 +162,7 @@ struct VectorMath {
     V sum = all(T(2.0 / (2 * F::kLogTerms + 1)));
 #pragma GCC unroll 16
     for (int k = F::kLogTerms - 1; k >= 1; --k) sum = sum * z + T(2.0 / (2 * k + 1));
-    return exponent * F::kLn2High -
-           ((half - (s * (half + sum * z) + exponent * F::kLn2Low)) - f);
+    return exponent * F::kLn2High - ((half - (s * (half + sum * z) + exponent * F::kLn2Low)) - f);
   }
 
   CT_VECTOR V log(V x) {
@@ -180,12 +188,17 @@ struct VectorMath {
     r = r - n * F::kHalfPi[2];
     r = r - n * F::kHalfPi[3];
     const V z = r * r;
-    constexpr double kSin[] = {-1. / 6,         1. / 120,          -1. / 5040,
-                               1. / 362880,     -1. / 39916800,    1. / 6227020800,
-                               -1. / 1307674368000., 1. / 355687428096000.};
-    constexpr double kCos[] = {1. / 24,           -1. / 720,           1. / 40320,
-                               -1. / 3628800,     1. / 479001600,      -1. / 87178291200.,
-                               1. / 20922789888000., -1. / 6402373705728000.,
+    constexpr double kSin[] = {
+        -1. / 6,        1. / 120,        -1. / 5040,           1. / 362880,
+        -1. / 39916800, 1. / 6227020800, -1. / 1307674368000., 1. / 355687428096000.};
+    constexpr double kCos[] = {1. / 24,
+                               -1. / 720,
+                               1. / 40320,
+                               -1. / 3628800,
+                               1. / 479001600,
+                               -1. / 87178291200.,
+                               1. / 20922789888000.,
+                               -1. / 6402373705728000.,
                                1. / 2432902008176640000.};
     V p = all(T(kSin[F::kSinTerms - 1])), q = all(T(kCos[F::kCosTerms - 1]));
 #pragma GCC unroll 16
@@ -200,27 +213,30 @@ struct VectorMath {
     *cosine = ((quadrant + 1) & 2) != 0 ? -c1 : c1;
   }
 
-  // exp(-x^2), with the square to twice the precision.
-  CT_VECTOR V gaussian(V x) {
+  // exp(-scale x^2), with the square to twice the precision; the scale is 1 or 1/2.
+  CT_VECTOR V gaussian(V x, T scale) {
     const V high = (V)((I)x & F::kHighPart), low = x - high, square = x * x;
     const V rest = ((high * high - square) + T(2) * high * low) + low * low;
-    return exp_of_sum(-square, absolute(x) < T(40) ? -rest : V{});
+    return exp_of_sum(-square * scale, absolute(x) < T(60) ? -rest * scale : V{});
   }
 
-  // erfc for x >= 0
-  CT_VECTOR V erfc_above(V x) {
+  // exp(x^2) erfc(x) for x >= 0
+  CT_VECTOR V scaled_erfc(V x) {
     const V t = x < T(1e9) ? (x - T(3)) / (x + T(3)) : all(1);
     V p;
     if constexpr (sizeof(T) == 4)
       p = polynomial(t, kErfcFloat);
     else
       p = polynomial(t, kErfcDouble);
-    return gaussian(x) * (p / (T(1) + T(2) * x));
+    return p / (T(1) + T(2) * x);
   }
 
-  CT_VECTOR V erfc(V x) {
-    const V above = erfc_above(absolute(x));
-    return x < T(0) ? T(2) - above : above;
+  // The normal distribution function. Its tail depends on x^2, and so not on a rounded x / sqrt(2).
+  CT_VECTOR V normal_cdf(V x) {
+    const V magnitude = absolute(x);
+    const V tail =
+        T(0.5) * gaussian(x, T(0.5)) * scaled_erfc(magnitude * T(0.707106781186547524401));
+    return x < T(0) ? tail : T(1) - tail;
   }
 
   CT_VECTOR V erf(V x) {
@@ -230,7 +246,8 @@ struct VectorMath {
       p = polynomial(z, kErfFloat);
     else
       p = polynomial(z, kErfDouble);
-    return magnitude < T(1) ? x * p : with_sign(T(1) - erfc_above(magnitude), x);
+    return magnitude < T(1) ? x * p
+                            : with_sign(T(1) - gaussian(x, T(1)) * scaled_erfc(magnitude), x);
   }
 };
 

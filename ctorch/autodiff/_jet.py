@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from ctorch.autodiff._propagated import Propagated, constant
+from ctorch.autodiff._propagated import Propagated, broadcast_shapes, constant
 from ctorch.ops import jet as ops
 from ctorch.ops._op import transforms_active
 
@@ -44,6 +44,21 @@ class Jet(Propagated):
         return self.coefficients.dtype
 
     @property
+    def ndim(self) -> int:
+        return self.coefficients.ndim - 1
+
+    def dim(self) -> int:
+        return self.coefficients.ndim - 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.coefficients.device
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.coefficients.requires_grad
+
+    @property
     def degree(self) -> int:
         return self.coefficients.shape[0] - 1
 
@@ -59,15 +74,19 @@ class Jet(Propagated):
 
     def affine(self, fn: Function, constant: Tensor) -> Jet:
         stack = fn(self.coefficients)  # of its own: a bias can be added to it where no graph sees
-        shape = torch.broadcast_shapes(stack.shape[1:], constant.shape)
-        recorded = torch.is_grad_enabled() and (stack.requires_grad or constant.requires_grad)
-        if recorded or shape != stack.shape[1:] or transforms_active() or is_compiling():
-            return Jet(shift(stack, constant), self.order)
-        stack[0] += constant
-        return Jet(stack, self.order)
+        if _fits(constant.shape, stack) and not _recorded(stack, constant):
+            stack[0].add_(constant)
+            return Jet(stack, self.order)
+        return Jet(shift(stack, constant), self.order)
 
     @classmethod
     def join(cls, fn: Function, parts: Sequence[Any]) -> Jet:
+        if len(parts) == 2:  # the way of most sums, kept short
+            a, b = parts
+            if isinstance(a, Jet) and isinstance(b, Jet):
+                first, second = a.coefficients, b.coefficients
+                if first.shape[0] == second.shape[0]:
+                    return Jet(fn([first, second]), a.order)
         jets = [part for part in parts if isinstance(part, Jet)]
         degree = max(jet.degree for jet in jets)
         stacks = [
@@ -163,14 +182,28 @@ def pad(stack: Tensor, order: int) -> Tensor:
 def shift(stack: Tensor, constant: Tensor | complex) -> Tensor:
     """The stack with a constant added to its first coefficient."""
     wanted = getattr(constant, "shape", ())
-    if len(wanted) > stack.ndim - 1 or wanted != stack.shape[stack.ndim - len(wanted) :]:
-        shape = torch.broadcast_shapes(stack.shape[1:], wanted)
+    if not _fits(wanted, stack):
+        shape = broadcast_shapes(stack.shape[1:], wanted)
         if shape != stack.shape[1:]:
             stack = widen(stack, len(shape)).expand(stack.shape[0], *shape)
     first = stack[:1] + constant
     if stack.shape[0] == 1:
         return first
-    return torch.cat([first, stack[1:].to(first.dtype)])
+    rest = stack[1:]
+    return torch.cat([first, rest if rest.dtype is first.dtype else rest.to(first.dtype)])
+
+
+def _fits(wanted: Any, stack: Tensor) -> bool:
+    """Whether a shape is that of the coefficients, but for missing dims."""
+    n = len(wanted)
+    return n == 0 or (n < stack.ndim and wanted == stack.shape[-n:])
+
+
+def _recorded(*tensors: Tensor) -> bool:
+    """Whether something may look at what happens to the tensors."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return True
+    return transforms_active() or is_compiling()
 
 
 def widen(stack: Tensor, ndim: int) -> Tensor:

@@ -1,16 +1,18 @@
 """Values that carry derivatives through plain torch code, and the rules by which they do.
 
-A ``Propagated`` takes the place of a tensor in a call of a user's function. It is a plain class with
-``__torch_function__``: every torch function that meets one looks up a rule. A rule is written once,
-in terms of a few primitives (``linear``, ``shift``, ``join``, ``unary``, ``integrate``, ``times``,
-``bilinear``, ``over``) that each kind of propagation implements: ``Jet`` carries Taylor coefficients,
-``Stream`` computes them order by order, ``Lap`` carries Jacobian rows and a Laplacian. A function
-without a rule raises; nothing falls back to a computation that would drop derivatives.
+A ``Propagated`` takes the place of a tensor in a call of a user's function. It is a plain class
+with ``__torch_function__``: every torch function that meets one looks up a rule. A rule is written
+once, in terms of a few primitives (``linear``, ``shift``, ``join``, ``unary``, ``integrate``,
+``times``, ``bilinear``, ``over``) that each kind of propagation implements: ``Jet`` carries Taylor
+coefficients, ``Stream`` computes them order by order, ``Lap`` carries Jacobian rows and a
+Laplacian. A function without a rule raises; nothing falls back to a computation that would drop
+derivatives.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -22,6 +24,7 @@ Function = Callable[..., Any]
 P = TypeVar("P", bound="Propagated")
 
 RULES: dict[Any, Function] = {}  # torch function, or (kind, torch function) -> rule
+METHODS: dict[Any, Function] = {}  # name of a method of tensors, or (kind, name) -> rule
 
 
 class _Shared:
@@ -47,6 +50,11 @@ class Propagated:
     __array_priority__ = 1000  # numpy leaves binary operations to this class
     _aliased: _Shared
     order: int
+    _own_dispatch = False  # whether a subclass has a __torch_function__ of its own
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._own_dispatch = cls.__torch_function__.__func__ is not _TORCH_FUNCTION  # type: ignore[attr-defined]
 
     # ---- what a kind of propagation implements
 
@@ -217,7 +225,11 @@ class Propagated:
     def __torch_function__(
         cls, func: Function, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        rule = RULES.get((cls, func)) or RULES.get(func) or _rule_of_aten(cls, func)
+        if is_compiling() and getattr(func, "__module__", "") == "torch._tensor":
+            name = func.__name__  # Dynamo does not find such functions in a table
+            rule = METHODS.get((cls, name)) or METHODS.get(name)
+        else:
+            rule = RULES.get((cls, func)) or RULES.get(func) or _rule_of_aten(cls, func)
         if rule is None:
             raise MissingRuleError(_no_rule(cls, _name(func), _writes(func)))
         if kwargs:
@@ -225,6 +237,9 @@ class Propagated:
                 raise TypeError(f"{_name(func)}: out= cannot take a {cls.__name__}; drop it")
             return rule(*args, **kwargs)
         return rule(*args)
+
+
+_TORCH_FUNCTION = Propagated.__torch_function__.__func__  # type: ignore[attr-defined]
 
 
 def rule(*functions: Function | str, kind: type[Propagated] | None = None) -> Any:
@@ -239,11 +254,17 @@ def rule(*functions: Function | str, kind: type[Propagated] | None = None) -> An
             for target in _targets(key) if isinstance(key, str) else [key]:
                 RULES[target if kind is None else (kind, target)] = function
             name = key if isinstance(key, str) else getattr(key, "__name__", "")
-            if hasattr(Tensor, name) and (name is key or getattr(Tensor, name) is key):
-                _add_method(name)
+            method = getattr(Tensor, name, None)
+            if callable(method) and (name is key or method is key):
+                METHODS[name if kind is None else (kind, name)] = function
+                if name not in Propagated.__dict__:
+                    setattr(Propagated, name, _method(name, method))
         return function
 
     return register
+
+
+_register = rule
 
 
 def register_jet_rule(function: Function, rule: Function | None = None) -> Any:
@@ -251,10 +272,10 @@ def register_jet_rule(function: Function, rule: Function | None = None) -> Any:
 
     The rule is called with the function's own arguments, in which values that carry derivatives
     stand for tensors. It computes the same result out of functions that have rules; where that is
-    not possible, out of the primitives of ``ctorch.autodiff.Propagated``: ``x.value`` is the tensor,
-    ``x.linear(fn)`` applies a linear function, ``x.integrate(value, slope)`` an elementwise function
-    given by its value and (the rule of) its derivative. One rule serves ``jet``, ``derivative``,
-    ``taylor_series``, ``laplacian`` and ``divergence``.
+    not possible, out of the primitives of ``ctorch.autodiff.Propagated``: ``x.value`` is the
+    tensor, ``x.linear(fn)`` applies a linear function, ``x.integrate(value, slope)`` an elementwise
+    function given by its value and (the rule of) its derivative. One rule serves ``jet``,
+    ``derivative``, ``taylor_series``, ``laplacian`` and ``divergence``.
 
     Args:
         function: a torch function, method or operator, as ``torch.special.i0`` or
@@ -278,8 +299,45 @@ def register_jet_rule(function: Function, rule: Function | None = None) -> Any:
     for name, given in (("function", function), ("rule", rule)):
         if not callable(given):
             raise TypeError(f"{name}: expected something callable, got {type(given).__name__}")
-    RULES[function] = rule
+    _register(function)(rule)
     return rule
+
+
+_running = threading.local()
+
+
+def propagate(f: Function, *values: Any) -> Any:
+    """``f(*values)`` for a derivative operator.
+
+    Raises:
+        TypeError: another operator is running ``f`` from outside: a value of the outer one, caught
+            by a closure, would be taken for one of the inner.
+    """
+    if is_compiling():
+        return f(*values)
+    if getattr(_running, "inside", False):
+        raise TypeError(
+            "derivative operators do not nest: within a function that one of them differentiates, "
+            "take further derivatives by torch.autograd.grad around it, or ask for a higher order"
+        )
+    _running.inside = True
+    try:
+        return f(*values)
+    finally:
+        _running.inside = False
+
+
+def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
+    """As ``torch.broadcast_shapes``, whose first call imports for half a second."""
+    ndim = max(map(len, shapes))
+    out = [1] * ndim
+    for shape in shapes:
+        for i, size in enumerate(shape, ndim - len(shape)):
+            if size != 1 and out[i] != size:
+                if out[i] != 1:
+                    raise RuntimeError(f"shapes do not broadcast: {[tuple(s) for s in shapes]}")
+                out[i] = size
+    return torch.Size(out)
 
 
 def constant(x: Any) -> bool:
@@ -294,6 +352,8 @@ def value_of(x: Any) -> Any:
 
 def kind_of(*values: Any) -> type[Propagated]:
     """The one kind of propagation among some values."""
+    if len(values) == 2 and type(values[0]) is type(values[1]) and not constant(values[0]):
+        return type(values[0])
     kinds = {type(x) for x in values if isinstance(x, Propagated)}
     if len(kinds) != 1:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
@@ -333,12 +393,14 @@ def write(x: Any, result: Any, what: str) -> Propagated:
 
 def aliased(x: Any, view: Any) -> Any:
     """Marks views of a value: while both live, neither may be written in place."""
-    views = view if isinstance(view, (tuple, list)) else (view,)
     shared = getattr(x, "_aliased", None)
     if shared is None:
         shared = x._aliased = _Shared()
-    for part in views:
-        part._aliased = shared
+    if isinstance(view, tuple):
+        for part in view:
+            part._aliased = shared
+    else:
+        view._aliased = shared
     return view
 
 
@@ -355,21 +417,27 @@ def _is_shared(x: Any) -> bool:
 
 
 def _targets(name: str) -> list[Function]:
-    places = (torch, torch.special, Tensor)
-    return [getattr(place, name) for place in places if hasattr(place, name)]
+    # under torch.einsum, torch.norm and others lies one of the same name, with its own dispatch
+    places: tuple[Any, ...] = (torch, torch.special, torch._C._VariableFunctions)
+    if name.startswith("__"):
+        places = ()
+    return [getattr(place, name) for place in (*places, Tensor) if hasattr(place, name)]
 
 
-def _add_method(name: str) -> None:
-    if name in Propagated.__dict__:
-        return
-    target = getattr(Tensor, name)
-    if callable(target):
+def _method(name: str, target: Function) -> Function:
+    """A method that calls its rule, by name: methods written in Python have no key in Dynamo."""
 
-        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return type(self).__torch_function__(target, (), (self, *args), kwargs)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kind = type(self)
+        if kind._own_dispatch:
+            return kind.__torch_function__(target, (), (self, *args), kwargs)
+        found = METHODS.get((kind, name)) or METHODS.get(name)
+        if found is None:  # there is one for another kind
+            raise MissingRuleError(_no_rule(kind, f"torch.Tensor.{name}", _writes(method)))
+        return found(self, *args, **kwargs)
 
-        method.__name__ = name
-        setattr(Propagated, name, method)
+    method.__name__ = name
+    return method
 
 
 def _rule_of_aten(kind: type[Propagated], func: Any) -> Function | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ctorch.autodiff._jet import Jet, pad
-from ctorch.autodiff._propagated import Propagated
+from ctorch.autodiff._propagated import Propagated, propagate
 
 Function = Callable[..., Any]
 
@@ -59,7 +59,7 @@ def jet(
         True
     """
     stacks, order = _stacks(primals, series, factorial_scaled)
-    out = f(*(Jet(stack, order) for stack in stacks))
+    out = propagate(f, *(Jet(stack, order) for stack in stacks))
     leaves, tree = pytree.tree_flatten(out, is_leaf=_is_leaf)
     values, derivatives = [], []
     for leaf in leaves:
@@ -135,11 +135,11 @@ def _along(f: Function, x: Tensor, v: Tensor, order: int) -> Any:
     _check_tensor("v", v)
     if v.shape != x.shape or v.dtype != x.dtype:
         raise ValueError(
-            f"v: expected shape {tuple(x.shape)} and {x.dtype} as x, got {tuple(v.shape)}, {v.dtype}"
+            f"v: expected {tuple(x.shape)}, {x.dtype} as x, got {tuple(v.shape)}, {v.dtype}"
         )
     if order == 0:
         return f(x)
-    out = f(Jet(torch.stack([x, v]), order))
+    out = propagate(f, Jet(torch.stack([x, v]), order))
     factor = math.factorial(order)
 
     def pick(leaf: Any) -> Any:

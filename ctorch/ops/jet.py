@@ -116,8 +116,8 @@ def correlate(g: Tensor, y: Tensor, order: int | None = None) -> Tensor:
         ValueError: shapes do not broadcast, or a negative order.
         TypeError: a dtype is not float32 or float64, or they differ.
     """
-    order = _check_pair("g", g, "y", y, y.shape[0] - 1 if order is None else order)
-    return cast(Tensor, jet_correlate(g, y, order))
+    highest = _check_pair("g", g, "y", y, order)
+    return cast(Tensor, jet_correlate(g, y, y.shape[0] - 1 if order is None else highest))
 
 
 def laplacian_unary(

@@ -24,8 +24,8 @@ class Case:
         f: the function, of tensors.
         shapes: of its arguments.
         low, high: the range of their values.
-        reference: the same function of elementary operations, where torch's own derivatives of f are
-            not to be trusted; "none" where there is no such function.
+        reference: the same function of elementary operations, where torch's own derivatives of f
+            are not to be trusted; "none" where there is no such function.
         orders: up to which nested reverse mode is compared.
         step: of the stencil.
     """
@@ -66,21 +66,13 @@ def flat(out: Any) -> Tensor:
 
 def series(f: Function, coefficients: list[list[Tensor]], order: int) -> Tensor:
     """The rule's coefficients ``[order + 1, n]``."""
-    rest = [[*c[1:], *[torch.zeros_like(c[0])] * (order - len(c) + 1)] for c in coefficients]
-    rest = [terms[:order] for terms in rest]
+    rest = [[*c[1:], *[torch.zeros_like(c[0])] * order][:order] for c in coefficients]
     value, terms = jet(f, tuple(c[0] for c in coefficients), tuple(rest), factorial_scaled=False)
-    leaves = pytree.tree_leaves(value)
-    count = len(leaves)
-    flat_terms = pytree.tree_leaves(terms)
     if order == 0:
         return flat(value).unsqueeze(0)
-    kept = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    assert len(flat_terms) >= count or kept
-    rows = [flat(value)]
-    per_leaf = pytree.tree_flatten(terms, is_leaf=_is_series)[0]
-    for k in range(order):
-        rows.append(flat([s[k] for s in per_leaf if isinstance(s, list)]))
-    return torch.stack(rows)
+    per_leaf = [s for s in pytree.tree_leaves(terms, is_leaf=_is_series) if isinstance(s, list)]
+    rows = [flat([s[k] for s in per_leaf]) for k in range(order)]
+    return torch.stack([flat(value), *rows])
 
 
 def _is_series(x: Any) -> bool:

@@ -1,5 +1,6 @@
 """Rules of torch functions, by subject; importing this package fills the table."""
 
+from ctorch.autodiff.rules import _writing as _writing
 from ctorch.autodiff.rules import activations as activations
 from ctorch.autodiff.rules import attention as attention
 from ctorch.autodiff.rules import convolution as convolution
@@ -19,4 +20,5 @@ from ctorch.autodiff.rules import reductions as reductions
 from ctorch.autodiff.rules import resampling as resampling
 from ctorch.autodiff.rules import shapes as shapes
 from ctorch.autodiff.rules import special as special
-from ctorch.autodiff.rules import _writing as _writing  # last: from the rules of the others
+
+_writing.register()  # from the rules of the others

@@ -57,21 +57,19 @@ def on_batch(fn: Function, event: int) -> Function:
         if len(lead) == 1:
             return fn(s)
         y = fn(s.reshape(-1, *s.shape[len(lead) :]))
-        return y.reshape(*lead, *y.shape[1:])
+        return y.reshape((*lead, *y.shape[1:]))
 
     return apply
 
 
 def on_each(fn: Function, *ndims: int) -> Function:
-    """``fn`` of tensors with ``ndims`` dims, applied for each index of their shared leading dims."""
+    """``fn`` of tensors with ``ndims`` dims, for each index of their shared leading dims."""
 
     def apply(*tensors: Tensor) -> Tensor:
         lead = lead_of(tensors[0], ndims[0])
-        flat = [
-            t.reshape(-1, *t.shape[t.ndim - n :]) for t, n in zip(tensors, ndims, strict=True)
-        ]
+        flat = [t.reshape(-1, *t.shape[t.ndim - n :]) for t, n in zip(tensors, ndims, strict=True)]
         y = torch.stack([fn(*parts) for parts in zip(*flat, strict=True)])
-        return y.reshape(*lead, *y.shape[1:])
+        return y.reshape((*lead, *y.shape[1:]))
 
     return apply
 
@@ -109,7 +107,8 @@ def scaled(x: Any, factor: Tensor) -> Any:
 
 def numbers(mask: Tensor, a: float, b: float, dtype: torch.dtype) -> Tensor:
     """``a`` where the mask holds and ``b`` elsewhere; ``torch.where`` would make them float32."""
-    return torch.where(mask, torch.tensor(a, dtype=dtype), torch.tensor(b, dtype=dtype))
+    like = torch.empty((), dtype=dtype, device=mask.device)
+    return torch.where(mask, torch.full_like(like, a), torch.full_like(like, b))
 
 
 def finite(x: Tensor) -> Tensor:

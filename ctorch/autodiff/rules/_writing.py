@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ctorch.autodiff._propagated import RULES, in_place, rule
 
-_NOT_WRITING = ("detach_", "requires_grad_", "squeeze_", "unsqueeze_", "transpose_", "t_", "swapdims_")
+_NOT_WRITING = (
+    "detach_",
+    "requires_grad_",
+    "squeeze_",
+    "unsqueeze_",
+    "transpose_",
+    "t_",
+    "swapdims_",
+)
 
 
-def _register() -> None:
+def register() -> None:
+    """Fills the table; a function's rule is looked up when it is called, for the kind it meets."""
     for place in (torch, Tensor, F, torch._C._nn):
         for name in dir(place):
             if not name.endswith("_") or name.endswith("__") or name in _NOT_WRITING:
@@ -20,9 +31,10 @@ def _register() -> None:
             if not callable(base) or base not in RULES or function in RULES:
                 continue
             if place is Tensor:
-                rule(name)(in_place(RULES[base]))
+                rule(name)(in_place(_method(name[:-1])))
             else:
-                rule(function)(in_place(RULES[base]))
+                rule(function)(in_place(base))
 
 
-_register()
+def _method(name: str) -> Any:
+    return lambda x, *args, **kwargs: getattr(x, name)(*args, **kwargs)

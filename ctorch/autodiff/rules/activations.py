@@ -222,4 +222,3 @@ def _alpha_dropout(function: Any) -> Any:
 
 for _function in (F.alpha_dropout, F.feature_alpha_dropout):
     _activation(_function)(_alpha_dropout(_function))
-

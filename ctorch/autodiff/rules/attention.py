@@ -28,7 +28,7 @@ def scaled_dot_product_attention(
         weights = F.dropout(weights, dropout_p, True)
     if enable_gqa:
         value = _repeated(value, query.shape[-3])
-    return weights @ value
+    return torch.matmul(weights, value)
 
 
 def _weights(
@@ -39,7 +39,7 @@ def _weights(
         scale = 1 / math.sqrt(query.shape[-1])
     if grouped:
         key = _repeated(key, query.shape[-3])
-    scores = (query * scale) @ key.mT
+    scores = torch.matmul(query * scale, key.mT)
     if causal:
         if mask is not None:
             raise ValueError("attn_mask: must be None where is_causal is True")
@@ -102,8 +102,7 @@ def multi_head_attention_forward(
         matrices = (q_proj_weight, k_proj_weight, v_proj_weight)
         biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
         q, k, v = (
-            F.linear(x, w, b)
-            for x, w, b in zip((query, key, value), matrices, biases, strict=True)
+            F.linear(x, w, b) for x, w, b in zip((query, key, value), matrices, biases, strict=True)
         )
     else:
         q, k, v = _projected(query, key, value, in_proj_weight, in_proj_bias)
@@ -120,7 +119,7 @@ def multi_head_attention_forward(
     weights = _weights(q, k, mask, False, None, False)
     if training and dropout_p > 0:
         weights = F.dropout(weights, dropout_p, True)
-    y = (weights @ v).permute(2, 0, 1, 3).flatten(2)  # [L, B, E]
+    y = torch.matmul(weights, v).permute(2, 0, 1, 3).flatten(2)  # [L, B, E]
     y = F.linear(y, out_proj_weight, out_proj_bias)
     if average_attn_weights and need_weights:
         weights = weights.mean(1)

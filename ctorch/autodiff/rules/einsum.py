@@ -165,7 +165,7 @@ def cov(x: Any, *, correction: int = 1, fweights: Any = None, aweights: Any = No
     if x.ndim < 2:
         return torch.var(x, correction=correction)
     centered = x - x.mean(1, keepdim=True)
-    return centered @ torch.conj(centered).mT / max(x.shape[1] - correction, 0)
+    return torch.matmul(centered, torch.conj(centered).mT) / max(x.shape[1] - correction, 0)
 
 
 @rule("corrcoef")
@@ -175,5 +175,3 @@ def corrcoef(x: Any) -> Any:
         return c / c
     size = torch.rsqrt(torch.diagonal(c))
     return c * size.unsqueeze(0) * size.unsqueeze(1)
-
-

@@ -7,8 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctorch.autodiff._propagated import Propagated, constant, kind_of, rule, value_of
-from ctorch.autodiff.rules._common import as_tensor, negative, negatives
+from ctorch.autodiff._propagated import (
+    Propagated,
+    broadcast_shapes,
+    constant,
+    kind_of,
+    rule,
+    value_of,
+)
+from ctorch.autodiff.rules._common import as_tensor, negative, negatives, on_batch
 from ctorch.autodiff.rules.shapes import view
 
 
@@ -25,7 +32,9 @@ def _transform(name: str) -> None:
 def _transform_nd(name: str, default: Any) -> None:
     function = getattr(torch.fft, name)
 
-    def apply(x: Any, s: Any = None, dim: Any = default, norm: Any = None, *, out: None = None) -> Any:
+    def apply(
+        x: Any, s: Any = None, dim: Any = default, norm: Any = None, *, out: None = None
+    ) -> Any:
         if dim is None and s is not None:
             dim = list(range(-len(s), 0))
         dims = negatives(dim, x.ndim)
@@ -38,6 +47,20 @@ for _name in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft"):
     _transform(_name)
     _transform_nd(f"{_name}2", (-2, -1))
     _transform_nd(f"{_name}n", None)
+
+
+def _windowed(name: str, event: int) -> None:
+    """stft of signals ``[B, T]`` or ``[T]``, istft of spectra ``[B, N, T]`` or ``[N, T]``."""
+    function = getattr(torch, name)
+
+    def apply(x: Any, *args: Any, **kwargs: Any) -> Any:
+        return x.linear(on_batch(lambda s: function(s, *args, **kwargs), event))
+
+    rule(name, getattr(torch.functional, name, function))(apply)
+
+
+_windowed("stft", 1)
+_windowed("istft", 2)
 
 
 def _shifted(name: str) -> None:
@@ -101,7 +124,7 @@ def complex_(real: Any, imag: Any) -> Any:
 
 
 def _contiguous(stacks: list[Tensor]) -> list[Tensor]:
-    return [s.expand(torch.broadcast_shapes(*(t.shape for t in stacks))) for s in stacks]
+    return [s.expand(broadcast_shapes(*(t.shape for t in stacks))) for s in stacks]
 
 
 @rule("polar")

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctorch.autodiff._propagated import constant, kind_of, rule, value_of, write
+from ctorch.autodiff._propagated import (
+    broadcast_shapes,
+    constant,
+    kind_of,
+    rule,
+    value_of,
+    write,
+)
 from ctorch.autodiff.rules._common import as_tensor, lead_of, negative
 from ctorch.autodiff.rules.shapes import flatten, reshape, view
 
@@ -17,6 +25,9 @@ Index = tuple[Any, ...]
 
 @rule("__getitem__")
 def getitem(x: Any, index: Any) -> Any:
+    if index.__class__ is int:
+        at = -x.ndim
+        return view(x, lambda s: s.select(at, index))
     parts = index if isinstance(index, tuple) else (index,)
     where = _trailing(parts, x.ndim)
     if _apart(parts):  # torch puts the indexed dims first of all: behind the leading ones instead
@@ -78,7 +89,9 @@ def _consumes(part: Any) -> int:
 
 
 def _is_array(part: Any) -> bool:
-    return isinstance(part, (list, range)) or (hasattr(part, "ndim") and part.ndim > 0)
+    return isinstance(part, (list, range)) or (
+        isinstance(part, (Tensor, np.ndarray)) and part.ndim > 0
+    )
 
 
 def _apart(parts: Index) -> bool:
@@ -141,7 +154,7 @@ def index_select(x: Any, dim: int, index: Tensor) -> Any:
 @rule("gather")
 def gather(x: Any, dim: int, index: Tensor, **_: Any) -> Any:
     at, n = negative(dim, x.ndim), x.ndim
-    return x.linear(lambda s: s.gather(s.ndim + at, index.expand(*lead_of(s, n), *index.shape)))
+    return x.linear(lambda s: s.gather(s.ndim + at, index.expand((*lead_of(s, n), *index.shape))))
 
 
 @rule("take_along_dim")
@@ -151,7 +164,7 @@ def take_along_dim(x: Any, indices: Tensor, dim: int | None = None) -> Any:
     at, n = negative(dim, x.ndim), x.ndim
 
     def fn(s: Tensor) -> Tensor:
-        return s.take_along_dim(indices.expand(*lead_of(s, n), *indices.shape), s.ndim + at)
+        return s.take_along_dim(indices.expand((*lead_of(s, n), *indices.shape)), s.ndim + at)
 
     return x.linear(fn)
 
@@ -191,7 +204,7 @@ def _along(name: str, result: Any) -> Any:
         def fn(stacks: list[Tensor]) -> Tensor:
             s, v = stacks
             lead = lead_of(s, n)
-            where = index.expand(*lead, *index.shape) if result.needs_lead else index
+            where = index.expand((*lead, *index.shape)) if result.needs_lead else index
             return result(s, s.ndim + at, where, v, **options)
 
         return kind_of(x, source).join(fn, [x, source])
@@ -256,7 +269,7 @@ def where(condition: Any, x: Any, y: Any) -> Any:
     if a.dtype != b.dtype:
         dtype = torch.result_type(value_of(a), value_of(b))
         a, b = a.to(dtype), b.to(dtype)
-    shape = torch.broadcast_shapes(condition.shape, a.shape, b.shape)
+    shape = broadcast_shapes(condition.shape, a.shape, b.shape)
     a, b = (p if p.shape == shape else p.expand(shape) for p in (a, b))
     return kind.join(lambda s: torch.where(condition, *s), [a, b])
 

@@ -13,8 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctorch.autodiff._propagated import RULES, constant, rule, value_of
+from ctorch.autodiff._propagated import RULES, broadcast_shapes, constant, rule, value_of
 from ctorch.autodiff.rules._common import total
+
+matmul: Any = torch.matmul  # which returns a Propagated where it gets one
+
+
+def named(name: str, parts: tuple[Any, ...]) -> Any:
+    """The named tuple of torch with this name."""
+    return getattr(torch.return_types, name)(parts)
 
 
 def change_of(x: Any) -> Any:
@@ -34,9 +41,10 @@ def _steps(x: Any) -> int:
 @rule("inverse", torch.linalg.inv)
 def inv(x: Any, *, out: None = None) -> Any:
     start = torch.linalg.inv(x.value)
+    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     y = x.linear(torch.zeros_like).shift(start)
     for _ in range(_steps(x)):
-        y = y + y @ (torch.eye(x.shape[-1], dtype=x.dtype, device=x.device) - x @ y)
+        y = y + matmul(y, eye - matmul(x, y))
     return y
 
 
@@ -53,7 +61,9 @@ def solve(a: Any, b: Any, *, left: bool = True, out: None = None) -> Any:
     if _is_vector(a, b):
         return solve(a, b.unsqueeze(-1)).squeeze(-1)
     if constant(a):
-        return b.linear(lambda s: torch.linalg.solve(a, s)) if b.ndim >= a.ndim else inv(a) @ b
+        return (
+            b.linear(lambda s: torch.linalg.solve(a, s)) if b.ndim >= a.ndim else matmul(inv(a), b)
+        )
     value = a.value
     if constant(b):
         first: Any = torch.linalg.solve(value, b)
@@ -61,13 +71,13 @@ def solve(a: Any, b: Any, *, left: bool = True, out: None = None) -> Any:
         first = b.linear(lambda s: torch.linalg.solve(value, _as_matrices(s, value)))
     change, y = change_of(a), first
     for _ in range(int(a.order)):
-        y = first - (change @ y).linear(lambda s: torch.linalg.solve(value, s))
+        y = first - matmul(change, y).linear(lambda s: torch.linalg.solve(value, s))
     return y
 
 
 def _as_matrices(s: Tensor, matrix: Tensor) -> Tensor:
     """Against torch's reading of ``[B, n]`` as a batch of vectors."""
-    return s.expand(*torch.broadcast_shapes(s.shape[:-2], matrix.shape[:-2]), *s.shape[-2:])
+    return s.expand(*broadcast_shapes(s.shape[:-2], matrix.shape[:-2]), *s.shape[-2:])
 
 
 def _is_vector(a: Any, b: Any) -> bool:
@@ -76,7 +86,9 @@ def _is_vector(a: Any, b: Any) -> bool:
 
 
 @rule(torch.linalg.solve_ex)
-def solve_ex(a: Any, b: Any, *, left: bool = True, check_errors: bool = False, out: None = None) -> Any:
+def solve_ex(
+    a: Any, b: Any, *, left: bool = True, check_errors: bool = False, out: None = None
+) -> Any:
     info = torch.linalg.inv_ex(value_of(a).detach(), check_errors=check_errors).info
     return torch.linalg.solve(a, b, left=left), info
 
@@ -94,7 +106,11 @@ def solve_triangular(
     options = {"upper": upper, "left": left, "unitriangular": unitriangular}
     if constant(a):
         return b.linear(lambda s: torch.linalg.solve_triangular(a, s, **options))
-    a = torch.triu(a, 1 if unitriangular else 0) if upper else torch.tril(a, -1 if unitriangular else 0)
+    a = (
+        torch.triu(a, 1 if unitriangular else 0)
+        if upper
+        else torch.tril(a, -1 if unitriangular else 0)
+    )
     if unitriangular:
         a = a + torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     return torch.linalg.solve(a, b) if left else torch.linalg.solve(a.mT, b.mT).mT
@@ -111,13 +127,18 @@ def triangular_solve(
 
 @rule("cholesky_solve")
 def cholesky_solve(b: Any, factor: Any, upper: bool = False) -> Any:
-    a = adjoint(factor) @ factor if upper else factor @ adjoint(factor)
-    return torch.linalg.solve(a, b)
+    return torch.linalg.solve(_from_factor(factor, upper), b)
 
 
 @rule("cholesky_inverse")
 def cholesky_inverse(factor: Any, upper: bool = False) -> Any:
-    return torch.linalg.inv(adjoint(factor) @ factor if upper else factor @ adjoint(factor))
+    return torch.linalg.inv(_from_factor(factor, upper))
+
+
+def _from_factor(factor: Any, upper: bool) -> Any:
+    """``L L^H`` or ``U^H U``; the other triangle is not looked at."""
+    factor = torch.triu(factor) if upper else torch.tril(factor)
+    return matmul(adjoint(factor), factor) if upper else matmul(factor, adjoint(factor))
 
 
 # ---- determinants: log det(I + M) = sum_n (-1)^(n + 1) tr(M^n) / n, with nilpotent M
@@ -125,9 +146,10 @@ def cholesky_inverse(factor: Any, upper: bool = False) -> Any:
 
 def log_det_change(x: Any) -> Any:
     """``log det x - log det x.value``; a kind may register a rule of its own for this function."""
-    own = RULES.get((type(x), log_det_change))
-    if own is not None:
-        return own(x)
+    return RULES.get((type(x), log_det_change), _log_det_change)(x)
+
+
+def _log_det_change(x: Any) -> Any:
     value = x.value
     m = change_of(x).linear(lambda s: torch.linalg.solve(value, s))
     power, terms = m, [_trace(m)]
@@ -137,7 +159,7 @@ def log_det_change(x: Any) -> Any:
         else:
             terms.append((power * m.mT).sum((-2, -1)) * (1.0 / n))
         if n < x.order:
-            power = power @ m
+            power = matmul(power, m)
     return total(terms)
 
 
@@ -153,7 +175,7 @@ def slogdet(x: Any, *, out: None = None) -> Any:
         turn = change.imag
         turned = torch.complex(torch.cos(turn), torch.sin(turn))
         return sign * turned, logabs + change.real
-    return torch.return_types.linalg_slogdet((sign.detach(), change.shift(logabs)))
+    return named("linalg_slogdet", (sign.detach(), change.shift(logabs)))
 
 
 @rule("logdet")
@@ -176,13 +198,13 @@ def _lower_half(x: Any) -> Any:
 
 @rule("cholesky", torch.linalg.cholesky)
 def cholesky(x: Any, upper: bool = False, *, out: None = None) -> Any:
-    """``x = L L^H``, with ``L = L_0 (I + M)``: ``M + M^H + M M^H`` is the change between factors."""
+    """``L = L_0 (I + M)``, where ``M + M^H + M M^H`` is the change between the factors."""
     factor = torch.linalg.cholesky(x.value)
     inverse = _inverse_triangle(factor)
     change = change_of(x).linear(lambda s: inverse @ s @ adjoint(inverse))
     m = _lower_half(change)
     for _ in range(1, int(x.order)):
-        m = _lower_half(change - m @ adjoint(m))
+        m = _lower_half(change - matmul(m, adjoint(m)))
     y = m.linear(lambda s: factor @ s).shift(factor)
     return adjoint(y) if upper else y
 
@@ -193,31 +215,68 @@ def _inverse_triangle(factor: Tensor, upper: bool = False) -> Tensor:
 
 
 @rule(torch.linalg.cholesky_ex)
-def cholesky_ex(x: Any, *, upper: bool = False, check_errors: bool = False, out: None = None) -> Any:
+def cholesky_ex(
+    x: Any, *, upper: bool = False, check_errors: bool = False, out: None = None
+) -> Any:
     info = torch.linalg.cholesky_ex(x.value.detach(), check_errors=check_errors).info
     return torch.linalg.cholesky(x, upper=upper), info
+
+
+@rule(torch.linalg.lu)
+def lu(x: Any, *, pivot: bool = True, out: None = None) -> Any:
+    """Of square matrices: ``(I + M) (I + U) = I + change`` between the factors of the value."""
+    if x.shape[-2] != x.shape[-1]:
+        raise NotImplementedError("lu: the rule is for square matrices")
+    p, lower, upper = torch.linalg.lu(x.value, pivot=pivot)
+    left, right = _inverse_triangle(lower), _inverse_triangle(upper, upper=True)
+    change = change_of(x).linear(lambda s: left @ (p.mT @ s) @ right)
+    rest = change
+    for _ in range(int(x.order)):
+        rest = change - matmul(torch.tril(rest, -1), torch.triu(rest))
+    y: Any = torch.tril(rest, -1)
+    above: Any = torch.triu(rest)
+    y = y.linear(lambda s: lower @ s).shift(lower)
+    return named("linalg_lu", (p, y, above.linear(lambda s: s @ upper).shift(upper)))
+
+
+@rule(torch.linalg.lu_factor)
+def lu_factor(x: Any, *, pivot: bool = True, out: None = None) -> Any:
+    pivots = torch.linalg.lu_factor(x.value.detach(), pivot=pivot)[1]
+    _, lower, upper = lu(x, pivot=pivot)
+    return named("linalg_lu_factor", (torch.tril(lower, -1) + upper, pivots))
+
+
+@rule(torch.linalg.lu_solve)
+def lu_solve(
+    x: Any, pivots: Any, b: Any, *, left: bool = True, adjoint: bool = False, out: None = None
+) -> Any:
+    if not left or adjoint:
+        raise NotImplementedError("lu_solve: the rule is for left=True, adjoint=False")
+    p = torch.lu_unpack(value_of(x).detach(), pivots)[0]
+    y = solve_triangular(x, matmul(p.mT, b), upper=False, unitriangular=True)
+    return solve_triangular(x, y, upper=True)
 
 
 @rule("qr", torch.linalg.qr)
 def qr(x: Any, mode: Any = "reduced", *, some: bool = True, out: None = None) -> Any:
     """With ``B = x R_0^-1``, near to orthonormal: ``B^H B = L L^H``, ``Q = B L^-H``."""
     m, n = x.shape[-2:]
-    if mode is False or mode == "complete" or not some:
-        if m != n:
-            raise NotImplementedError("qr: mode='complete' is not unique where m > n")
+    if m != n and (mode is False or mode == "complete" or not some):
+        raise NotImplementedError("qr: mode='complete' is not unique where m > n")
     if m < n:
         q, _ = qr(x[..., :m])
-        return torch.return_types.linalg_qr((q, adjoint(q) @ x))
+        return named("linalg_qr", (q, matmul(adjoint(q), x)))
     q, r = torch.linalg.qr(x.value)
     inverse = _inverse_triangle(r, upper=True)
     change = change_of(x).linear(lambda s: s @ inverse)
     b = change.shift(q)
     cross = change.linear(lambda s: adjoint(q) @ s)
     eye = torch.eye(n, dtype=x.dtype, device=x.device)
-    factor = torch.linalg.cholesky((cross + adjoint(cross) + adjoint(change) @ change).shift(eye))
+    gram = cross + adjoint(cross) + matmul(adjoint(change), change)
+    factor = torch.linalg.cholesky(gram.shift(eye))
     upper = adjoint(factor)
     q_out = adjoint(torch.linalg.solve(factor, adjoint(b)))
-    return torch.return_types.linalg_qr((q_out, upper.linear(lambda s: s @ r)))
+    return named("linalg_qr", (q_out, upper.linear(lambda s: s @ r)))
 
 
 @rule(torch.linalg.eigh)
@@ -233,7 +292,7 @@ def eigh(x: Any, UPLO: str = "L", *, out: None = None) -> Any:
     y = p.linear(lambda s: vectors @ s)
     size = torch.square(torch.abs(p)) if x.dtype.is_complex else torch.square(p)
     y = y * torch.rsqrt(size.sum(-2, keepdim=True))
-    return torch.return_types.linalg_eigh((values, y))
+    return named("linalg_eigh", (values, y))
 
 
 def _eigen_change(change: Any, values: Tensor, vectors: Tensor) -> tuple[Any, Any]:
@@ -247,11 +306,11 @@ def _eigen_change(change: Any, values: Tensor, vectors: Tensor) -> tuple[Any, An
     real = (lambda s: s.diagonal(0, -2, -1).real) if b.dtype.is_complex else _diagonal
     moved = b.linear(real)
     for _ in range(int(change.order)):
-        product = b @ p
+        product = matmul(b, p)
         moved = product.linear(real)
         p = (product - (p - one) * moved.unsqueeze(-2)) * factor + one
     if change.order:
-        moved = (b @ p).linear(real)
+        moved = matmul(b, p).linear(real)
     return moved.shift(values), p
 
 
@@ -267,26 +326,27 @@ def eigvalsh(x: Any, UPLO: str = "L", *, out: None = None) -> Any:
 @rule("svd")
 def svd_v(x: Any, some: bool = True, compute_uv: bool = True, *, out: None = None) -> Any:
     u, s, vh = svd(x, full_matrices=not some)
-    return torch.return_types.svd((u, s, adjoint(vh)))
+    return named("svd", (u, s, adjoint(vh)))
 
 
 @rule(torch.linalg.svd)
 def svd(x: Any, full_matrices: bool = True, *, driver: Any = None, out: None = None) -> Any:
-    """Singular values must be distinct and positive; the vectors beyond min(m, n) are not unique."""
+    """Singular values must be distinct and positive; only ``min(m, n)`` vectors are unique."""
     m, n = x.shape[-2:]
     if full_matrices and m != n:
         raise NotImplementedError("svd: give full_matrices=False where the matrix is not square")
-    if m < n:
-        u, s, vh = svd(adjoint(x), False)
-        return torch.return_types.linalg_svd((adjoint(vh), s, adjoint(u)))
     u0, s0, vh0 = torch.linalg.svd(x.value, full_matrices=False)
-    gram = adjoint(x) @ x
-    v0 = adjoint(vh0)
-    squares, p = _eigen_change(change_of(gram), s0 * s0, v0)
+    tall = m >= n  # then the right vectors are eigenvectors, else the left ones
+    gram = matmul(adjoint(x), x) if tall else matmul(x, adjoint(x))
+    start = adjoint(vh0) if tall else u0
+    squares, p = _eigen_change(change_of(gram), s0 * s0, start)
     size = torch.square(torch.abs(p)) if x.dtype.is_complex else torch.square(p)
-    v = p.linear(lambda s: v0 @ s) * torch.rsqrt(size.sum(-2, keepdim=True))
+    vectors = p.linear(lambda s: start @ s) * torch.rsqrt(size.sum(-2, keepdim=True))
     s = torch.sqrt(squares)
-    return torch.return_types.linalg_svd(((x @ v) / s.unsqueeze(-2), s, adjoint(v)))
+    if tall:
+        return named("linalg_svd", (matmul(x, vectors) / s.unsqueeze(-2), s, adjoint(vectors)))
+    right = matmul(adjoint(vectors), x) / s.unsqueeze(-1)
+    return named("linalg_svd", (vectors, s, right))
 
 
 @rule(torch.linalg.svdvals)
@@ -308,8 +368,8 @@ def lstsq(a: Any, b: Any, rcond: Any = None, *, driver: Any = None) -> Any:
     if constant(a):
         a = a + 0 * b.sum()
     empty = torch.empty(0, device=a.device)
-    solution = torch.linalg.pinv(a) @ b
-    return torch.return_types.linalg_lstsq((solution, empty, empty, empty))
+    solution = matmul(torch.linalg.pinv(a), b)
+    return named("linalg_lstsq", (solution, empty, empty, empty))
 
 
 @rule("matrix_exp", torch.linalg.matrix_exp)
@@ -321,9 +381,7 @@ def matrix_exp(x: Any) -> Any:
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     y = x * (1 / 18) + eye
     for k in range(17, 0, -1):
-        y = (x @ y) * (1 / k) + eye
+        y = matmul(x, y) * (1 / k) + eye
     for _ in range(squarings):
-        y = y @ y
+        y = matmul(y, y)
     return y
-
-

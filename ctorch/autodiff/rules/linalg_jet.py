@@ -1,4 +1,4 @@
-"""Linear algebra of Taylor series, order by order with one factorization of the first coefficient."""
+"""Linear algebra of Taylor series, by order, with one factorization of the first term."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctorch.autodiff._jet import Jet
-from ctorch.autodiff._propagated import constant, rule
+from ctorch.autodiff._propagated import broadcast_shapes, constant, rule
 from ctorch.autodiff.rules import linalg
 
 Series = list[Tensor]
@@ -27,7 +27,7 @@ def _sum_of_products(a: Series, b: Series, k: int, first: int = 1) -> Tensor | N
 
 
 def _batch(a: Series, b: Series) -> torch.Size:
-    return torch.broadcast_shapes(a[0].shape[:-2], b[0].shape[:-2])
+    return broadcast_shapes(a[0].shape[:-2], b[0].shape[:-2])
 
 
 def _solve(a: Series, b: Series, order: int) -> Series:
@@ -68,5 +68,5 @@ def log_det_change(x: Jet) -> Jet:
     out = [torch.zeros_like(a[0][..., 0, 0])]
     for k in range(1, x.order + 1):
         terms = [j * (y[k - j] * a[j].mT).sum((-2, -1)) for j in range(1, min(k, len(a) - 1) + 1)]
-        out.append(sum(terms) / k if terms else torch.zeros_like(out[0]))
+        out.append(torch.stack(terms).sum(0) / k if terms else torch.zeros_like(out[0]))
     return Jet(torch.stack(out), x.order)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-
 from ctorch.autodiff._propagated import rule, value_of
 from ctorch.autodiff.rules._common import negatives
 
@@ -159,5 +158,3 @@ def renorm(x: Any, p: float, dim: int, maxnorm: float) -> Any:
     size = vector_norm(x, p, others, True)
     factor = torch.where(size.value > maxnorm, maxnorm / (size + 1e-7), 1.0)
     return x * factor
-
-

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctorch.autodiff._propagated import constant, rule, value_of
+from ctorch.autodiff._propagated import broadcast_shapes, constant, rule, value_of
 from ctorch.autodiff.rules._common import as_tensor, masked, scaled, without_derivatives
 
 
@@ -90,7 +90,7 @@ def _bounds_up(x: Any, *bounds: Any) -> bool:
     """Whether a bound carries derivatives, or has a shape that broadcasts ``x`` up."""
     for bound in bounds:
         if isinstance(bound, Tensor):
-            if torch.broadcast_shapes(bound.shape, x.shape) != x.shape:
+            if broadcast_shapes(bound.shape, x.shape) != x.shape:
                 return True
         elif bound is not None and not constant(bound):
             return True
@@ -124,17 +124,17 @@ _choice("fmin", lambda a, b: (a <= b) | b.isnan())
 # ---- no derivatives
 
 
-_CONSTANT = (
-    "sign sgn floor ceil round trunc fix heaviside eq ne lt le gt ge not_equal less less_equal "
-    "greater greater_equal __eq__ __ne__ __lt__ __le__ __gt__ __ge__ isnan isinf isfinite isposinf "
-    "isneginf isreal signbit logical_and logical_or logical_not logical_xor argmax argmin argsort "
-    "nonzero argwhere count_nonzero all any allclose isclose equal zeros_like ones_like empty_like "
-    "full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full new_tensor "
-    "bucketize searchsorted detach floor_divide __floordiv__ __rfloordiv__ is_floating_point "
-    "is_complex is_nonzero numel is_same_size result_type long int short bool bernoulli multinomial "
-    "histc bincount can_cast promote_types is_tensor is_signed stride isin"
-).split()
-for _name in _CONSTANT:
+_CONSTANT = """
+sign sgn floor ceil round trunc fix heaviside eq ne lt le gt ge not_equal less less_equal
+greater greater_equal __eq__ __ne__ __lt__ __le__ __gt__ __ge__ isnan isinf isfinite isposinf
+isneginf isreal signbit logical_and logical_or logical_not logical_xor argmax argmin argsort
+nonzero argwhere count_nonzero all any allclose isclose equal zeros_like ones_like empty_like
+full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full new_tensor
+bucketize searchsorted detach floor_divide __floordiv__ __rfloordiv__ is_floating_point
+is_complex is_nonzero numel is_same_size result_type long int short bool bernoulli multinomial
+histc bincount can_cast promote_types is_tensor is_signed stride isin
+"""
+for _name in _CONSTANT.split():
     for _place in (torch, torch.special, Tensor):
         if hasattr(_place, _name):
             _function = getattr(_place, _name)

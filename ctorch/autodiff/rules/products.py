@@ -18,6 +18,11 @@ def _tensor(x: Any, like: Any) -> Tensor:
     return x if isinstance(x, Tensor) else torch.as_tensor(x, device=like.device)
 
 
+def _constant(x: Any) -> Any:
+    """Tensors and numbers as they are, arrays as tensors."""
+    return x if isinstance(x, (Tensor, int, float, complex)) else torch.as_tensor(x)
+
+
 def _widened(x: Any, fn: Any, ndim: int) -> Any:
     """Linear ``fn(stack)`` where the other operand, of ``ndim`` dims, may have more than ``x``."""
     n = x.ndim
@@ -26,7 +31,7 @@ def _widened(x: Any, fn: Any, ndim: int) -> Any:
 
     def wide(s: Tensor) -> Tensor:
         lead = s.shape[: s.ndim - n]
-        return fn(s.reshape(*lead, *(1,) * (ndim - n), *s.shape[s.ndim - n :]))
+        return fn(s.reshape((*lead, *(1,) * (ndim - n), *s.shape[s.ndim - n :])))
 
     return x.linear(wide)
 
@@ -36,9 +41,9 @@ def add(x: Any, y: Any, *, alpha: float = 1) -> Any:
     if alpha != 1:
         y = y * alpha
     if constant(x):
-        return y.shift(x)
+        return y.shift(_constant(x))
     if constant(y):
-        return x.shift(y)
+        return x.shift(_constant(y))
     if x.shape != y.shape:
         x, y = torch.broadcast_tensors(x, y)
     return kind_of(x, y).join(lambda s: s[0] + s[1], [x, y])
@@ -49,9 +54,9 @@ def sub(x: Any, y: Any, *, alpha: float = 1) -> Any:
     if alpha != 1:
         y = y * alpha
     if constant(x):
-        return neg(y).shift(x)
+        return neg(y).shift(_constant(x))
     if constant(y):
-        return x.shift(-y)
+        return x.shift(-_constant(y))
     if x.shape != y.shape:
         x, y = torch.broadcast_tensors(x, y)
     return kind_of(x, y).join(lambda s: s[0] - s[1], [x, y])
@@ -202,7 +207,7 @@ def linalg_cross(a: Any, b: Any, *, dim: int = -1, out: None = None) -> Any:
 
 
 def two_leading(fn: Any, a: Any, b: Any) -> Any:
-    """A bilinear ``fn`` that broadcasts over leading dims, of values either of which is constant."""
+    """A bilinear ``fn`` that broadcasts over leading dims, either of the values constant."""
     if constant(a) and constant(b):
         return fn(a, b)
     if constant(b):

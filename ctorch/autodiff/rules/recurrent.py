@@ -83,9 +83,7 @@ def _direction(
             new = tuple(torch.cat([a, s[n:]]) for a, s in zip(new, finished, strict=True))
         finished = new
     full = max(sizes)
-    padded = [
-        y if y.shape[0] == full else F.pad(y, (0, 0, 0, full - y.shape[0])) for y in outputs
-    ]
+    padded = [y if y.shape[0] == full else F.pad(y, (0, 0, 0, full - y.shape[0])) for y in outputs]
     return torch.stack(padded), finished
 
 
@@ -164,3 +162,24 @@ def _recurrent(name: str) -> None:
 
 for _name in _STEPS:
     _recurrent(_name)
+
+
+# ---- sequences of several lengths: their elements are moved
+
+
+@rule(torch._pack_padded_sequence)
+def pack_padded_sequence(x: Any, lengths: Tensor, batch_first: bool) -> Any:
+    first, second = x.shape[:2]
+    places = torch.arange(first * second, device=x.device).reshape(first, second)
+    index, batch_sizes = torch._pack_padded_sequence(places, lengths, batch_first)
+    return x.flatten(0, 1)[index], batch_sizes
+
+
+@rule(torch._pad_packed_sequence)
+def pad_packed_sequence(
+    x: Any, batch_sizes: Tensor, batch_first: bool, padding_value: float, total_length: int
+) -> Any:
+    places = torch.arange(1, x.shape[0] + 1, device=x.device)
+    index, lengths = torch._pad_packed_sequence(places, batch_sizes, batch_first, 0, total_length)
+    padding = torch.full_like(x.value[:1], padding_value)
+    return torch.cat([padding, x])[index], lengths

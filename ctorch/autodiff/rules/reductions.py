@@ -68,6 +68,21 @@ def diff(x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = N
     return x.linear(lambda s: s.diff(n, s.ndim + at))
 
 
+@rule("gradient")
+def gradient(x: Any, *, spacing: Any = 1, dim: Any = None, edge_order: int = 1) -> Any:
+    dims = negatives(dim, x.ndim)
+    if isinstance(spacing, (int, float)):
+        spacing = (spacing,) * len(dims)
+
+    def along(at: int, step: Any) -> Any:
+        step = (step,) if isinstance(step, Tensor) else step
+        return x.linear(
+            lambda s: torch.gradient(s, spacing=step, dim=s.ndim + at, edge_order=edge_order)[0]
+        )
+
+    return tuple(along(at, step) for at, step in zip(dims, spacing, strict=True))
+
+
 @rule("trapezoid", "trapz")
 def trapezoid(y: Any, x: Any = None, *, dx: Any = 1, dim: int = -1) -> Any:
     return (_panels(y, x, dx, dim)).sum(dim)
@@ -156,9 +171,7 @@ def _moment(name: str, of: Any) -> None:
         given = dict(zip(("dim", "unbiased", "keepdim"), args, strict=False)) | kwargs
         dim = given.get("dim", given.get("axis"))
         keepdim = bool(given.get("keepdim", False))
-        return of(
-            *_spread(x, dim, keepdim, given.get("unbiased", True), given.get("correction"))
-        )
+        return of(*_spread(x, dim, keepdim, given.get("unbiased", True), given.get("correction")))
 
     rule(name)(apply)
 
@@ -292,5 +305,5 @@ def quantile(
     y = torch.lerp(below, above, weight.reshape(-1, *(1,) * (-1 - at)))
     y = y.movedim(at, 0)  # [Q, *kept]
     if keepdim:
-        y = y.reshape(-1, *(1,) * x.ndim) if dim is None else y.unsqueeze(at if at == -1 else at)
+        y = y.reshape(-1, *(1,) * x.ndim) if dim is None else y.unsqueeze(at)
     return y if q.ndim else y.squeeze(0)

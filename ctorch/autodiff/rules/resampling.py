@@ -28,7 +28,7 @@ def pad(x: Any, pad: Any, mode: str = "constant", value: float | None = None) ->
     def fn(s: Tensor) -> Tensor:  # torch pads 1 to 3 dims of [N, C, ...]
         lead = lead_of(s, dims)
         y = F.pad(s.reshape(1, -1, *s.shape[len(lead) :]), pads, mode=mode)
-        return y.reshape(*lead, *y.shape[2:])
+        return y.reshape((*lead, *y.shape[2:]))
 
     if dims > n:
         raise ValueError(f"pad: {len(pads)} numbers for a value of {n} dims")
@@ -125,7 +125,7 @@ def _unpool(function: Any, ndim: int) -> None:
             lead = lead_of(s, ndim + 1)
             flat = [t.reshape(-1, *t.shape[len(lead) :]) for t in (s, where)]
             y = function(*flat, kernel_size, stride, padding, output_size)
-            return y.reshape(*lead, *y.shape[1:])
+            return y.reshape((*lead, *y.shape[1:]))
 
         size = output_size if output_size is None else list(output_size)
         output_size = size if size is None else size[-ndim:]
@@ -177,19 +177,14 @@ def grid_sample(
         flat = s.reshape(-1, *s.shape[len(lead) :]).transpose(0, 1)  # [N, lead, C, ...]
         y = F.grid_sample(flat.flatten(1, 2), grid, mode, padding_mode, align_corners)
         y = y.unflatten(1, (flat.shape[1], flat.shape[2])).transpose(0, 1)
-        return y.reshape(*lead, *y.shape[1:])
+        return y.reshape((*lead, *y.shape[1:]))
 
     return x.linear(fn)
 
 
 @rule(F.affine_grid)
 def affine_grid(theta: Any, size: Any, align_corners: bool | None = None) -> Any:
-    n = int(size[0])
-
     def fn(s: Tensor) -> Tensor:
-        lead = lead_of(s, 3)
-        flat = s.reshape(-1, *s.shape[len(lead) :])
-        y = F.affine_grid(flat, [flat.shape[0], *size[1:]], align_corners)
-        return y.reshape(*lead, n, *y.shape[1:])
+        return F.affine_grid(s, [s.shape[0], *size[1:]], align_corners)
 
-    return theta.linear(fn)
+    return theta.linear(on_batch(fn, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctorch.autodiff._propagated import RULES, Propagated, aliased, kind_of, rule, value_of, write
+from ctorch.autodiff._propagated import (
+    Propagated,
+    aliased,
+    broadcast_shapes,
+    kind_of,
+    rule,
+    value_of,
+    write,
+)
 from ctorch.autodiff.rules._common import lead_of, negative, negatives, sizes_of, unpacked
 
 
@@ -26,8 +35,9 @@ def reshape(x: Any, *shape: Any, size: Any = None, **named: Any) -> Any:
         shape = (size,)
     if len(shape) == 1 and isinstance(shape[0], torch.dtype):
         raise TypeError("view(dtype) of a value that carries derivatives")
-    target, n = _filled(sizes_of(shape), x), x.ndim
-    return view(x, lambda s: s.reshape(*s.shape[: s.ndim - n], *target))
+    n = x.ndim
+    target = _filled(sizes_of(shape), x)
+    return view(x, lambda s: s.reshape((*s.shape[: s.ndim - n], *target)))
 
 
 def _filled(sizes: tuple[int, ...], x: Any) -> tuple[int, ...]:
@@ -40,7 +50,7 @@ def _filled(sizes: tuple[int, ...], x: Any) -> tuple[int, ...]:
 
 @rule("reshape_as", "view_as")
 def reshape_as(x: Any, other: Any) -> Any:
-    return reshape(x, *other.shape)
+    return reshape(x, tuple(other.shape))
 
 
 @rule("ravel")
@@ -123,21 +133,21 @@ def expand(x: Any, *sizes: Any, size: Any = None, implicit: bool = False) -> Any
     def fn(s: Tensor) -> Tensor:
         lead = lead_of(s, n)
         if extra:
-            s = s.reshape(*lead, *(1,) * extra, *s.shape[len(lead) :])
-        return s.expand(*lead, *target)
+            s = s.reshape((*lead, *(1,) * extra, *s.shape[len(lead) :]))
+        return s.expand((*lead, *target))
 
     return view(x, fn)
 
 
 @rule("expand_as")
 def expand_as(x: Any, other: Any) -> Any:
-    return expand(x, *other.shape)
+    return expand(x, tuple(other.shape))
 
 
 @rule("broadcast_tensors", torch.functional.broadcast_tensors)
 def broadcast_tensors(*tensors: Any) -> Any:
     tensors = unpacked(tensors)
-    shape = torch.broadcast_shapes(*(x.shape for x in tensors))
+    shape = broadcast_shapes(*(x.shape for x in tensors))
     return tuple(x if x.shape == shape else x.expand(shape) for x in tensors)
 
 
@@ -151,7 +161,7 @@ def _atleast(name: str, ndim: int, places: tuple[tuple[int, ...], ...]) -> None:
         tensors = unpacked(tensors)
         return one(tensors[0]) if len(tensors) == 1 else tuple(one(x) for x in tensors)
 
-    rule(getattr(torch, name), getattr(torch.functional, name))(apply)
+    rule(name)(apply)
 
 
 _atleast("atleast_1d", 1, ((0,),))
@@ -166,7 +176,7 @@ def repeat(x: Any, *sizes: Any, **named: Any) -> Any:
 
     def fn(s: Tensor) -> Tensor:
         lead = lead_of(s, n)
-        s = s.reshape(*lead, *(1,) * extra, *s.shape[len(lead) :])
+        s = s.reshape((*lead, *(1,) * extra, *s.shape[len(lead) :]))
         return s.repeat(*(1,) * len(lead), *times)
 
     return x.linear(fn)
@@ -220,7 +230,7 @@ def tensor_split(x: Any, indices_or_sections: Any = None, dim: int = 0, **named:
         small, more = divmod(n, given)
         given = [small * i + min(i, more) for i in range(1, given)]
     ends = [0, *(slice(None, i).indices(n)[1] for i in given), n]
-    pairs = zip(ends, ends[1:], strict=False)
+    pairs = itertools.pairwise(ends)
     return aliased(x, tuple(x.narrow(at, a, max(b - a, 0)) for a, b in pairs))
 
 
@@ -314,7 +324,7 @@ def rot90(x: Any, k: int = 1, dims: Sequence[int] = (0, 1)) -> Any:
 @rule("roll")
 def roll(x: Any, shifts: Any, dims: Any = None) -> Any:
     if dims is None or dims == ():
-        return reshape(roll(flatten(x), shifts, 0), *x.shape)
+        return reshape(roll(flatten(x), shifts, 0), tuple(x.shape))
     at = negatives(dims, x.ndim)
     by = [shifts] * len(at) if isinstance(shifts, int) else list(shifts)
     return x.linear(lambda s: s.roll(by, [s.ndim + d for d in at]))
@@ -403,8 +413,6 @@ def _cast(name: str) -> Any:
 for _name in ("float", "double", "half", "bfloat16", "cfloat", "cdouble", "cpu", "cuda", "type_as"):
     rule(_name)(_cast(_name))
 
-RULES[torch.Tensor.view_as] = RULES[torch.Tensor.reshape_as]
-
 
 @rule("zero_")
 def zero_(x: Any) -> Any:
@@ -413,7 +421,9 @@ def zero_(x: Any) -> Any:
 
 @rule("fill_")
 def fill_(x: Any, value: Any) -> Any:
-    return copy_(x, torch.full_like(value_of(x), value) if isinstance(value, (int, float)) else value)
+    return copy_(
+        x, torch.full_like(value_of(x), value) if isinstance(value, (int, float)) else value
+    )
 
 
 @rule("copy_")

@@ -263,7 +263,7 @@ def softmax(x: Any, dim: int, dtype: Any = None) -> Any:
     if x.ndim == 0:
         return softmax(x.unsqueeze(0), 0).squeeze(0)
     at = dim if dim < 0 else dim - x.ndim
-    powers = torch.exp(x.shift(-finite(x.value.amax(at, keepdim=True))))
+    powers: Any = torch.exp(x.shift(-finite(x.value.amax(at, keepdim=True))))
     return powers.times(torch.reciprocal(powers.sum(at, keepdim=True)))
 
 
@@ -301,14 +301,16 @@ def softmin(x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = N
 @rule("logsumexp", torch.special.logsumexp)
 def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
     top = finite(x.value.amax(dim, keepdim=True))
-    y = torch.log(torch.exp(x.shift(-top)).sum(dim, keepdim=True)).shift(top)
+    y = torch.log(torch.exp(x.shift(-top)).sum(dim, keepdim=True)) + top
     if keepdim:
         return y
     return y.squeeze(dim if isinstance(dim, int) else tuple(dim))
 
 
 @rule(F.gumbel_softmax)
-def gumbel_softmax(x: Any, tau: float = 1, hard: bool = False, eps: float = 0, dim: int = -1) -> Any:
+def gumbel_softmax(
+    x: Any, tau: float = 1, hard: bool = False, eps: float = 0, dim: int = -1
+) -> Any:
     noise = -torch.empty_like(x.value).exponential_().log()
     soft = softmax((x + noise) / tau, dim)
     if not hard:
