@@ -10,7 +10,9 @@ import mpmath
 import pytest
 import torch
 
-from ctorch.ops import jet
+from ctorch.ops import _kernels, jet
+
+pytestmark = pytest.mark.skipif(not _kernels.HAS_KERNELS, reason="torch's own values without them")
 
 FINITE: dict[str, Callable[[Any], Any]] = {
     "tanh": mpmath.tanh,
