@@ -7,6 +7,7 @@
 
 #include <tuple>
 
+#include "closed.h"
 #include "derivative.h"
 #include "series.h"
 #include "tangents.h"
@@ -79,9 +80,9 @@ std::tuple<Tensor, Tensor> mlp_series(const Tensor& x, Tensors weights, Tensors 
   return {out, kept};
 }
 
-Tensors mlp_series_backward(const Tensor& g, const Tensor& kept, const Tensor& x,
-                            const Tensor& out, Tensors weights, Tensors biases,
-                            int64_t activation, double param, int64_t order_) {
+Tensors mlp_series_backward(const Tensor& g, const Tensor& kept, const Tensor& x, const Tensor& out,
+                            Tensors weights, Tensors biases, int64_t activation, double param,
+                            int64_t order_) {
   const Net net("mlp_series_backward", x, weights, biases, activation, param);
   const int order = read_order(net.op, order_);
   require(net.inputs == net.outputs, net.op, ": the net must have as many outputs as inputs");
@@ -170,10 +171,46 @@ std::tuple<Tensor, Tensor, Tensor> mlp_divergence(const Tensor& x, const Tensor&
 
 Tensors mlp_divergence_backward(const Tensor& g_value, const Tensor& g_trace, const Tensor& kept,
                                 const Tensor& x, const Tensor& rows, const Tensor& close,
-                                Tensors weights, Tensors biases, int64_t activation,
-                                double param) {
+                                Tensors weights, Tensors biases, int64_t activation, double param) {
   const Net net("mlp_divergence_backward", x, weights, biases, activation, param);
   return tangents_derivative(net, g_value, nullptr, g_trace, kept, x, rows, &close);
+}
+
+std::tuple<Tensor, Tensor, Tensor> mlp_closed_divergence(const Tensor& x, const Tensor& mix,
+                                                         Tensors weights, Tensors biases,
+                                                         int64_t activation, double param,
+                                                         bool keep) {
+  const Net net("mlp_closed_divergence", x, weights, biases, activation, param);
+  require(net.depth == 3, net.op, ": the net must have two hidden layers");
+  net.check("mix", mix, {weights[1].size(0), weights[1].size(1)});
+  Tensor value = new_tensor(x, {net.batch, net.outputs}), trace = new_tensor(x, {net.batch});
+  Tensor kept = new_tensor(x, {keep ? net.batch * closed_kept(net) : 0});
+  dispatch_floating(net.dtype, net.op, [&](auto zero) {
+    closed_forward<decltype(zero)>(net, x, mix, value, trace, keep ? &kept : nullptr);
+  });
+  return {value, trace, kept};
+}
+
+Tensors mlp_closed_divergence_backward(std::optional<Tensor> g_value, const Tensor& g_trace,
+                                       const Tensor& kept, const Tensor& x, const Tensor& mix,
+                                       Tensors weights, Tensors biases, int64_t activation,
+                                       double param, bool of_x) {
+  const Net net("mlp_closed_divergence_backward", x, weights, biases, activation, param);
+  require(net.depth == 3, net.op, ": the net must have two hidden layers");
+  net.check("mix", mix, {weights[1].size(0), weights[1].size(1)});
+  if (g_value) net.check("g_value", *g_value, {net.batch, net.outputs});
+  net.check("g_trace", g_trace, {net.batch});
+  net.check("kept", kept, {net.batch * closed_kept(net)});
+  Tensor x_bar = new_tensor(x, {of_x ? net.batch : 0, net.inputs});
+  Tensor mix_bar = torch::stable::empty_like(mix);
+  Tensors parameters = new_gradients(net);
+  dispatch_floating(net.dtype, net.op, [&](auto zero) {
+    closed_backward<decltype(zero)>(net, x, mix, kept, g_value ? &*g_value : nullptr, g_trace,
+                                    of_x ? &x_bar : nullptr, mix_bar, parameters);
+  });
+  Tensors out{x_bar, mix_bar};
+  out.insert(out.end(), parameters.begin(), parameters.end());
+  return out;
 }
 
 }  // namespace
@@ -185,6 +222,8 @@ STABLE_TORCH_LIBRARY_IMPL(ctorch, CPU, m) {
   m.impl("mlp_derivative_backward", TORCH_BOX(&ct::mlp::mlp_derivative_backward));
   m.impl("mlp_series", TORCH_BOX(&ct::mlp::mlp_series));
   m.impl("mlp_series_backward", TORCH_BOX(&ct::mlp::mlp_series_backward));
+  m.impl("mlp_closed_divergence", TORCH_BOX(&ct::mlp::mlp_closed_divergence));
+  m.impl("mlp_closed_divergence_backward", TORCH_BOX(&ct::mlp::mlp_closed_divergence_backward));
   m.impl("mlp_laplacian", TORCH_BOX(&ct::mlp::mlp_laplacian));
   m.impl("mlp_laplacian_backward", TORCH_BOX(&ct::mlp::mlp_laplacian_backward));
   m.impl("mlp_divergence", TORCH_BOX(&ct::mlp::mlp_divergence));

@@ -58,8 +58,16 @@ void derivative_forward(const Net& net, const Tensor& x, const Tensor& v, int or
       multiply_transposed<T>((degree + 1) * r, layer.out, layer.in, rows, layer.weight, z);
       add_bias(z, layer.bias, r, layer.out);
       const int64_t plane = r * layer.out;
-      JetTask<T> task{net.activation, static_cast<T>(net.param), order, degree,
-                      l + 2 == net.depth ? order : 0, plane, {z, plane}, {h, plane}, {}, {}};
+      JetTask<T> task{net.activation,
+                      static_cast<T>(net.param),
+                      order,
+                      degree,
+                      l + 2 == net.depth ? order : 0,
+                      plane,
+                      {z, plane},
+                      {h, plane},
+                      {},
+                      {}};
       loop.jet(task);
       rows = h;
     }
@@ -95,8 +103,15 @@ void derivative_backward(const Net& net, const Tensor& x, const Tensor& v, int o
       const Layer<T>& layer = layers[l];
       const int64_t plane = r * layer.out;
       const int degree = places.degree(l), first = l == last - 1 ? order : 0;
-      JetTask<T> task{net.activation, static_cast<T>(net.param), order, degree, first, plane,
-                      {keep + places.begin[l] * r, plane}, {h, plane}, {h_bar, plane},
+      JetTask<T> task{net.activation,
+                      static_cast<T>(net.param),
+                      order,
+                      degree,
+                      first,
+                      plane,
+                      {keep + places.begin[l] * r, plane},
+                      {h, plane},
+                      {h_bar, plane},
                       {z_bar, plane}};
       loop.jet_derivative(task);
       if (first > 0 || order == 0)  // of the layer above
@@ -105,8 +120,7 @@ void derivative_backward(const Net& net, const Tensor& x, const Tensor& v, int o
         multiply_outer<T>(layers[l + 1].out, layer.out, (order + 1) * r, next_bar, h,
                           sums.of(lane, 2 * (l + 1)), 1);
       if (layer.bias != nullptr) add_rows(sums.of(lane, 2 * l + 1), z_bar, r, layer.out);
-      if (l > 0)
-        multiply<T>((order + 1) * r, layer.in, layer.out, z_bar, layer.weight, h_bar);
+      if (l > 0) multiply<T>((order + 1) * r, layer.in, layer.out, z_bar, layer.weight, h_bar);
       std::swap(z_bar, next_bar);
     }
     const Layer<T>& layer = layers[0];  // its cotangents are in next_bar

@@ -1,7 +1,7 @@
 // Matrix products by the BLAS inside libtorch, found at the first use.
 //
-// libtorch_cpu exports sgemm_ and dgemm_ where it was built with a BLAS (MKL in the wheels for x86).
-// Where it does not, available() is false and the Python side takes the reference.
+// libtorch_cpu exports sgemm_ and dgemm_ where it was built with a BLAS (MKL in the wheels for
+// x86). Where it does not, available() is false and the Python side takes the reference.
 #pragma once
 
 #include <dlfcn.h>

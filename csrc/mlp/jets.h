@@ -112,8 +112,7 @@ void jet_derivative_loop(const JetTask<T>& task) {
   int64_t at = 0;
   for (; at + kLanes <= task.count; at += kLanes)
     jet_derivative_vector<Op, kOrder, kLast>(task, at, kLanes);
-  if (at < task.count)
-    jet_derivative_rest<Op, kLast>(task, at);
+  if (at < task.count) jet_derivative_rest<Op, kLast>(task, at);
 }
 
 template <typename Op, int kOrder>
@@ -162,8 +161,6 @@ struct Jet {
           return JetOfOrder<Op, 2>::derivative(task);
         case 3:
           return JetOfOrder<Op, 3>::derivative(task);
-        case 4:
-          return JetOfOrder<Op, 4>::derivative(task);
         case 6:
           return JetOfOrder<Op, 6>::derivative(task);
       }

@@ -1,21 +1,19 @@
 // All loops for one instruction set; part of levels.h.
+// clang-format off: each builds on those before
 #include "vector.h"
-// (each builds on those before)
-#include "activations.h"
-// ...
+#include "arith.h"
 #include "jets.h"
-// ...
 #include "steps.h"
-// ...
 #include "rows.h"
+// clang-format on
 
 namespace ct::mlp::CT_MLP_LEVEL {
 namespace {
 
 template <typename T>
 Loops<T> loops() {
-  return {&jet_forward<T>, &jet_derivative<T>, &series, &step<T>,
-          &step_derivative<T>, &slopes<T>, &rows<T>, &rows_derivative<T>};
+  return {&jet_forward<T>,     &jet_derivative<T>, &series,  &step<T>,
+          &step_derivative<T>, &slopes<T>,         &rows<T>, &rows_derivative<T>};
 }
 
 }  // namespace

@@ -87,8 +87,7 @@ struct Net {
   void check(const char* name, const Tensor& x, std::initializer_list<int64_t> sizes) const {
     check(name, x, static_cast<int64_t>(sizes.size()));
     int64_t d = 0;
-    for (int64_t size : sizes)
-      require(x.size(d++) == size, op, ": ", name, " has the wrong shape");
+    for (int64_t size : sizes) require(x.size(d++) == size, op, ": ", name, " has the wrong shape");
   }
 
   template <typename T>

@@ -125,7 +125,8 @@ CT_MLP_INLINE void rows_derivative_columns(const RowsDerivativeTask<T>& d, int64
   const T *in = task.in.data + s * task.in.sample + c, *close = kTrace ? task.close + c : nullptr;
   const T* bar = kBar ? d.out_bar.data + s * d.out_bar.sample + c : nullptr;
   T *out = kOut ? task.out.data + s * task.out.sample + c : nullptr,
-    *in_bar = d.in_bar.data + s * d.in_bar.sample + c, *close_bar = kTrace ? d.close_bar + c : nullptr;
+    *in_bar = d.in_bar.data + s * d.in_bar.sample + c,
+    *close_bar = kTrace ? d.close_bar + c : nullptr;
   const T trace_bar = kTrace ? d.trace_bar[s] : T(0);
   for (int64_t i = 0; i < task.rows; ++i) {
     for (int j = 0; j < kCount; ++j) {

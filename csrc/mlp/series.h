@@ -1,5 +1,6 @@
 // Taylor coefficients of the solution of x' = f(x), one sweep through the net an order, and their
-// adjoint: again one sweep an order, from the highest down, and one product a layer for the weights.
+// adjoint: again one sweep an order, from the highest down, and one product a layer for the
+// weights.
 #pragma once
 
 #include "net.h"
@@ -69,10 +70,10 @@ struct SeriesAdjoint {
   const std::vector<Layer<T>>& layers;
   int order;
   int64_t r, most;
-  const T* keep;      // y and u of each hidden layer
+  const T* keep;  // y and u of each hidden layer
   const KeptSeries& places;
-  T *x, *x_bar;       // coefficients of the solution and their cotangents [K+1, r, d]
-  T* bars;            // of each layer: y_bar and z_bar, [K, r, n] each
+  T *x, *x_bar;  // coefficients of the solution and their cotangents [K+1, r, d]
+  T* bars;       // of each layer: y_bar and z_bar, [K, r, n] each
 
   T* y_bar(int l) const { return bars + 2 * l * most; }
   T* z_bar(int l) const { return bars + (2 * l + 1) * most; }
@@ -82,7 +83,7 @@ struct SeriesAdjoint {
   void sweep(int k, const Loops<T>& loop) const {
     const int last = net.depth - 1;
     const int64_t ends = r * net.inputs;
-    const T *from = x_bar + (k + 1) * ends;
+    const T* from = x_bar + (k + 1) * ends;
     T* out_bar = z_bar(last) + k * ends;
     for (int64_t i = 0; i < ends; ++i) out_bar[i] = from[i] * (T(1) / T(k + 1));
     for (int l = last; l >= 0; --l) {
@@ -92,8 +93,8 @@ struct SeriesAdjoint {
         return multiply<T>(r, layer.in, layer.out, bar, layer.weight, x_bar + k * ends, 1, 1);
       const int64_t plane = r * layer.in;
       multiply<T>(r, layer.in, layer.out, bar, layer.weight, y_bar(l - 1) + k * plane);
-      loop.step_derivative({k, order, plane, plane, y(l - 1) + order * plane, y_bar(l - 1),
-                            z_bar(l - 1)});
+      loop.step_derivative(
+          {k, order, plane, plane, y(l - 1) + order * plane, y_bar(l - 1), z_bar(l - 1)});
     }
   }
 };
@@ -118,16 +119,15 @@ void series_backward(const Net& net, const Tensor& out, int order, const Tensor&
       std::copy_n(data<T>(out) + k * step + begin * d, r * d, x + k * r * d);
       std::copy_n(data<T>(g) + k * step + begin * d, r * d, bar + k * r * d);
     }
-    const SeriesAdjoint<T> adjoint{net, layers, order, r, most,
-                                   data<T>(kept) + begin * places.row, places, x, bar, scratch};
+    const SeriesAdjoint<T> adjoint{
+        net, layers, order, r, most, data<T>(kept) + begin * places.row, places, x, bar, scratch};
     for (int k = order - 1; k >= 0; --k) adjoint.sweep(k, loop);
     std::copy_n(bar, r * d, data<T>(x_bar) + begin * d);
     for (int l = 0; l < net.depth; ++l) {
       const Layer<T>& layer = layers[l];
       multiply_outer<T>(layer.out, layer.in, order * r, adjoint.z_bar(l), adjoint.y(l - 1),
                         sums.of(lane, 2 * l), 1);
-      if (layer.bias != nullptr)
-        add_rows(sums.of(lane, 2 * l + 1), adjoint.z_bar(l), r, layer.out);
+      if (layer.bias != nullptr) add_rows(sums.of(lane, 2 * l + 1), adjoint.z_bar(l), r, layer.out);
     }
   });
 }

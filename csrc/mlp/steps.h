@@ -47,19 +47,6 @@ struct Step {
   static int series() { return Op::kSeries; }
   template <typename T>
   static void run(const StepTask<T>& task) {
-    if (task.order == 0) return step_loop<Op, 0>(task);
-    if constexpr (CT_MLP_UNROLL && Op::kUnrolled) switch (task.order) {
-        case 1:
-          return step_loop<Op, 1>(task);
-        case 2:
-          return step_loop<Op, 2>(task);
-        case 3:
-          return step_loop<Op, 3>(task);
-        case 4:
-          return step_loop<Op, 4>(task);
-        case 5:
-          return step_loop<Op, 5>(task);
-      }
     step_loop<Op, -1>(task);
   }
 };

@@ -143,9 +143,10 @@ void tangents_backward(const Tangents& t, const Tensor& x, const Tensor& rows, c
       *slopes = above + room, *out_bar = slopes + 3 * slope;
     const T* keep = data<T>(kept) + begin * t.kept_row;
     for_outputs(t, begin, r, out_bar, [&](int64_t p, int64_t sample, T* to, int64_t o) {
-      const T* from = p == 0                     ? data<T>(*bars.value) + sample * o
-                      : p + 1 == t.last_planes() ? data<T>(*bars.second) + sample * o
-                                                 : data<T>(*bars.moved) + (sample * t.count + p - 1) * o;
+      const T* from = p == 0 ? data<T>(*bars.value) + sample * o
+                      : p + 1 == t.last_planes()
+                          ? data<T>(*bars.second) + sample * o
+                          : data<T>(*bars.moved) + (sample * t.count + p - 1) * o;
       std::copy_n(from, o, to);
     });
     multiply<T>(t.last_planes() * r, layers[last].in, net.outputs, out_bar, layers[last].weight,

@@ -21,12 +21,22 @@ enum class Activation : int {  // in the order of ACTIVATIONS in ctorch/ops/_mlp
   kCount
 };
 
-enum : int { kZ = 0, kY = 1, kU = 2, kBeside = 3, kMaxSeries = 9 };  // see activations.h
+enum : int { kZ = 0, kY = 1, kU = 2, kBeside = 3, kMaxSeries = 9 };  // see arith.h
 
-constexpr double kInverseFactorial[] = {
-    1.0,          1.0,          1.0 / 2,        1.0 / 6,         1.0 / 24,
-    1.0 / 120,    1.0 / 720,    1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
-    1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+constexpr double kInverseFactorial[] = {1.0,
+                                        1.0,
+                                        1.0 / 2,
+                                        1.0 / 6,
+                                        1.0 / 24,
+                                        1.0 / 120,
+                                        1.0 / 720,
+                                        1.0 / 5040,
+                                        1.0 / 40320,
+                                        1.0 / 362880,
+                                        1.0 / 3628800,
+                                        1.0 / 39916800,
+                                        1.0 / 479001600,
+                                        1.0 / 6227020800};
 
 // Planes of one coefficient each, `stride` apart.
 template <typename T>
@@ -43,16 +53,16 @@ struct JetTask {
   Activation activation;
   T param;
   int order, degree, first;
-  int64_t count;       // elements of a plane
-  Planes<const T> z;   // coefficients 0 ... degree; the higher ones are zero
-  Planes<T> y;         // out: coefficients first ... order
+  int64_t count;      // elements of a plane
+  Planes<const T> z;  // coefficients 0 ... degree; the higher ones are zero
+  Planes<T> y;        // out: coefficients first ... order
   // of the derivative only
   Planes<const T> y_bar;  // in: cotangents of coefficients first ... order
   Planes<T> z_bar;        // out: those of coefficients 0 ... degree
 };
 
 // One order of an activation whose lower orders are in memory: series i (numbered as in
-// activations.h) has its coefficients in planes, `plane` apart, from series[i] on.
+// arith.h) has its coefficients in planes, `plane` apart, from series[i] on.
 template <typename T>
 struct StepTask {
   Activation activation;
@@ -97,26 +107,26 @@ struct RowsTask {
   int64_t rows, samples, n;
   const T *first, *second, *third;  // slopes [samples, n]
   Rows<const T> in;
-  Rows<T> out;          // may be null
-  bool bend;            // whether there is a sum of second derivatives
-  const T* lap;         // [samples, n]; null: zero
-  T* lap_out;           // [samples, n], if bend
-  const T* close;       // [rows, n]; null: no trace
-  T* trace;             // [samples], if close
+  Rows<T> out;     // may be null
+  bool bend;       // whether there is a sum of second derivatives
+  const T* lap;    // [samples, n]; null: zero
+  T* lap_out;      // [samples, n], if bend
+  const T* close;  // [rows, n]; null: no trace
+  T* trace;        // [samples], if close
 };
 
 // Its derivative: cotangents of what is computed come in, those of what it is computed from go out.
 template <typename T>
 struct RowsDerivativeTask {
-  RowsTask<T> task;           // what it computes again: out (may be null), lap_out
-  const T* value_bar;         // [samples, n]
-  Rows<const T> out_bar;      // may be null: zero
-  const T* lap_bar;           // [samples, n], if bend
-  const T* trace_bar;         // [samples], if close
-  T* z_bar;                   // out: [samples, n]
-  Rows<T> in_bar;             // out; added to where sample is 0, that is, where `in` is shared
-  T* lap_in_bar;              // out: [samples, n]; null: not wanted
-  T* close_bar;               // added to: [rows, n], if close
+  RowsTask<T> task;       // what it computes again: out (may be null), lap_out
+  const T* value_bar;     // [samples, n]
+  Rows<const T> out_bar;  // may be null: zero
+  const T* lap_bar;       // [samples, n], if bend
+  const T* trace_bar;     // [samples], if close
+  T* z_bar;               // out: [samples, n]
+  Rows<T> in_bar;         // out; added to where sample is 0, that is, where `in` is shared
+  T* lap_in_bar;          // out: [samples, n]; null: not wanted
+  T* close_bar;           // added to: [rows, n], if close
 };
 
 // The loops for one instruction set.

@@ -182,8 +182,7 @@ CT_MLP_INLINE SinCos<T> sine_and_cosine(const Vector<T>& x) {
   bool any = false;
   for (int i = 0; i < L::kCount; ++i) any |= far[i] != 0;
   if (any)
-    for (int i = 0; i < L::kCount; ++i)
-      out.sin[i] = std::sin(x[i]), out.cos[i] = std::cos(x[i]);
+    for (int i = 0; i < L::kCount; ++i) out.sin[i] = std::sin(x[i]), out.cos[i] = std::cos(x[i]);
   return out;
 }
 

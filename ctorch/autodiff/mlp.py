@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +60,9 @@ def as_mlp(f: Any) -> MLP | None:
         return None
     name, param = (kinds.pop() or ("identity", 0.0)) if kinds else ("identity", 0.0)
     try:
-        weights = tuple(layer.weight for layer in layers)
-        return MLP(weights, tuple(layer.bias for layer in layers), name, param)
+        weights = tuple(cast(Tensor, layer.weight) for layer in layers)
+        biases = tuple(cast("Tensor | None", layer.bias) for layer in layers)
+        return MLP(weights, biases, name, param)
     except (TypeError, ValueError):  # sizes that do not follow on each other, an integer dtype, ...
         return None
 
@@ -115,6 +116,4 @@ def _untouched(module: nn.Module) -> bool:
 
 def _global_hooks() -> bool:
     hooks = torch.nn.modules.module
-    names = ("_global_forward_hooks", "_global_forward_pre_hooks")
-    names += ("_global_backward_hooks", "_global_backward_pre_hooks")
-    return any(getattr(hooks, name, None) for name in names)
+    return any(getattr(hooks, f"_global{name}", None) for name in _HOOKS)

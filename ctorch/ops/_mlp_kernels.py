@@ -8,7 +8,7 @@ the derivative from the inputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +28,7 @@ Tensors = Sequence[Tensor]
 NET = "Tensor[] weights, Tensor[] biases, int activation, float param"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _registered(operator: str) -> bool:
     return _kernels.implementation(operator, "cpu") == "native"
 
@@ -95,14 +95,28 @@ def _derivative_kept(x: Tensor, weights: Tensors, order: int) -> int:
 
 
 def _derivative_fake(
-    x: Tensor, v: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, order: int, keep: bool
+    x: Tensor,
+    v: Tensor,
+    weights: Tensors,
+    biases: Tensors,
+    act: int,
+    p: float,
+    order: int,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     kept = _derivative_kept(x, weights, order) if keep else 0
     return x.new_empty(x.shape[0], weights[-1].shape[0]), x.new_empty(kept)
 
 
 def _derivative_reference(
-    x: Tensor, v: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, order: int, keep: bool
+    x: Tensor,
+    v: Tensor,
+    weights: Tensors,
+    biases: Tensors,
+    act: int,
+    p: float,
+    order: int,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     out = reference.derivative(_net(weights, biases, act, p), x, v, order)
     return out, x.new_zeros(_derivative_kept(x, weights, order) if keep else 0)
@@ -411,7 +425,84 @@ class Series(_Kernel):
         """Gradients of all tensors."""
         out, kept = kept
         net = self.net(tensors, 1)
-        found = mlp_series_backward(
-            grads[0].contiguous(), kept, tensors[0], out, *net, self.order
-        )
+        found = mlp_series_backward(grads[0].contiguous(), kept, tensors[0], out, *net, self.order)
         return self.ordered(found, 1)
+
+
+# ---- divergence, two hidden layers -------------------------------------------------------------
+
+
+def _closed_kept(x: Tensor, weights: Tensors, keep: bool) -> Tensor:
+    return x.new_zeros(x.shape[0] * (weights[0].shape[0] + 2 * weights[1].shape[0]) if keep else 0)
+
+
+def _closed_fake(
+    x: Tensor, mix: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, keep: bool
+) -> tuple[Tensor, ...]:
+    value, trace = x.new_empty(x.shape[0], weights[-1].shape[0]), x.new_empty(x.shape[0])
+    return value, trace, _closed_kept(x, weights, keep)
+
+
+def _closed_reference(
+    x: Tensor, mix: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, keep: bool
+) -> tuple[Tensor, ...]:
+    value, trace = reference.closed_divergence(_net(weights, biases, act, p), x, mix)
+    return value, trace, _closed_kept(x, weights, keep)
+
+
+def _closed_backward_reference(
+    g_value: Tensor | None, g_trace: Tensor, kept: Tensor, x: Tensor, mix: Tensor, *args: Any
+) -> list[Tensor]:
+    weights, biases, act, p, of_x = args
+
+    def function(x: Tensor, mix: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+        net = _net(flat[::2], flat[1::2], act, p)
+        value, trace = reference.closed_divergence(net, x, mix)
+        return (trace,) if g_value is None else (value, trace)
+
+    grads = [g for g in (g_value, g_trace) if g is not None]
+    found = _by_autograd(function, [x, mix, *_interleaved(weights, biases)], grads)
+    found[0] = found[0] if of_x else x.new_empty(0, x.shape[1])
+    return found
+
+
+def _closed_backward_fake(
+    g_value: Tensor | None, g_trace: Tensor, kept: Tensor, x: Tensor, mix: Tensor, *args: Any
+) -> list[Tensor]:
+    weights, biases, _act, _p, of_x = args
+    of_inputs = torch.empty_like(x) if of_x else x.new_empty(0, x.shape[1])
+    return [of_inputs, *(torch.empty_like(t) for t in (mix, *_interleaved(weights, biases)))]
+
+
+mlp_closed_divergence = define(
+    f"mlp_closed_divergence(Tensor x, Tensor mix, {NET}, bool keep) -> (Tensor, Tensor, Tensor)",
+    _closed_reference,
+    fake=_closed_fake,
+)
+mlp_closed_divergence_backward = define(
+    "mlp_closed_divergence_backward(Tensor? g_value, Tensor g_trace, Tensor kept, Tensor x, "
+    f"Tensor mix, {NET}, bool of_x) -> Tensor[]",
+    _closed_backward_reference,
+    fake=_closed_backward_fake,
+)
+
+
+class ClosedDivergence(_Kernel):
+    """Value and trace of the Jacobian of a net with two hidden layers: tensors are x, mix, net."""
+
+    def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The results, and what the backward pass needs."""
+        x, mix = tensors[:2]
+        value, trace, kept = mlp_closed_divergence(x, mix, *self.net(tensors, 2), keep)
+        return (value, trace), kept
+
+    def backward(
+        self, grads: Sequence[Tensor | None], kept: Tensor, tensors: Tensors, needed: Sequence[bool]
+    ) -> list[Tensor]:
+        """Gradients of all tensors; an empty one of x where it is not needed."""
+        x, mix = tensors[:2]
+        value = None if grads[0] is None else grads[0].contiguous()
+        trace = _filled(grads[1], x, (len(x),))
+        net = self.net(tensors, 2)
+        found = mlp_closed_divergence_backward(value, trace, kept, x, mix, *net, needed[0])
+        return self.ordered(found, 2)

@@ -31,7 +31,9 @@ def derivative(net: MLP, x: Tensor, v: Tensor, order: int) -> Tensor:
     tensors = _for_kernel("mlp_derivative", net, x, v)
     if tensors is None or order > kernels.MAX_ORDER:
         return reference.derivative(net, x, v, order)
-    rule = Rule(net, kernels.Derivative(net, order), lambda n, x, v: reference.derivative(n, x, v, order))
+    rule = Rule(
+        net, kernels.Derivative(net, order), lambda n, x, v: reference.derivative(n, x, v, order)
+    )
     return cast(Tensor, rule(tensors, 2))
 
 
@@ -66,7 +68,7 @@ def divergence(net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
     if len(net.weights) < 2:
         return reference.divergence(net, x)
     if len(net.weights) <= 3:
-        return reference.closed_divergence(net, x)
+        return _closed_divergence(net, x)
     rows, close = reference.trace_ends(net)
     tensors = _for_kernel("mlp_divergence", net, x, rows, close)
     if tensors is None:
@@ -74,6 +76,17 @@ def divergence(net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
     return cast(
         tuple[Tensor, Tensor], Rule(net, kernels.Divergence(net), reference.divergence)(tensors, 3)
     )
+
+
+def _closed_divergence(net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
+    if len(net.weights) == 2 or x.numel() == 0:
+        return reference.closed_divergence(net, x)
+    mix = reference.closed_mix(net)
+    tensors = _for_kernel("mlp_closed_divergence", net, x, mix)
+    if tensors is None:
+        return reference.closed_divergence(net, x, mix)
+    rule = Rule(net, kernels.ClosedDivergence(net), reference.closed_divergence)
+    return cast(tuple[Tensor, Tensor], rule(tensors, 2))
 
 
 # ---- the choice --------------------------------------------------------------------------------
@@ -126,7 +139,9 @@ class Rule:
         """The derivative of the reference, with a graph of its own."""
         with torch.enable_grad():
             # a tensor given twice has a gradient in each place
-            copies = [x.view_as(x) if n else x.detach() for x, n in zip(tensors, needed, strict=True)]
+            copies = [
+                x.view_as(x) if n else x.detach() for x, n in zip(tensors, needed, strict=True)
+            ]
             outputs = self.again(self._net_of(copies), *copies[: self.before])
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             pairs = [

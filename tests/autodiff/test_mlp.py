@@ -194,7 +194,7 @@ def test_a_net_is_checked_when_made() -> None:
         MLP((w, torch.ones(2, 2)), (None, None), "tanh")
     with pytest.raises(ValueError, match=r"biases\[0\] must be \[3\]"):
         MLP((w,), (torch.ones(2),), "tanh")
-    with pytest.raises(ValueError, match="activation must be one of identity, .*'swishy'"):
+    with pytest.raises(ValueError, match=r"activation must be one of identity, .*'swishy'"):
         MLP((w,), (None,), "swishy")
     with pytest.raises(ValueError, match="one each a layer, got 1 and 0"):
         MLP((w,), (), "tanh")

@@ -84,8 +84,7 @@ struct Tanh {
   static constexpr int kSeries = 3;
   template <bool, typename S>
   static CT_MLP_INLINE void order(S& s, int k, typename S::T) {
-    s.set(kY, k,
-          k ? integral(s, kU, kZ, k) : hyperbolic_tangent<typename S::T>(s.get(kZ, 0)));
+    s.set(kY, k, k ? integral(s, kU, kZ, k) : hyperbolic_tangent<typename S::T>(s.get(kZ, 0)));
     const typename S::V y2 = square(s, kY, k);
     s.set(kU, k, k ? -y2 : 1 - y2);
   }
@@ -110,7 +109,7 @@ CT_MLP_INLINE Slopes<T> logistic_slopes(const Vector<T>& z) {
 }
 
 struct Sigmoid {
-  static constexpr bool kUnrolled = true;
+  static constexpr bool kUnrolled = false;
   static constexpr int kSeries = 3;
   template <bool, typename S>
   static CT_MLP_INLINE void order(S& s, int k, typename S::T) {
