@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ctorch.autodiff.series import taylor_series
+from ctorch.ode.continuous import ContinuousAdjoint
 from ctorch.ode.solution import Solution
 
 Field = Callable[..., Any]
@@ -159,7 +160,11 @@ class Regularizer:
         for name, default, free in (("rtol", 1e-6, 0.0), ("atol", 1e-8, math.inf)):
             given = options.get(name, default)
             tolerances[name] = ([given] * len(pytree.tree_leaves(y0)), free)
-        sol = solve_ode(self(func), state, t, **{**options, **tolerances})
+        changes: dict[str, Any] = {**options, **tolerances}
+        adjoint = options.get("gradient")
+        if adjoint == "adjoint" or isinstance(adjoint, ContinuousAdjoint):
+            changes["gradient"] = _with_tolerances(adjoint, options)
+        sol = solve_ode(self(func), state, t, **changes)
         y, r = sol.y
         dense = sol.dense
         changed = dataclasses.replace(
@@ -187,6 +192,14 @@ class Regularized(nn.Module):
         y, _ = state
         func = (lambda t, y: self.func(t, y, *args)) if args else self.func
         return self._penalty(func, t, y)
+
+
+def _with_tolerances(adjoint: Any, options: dict[str, Any]) -> ContinuousAdjoint:
+    """The adjoint with tolerances of its own: those of the forward solve go by its parts."""
+    given = adjoint if isinstance(adjoint, ContinuousAdjoint) else ContinuousAdjoint()
+    rtol = options.get("rtol", 1e-6) if given.rtol is None else given.rtol
+    atol = options.get("atol", 1e-8) if given.atol is None else given.atol
+    return dataclasses.replace(given, rtol=rtol, atol=atol)
 
 
 def _mean_square(y: Any, batch_dims: int) -> Tensor:
