@@ -176,7 +176,9 @@ def special_times(options: dict[str, Any], direction: int) -> tuple[list[float],
     both = []
     for name in ("step_t", "jump_t"):
         value = options.get(name)
-        given = [] if value is None else torch.as_tensor(value, dtype=torch.float64).reshape(-1)
+        given: Any = (
+            [] if value is None else torch.as_tensor(value, dtype=torch.float64).reshape(-1)
+        )
         both.append(sorted(direction * float(x) for x in given))
     merged = both[0] + both[1]
     if len(set(merged)) != len(merged):
