@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from ctorch.autodiff._propagated import Propagated, broadcast_shapes, constant
+from ctorch._shapes import broadcast_shapes
+from ctorch.autodiff._propagated import Propagated, constant
 from ctorch.ops import jet as ops
 from ctorch.ops._op import transforms_active
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctorch._shapes import broadcast_shapes
 from ctorch.autodiff import _lap_rows as forms
 from ctorch.autodiff._propagated import Propagated, constant
 from ctorch.ops import jet as ops
@@ -226,7 +227,7 @@ class Lap(Propagated):
 
 def pair(a: Lap, b: Lap) -> tuple[Tensor, Tensor, tuple[int, ...], torch.Size]:
     """Rows of two in one form, with dims that broadcast together; that form; the common shape."""
-    shape = torch.broadcast_shapes(a.shape, b.shape)
+    shape = broadcast_shapes(a.shape, b.shape)
     a, b = a.fitted(shape), b.fitted(shape)
     axes = forms.common_axes(a.rows, a.axes, b.rows, b.axes, shape)
     rows = [forms.brought(forms.widened(x.rows, len(shape)), x.axes, axes, shape) for x in (a, b)]

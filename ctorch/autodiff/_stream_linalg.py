@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctorch._shapes import broadcast_shapes
 from ctorch.autodiff._propagated import constant, rule
 from ctorch.autodiff._stream import Stream
 from ctorch.autodiff.rules import linalg
@@ -18,7 +19,7 @@ def solve(a: Any, b: Any, *, left: bool = True, out: None = None) -> Any:
     if constant(a) or not left or linalg._is_vector(a, b):
         return linalg.solve(a, b, left=left)
     lu, pivots = torch.linalg.lu_factor(a.value)
-    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    batch = broadcast_shapes(a.shape[:-2], b.shape[:-2])
     start = b if constant(b) else b.value
     value = torch.linalg.lu_solve(lu, pivots, start.expand(*batch, *start.shape[-2:]))
     matrix, right = a.node, None if constant(b) else b.node

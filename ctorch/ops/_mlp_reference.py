@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from ctorch.ops.mlp import MLP
+    from ctorch._shapes import broadcast_shapes
+from ctorch.ops.mlp import MLP
 
 GELU_SCALE, GELU_CUBIC = math.sqrt(2 / math.pi), 0.044715
 """Of the tanh form of gelu: ``x/2 (1 + tanh(scale (x + cubic x^3)))``."""
@@ -232,7 +233,7 @@ def derivative(net: MLP, x: Tensor, v: Tensor, order: int) -> Tensor:
 
 
 def _stacked(jets: Sequence[Tensor], weight: Tensor) -> list[Tensor]:
-    shape = torch.broadcast_shapes(*(x.shape for x in jets))
+    shape = broadcast_shapes(*(x.shape for x in jets))
     return list(F.linear(torch.stack([x.expand(shape) for x in jets]), weight).unbind(0))
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ctorch._shapes import broadcast_shapes
 from ctorch.ops import _jet_reference as reference
 from ctorch.ops import _jet_rules as rules
 from ctorch.ops import _op
@@ -164,7 +165,7 @@ def _fake_unary_backward(g: Tensor, x: Tensor, *_: Any) -> Tensor:
 
 
 def _fake_pair(a: Tensor, b: Tensor, order: int) -> Tensor:
-    return a.new_empty((order + 1, *torch.broadcast_shapes(a.shape[1:], b.shape[1:])))
+    return a.new_empty((order + 1, *broadcast_shapes(a.shape[1:], b.shape[1:])))
 
 
 def _fake_laplacian(
@@ -313,7 +314,7 @@ def _check_pair(name: str, x: Tensor, other: str, y: Tensor, order: int | None) 
             raise ValueError(f"{label} must be a stack [D+1, *shape], got shape {tuple(z.shape)}")
     if x.shape[1:] != y.shape[1:]:
         try:
-            torch.broadcast_shapes(x.shape[1:], y.shape[1:])
+            broadcast_shapes(x.shape[1:], y.shape[1:])
         except RuntimeError:
             shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
             raise ValueError(

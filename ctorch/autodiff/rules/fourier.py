@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctorch._shapes import broadcast_shapes
 from ctorch.autodiff._propagated import (
     Propagated,
-    broadcast_shapes,
     constant,
     kind_of,
     rule,

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ctorch._shapes import broadcast_shapes
 from ctorch.autodiff._propagated import (
-    broadcast_shapes,
     constant,
     kind_of,
     rule,

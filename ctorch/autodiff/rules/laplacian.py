@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ctorch._shapes import broadcast_shapes
 from ctorch.autodiff import _lap_rows as forms
 from ctorch.autodiff._lap import Lap, pair
 from ctorch.autodiff._propagated import RULES, constant, in_place, rule, value_of
@@ -35,7 +36,7 @@ def mul(x: Any, y: Any) -> Any:
         return x.times(y)
     if not isinstance(y, Tensor):
         return x.elementwise(lambda s: s * y)
-    return x.elementwise(lambda s: s * y, torch.broadcast_shapes(x.shape, y.shape))
+    return x.elementwise(lambda s: s * y, broadcast_shapes(x.shape, y.shape))
 
 
 @rule("div", "divide", "true_divide", "__truediv__", "__div__", kind=Lap)
@@ -74,7 +75,7 @@ def sub(x: Any, y: Any, *, alpha: float = 1) -> Any:
 
 def _sum(x: Lap, y: Lap) -> Lap:
     """The sum of two; dense rows take in local ones at the cost of a copy."""
-    shape = torch.broadcast_shapes(x.shape, y.shape)
+    shape = broadcast_shapes(x.shape, y.shape)
     x, y = x.fitted(shape), y.fitted(shape)
     value = x.value + y.value
     lap = x.lap if y.lap is None else y.lap if x.lap is None else x.lap + y.lap
@@ -172,7 +173,7 @@ def where(condition: Any, x: Any, y: Any) -> Any:
     if constant(like):
         return torch.where(condition, x, y)
     x, y = as_tensor(x, like), as_tensor(y, like)
-    shape = torch.broadcast_shapes(condition.shape, x.shape, y.shape)
+    shape = broadcast_shapes(condition.shape, x.shape, y.shape)
     zero = like.value.new_zeros(())
     value = torch.where(condition, value_of(x), value_of(y))
     laps = [part.laplacian() if isinstance(part, Lap) else zero for part in (x, y)]

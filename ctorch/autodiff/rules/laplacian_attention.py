@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ctorch._shapes import broadcast_shapes
 from ctorch.autodiff import _lap_rows as forms
 from ctorch.autodiff._lap import Lap
 from ctorch.autodiff._propagated import RULES, constant, rule
@@ -41,7 +42,7 @@ def dense_product(a: Lap, b: Lap) -> Lap:
     Rows of the result lie in memory as ``[*batch, M, R, N]``: then each of its two terms is one
     GEMM for a matrix of the batch, and both add up in place.
     """
-    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    batch = broadcast_shapes(a.shape[:-2], b.shape[:-2])
     x, y = (p.value.expand(*batch, *p.shape[-2:]) for p in (a, b))
     ra, rb = (_rows(p, batch) for p in (a, b))
     count = len(ra)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctorch.autodiff._propagated import RULES, broadcast_shapes, constant, rule, value_of
+from ctorch._shapes import broadcast_shapes
+from ctorch.autodiff._propagated import RULES, constant, rule, value_of
 from ctorch.autodiff.rules._common import total
 
 matmul: Any = torch.matmul  # which returns a Propagated where it gets one

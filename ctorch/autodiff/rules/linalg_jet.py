@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctorch._shapes import broadcast_shapes
 from ctorch.autodiff._jet import Jet
-from ctorch.autodiff._propagated import broadcast_shapes, constant, rule
+from ctorch.autodiff._propagated import constant, rule
 from ctorch.autodiff.rules import linalg
 
 Series = list[Tensor]

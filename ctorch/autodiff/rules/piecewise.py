@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctorch.autodiff._propagated import broadcast_shapes, constant, rule, value_of
+from ctorch._shapes import broadcast_shapes
+from ctorch.autodiff._propagated import constant, rule, value_of
 from ctorch.autodiff.rules._common import as_tensor, masked, scaled, without_derivatives
 
 

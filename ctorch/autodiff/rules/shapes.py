@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctorch._shapes import broadcast_shapes
 from ctorch.autodiff._propagated import (
     Propagated,
     aliased,
-    broadcast_shapes,
     kind_of,
     rule,
     value_of,
