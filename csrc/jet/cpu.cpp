@@ -70,11 +70,16 @@ struct Operand {
         std::memcpy(to, from + begin, n * sizeof(T));
       } else {
         int64_t at = begin / index.repeat % index.count, left = index.repeat - begin % index.repeat;
-        for (int i = 0; i < n; ++i) {
-          to[i] = from[at];
-          if (--left > 0) continue;
-          left = index.repeat;
-          if (++at == index.count) at = 0;
+        for (int i = 0; i < n;) {  // stretches of one element, or of elements in a row
+          const int64_t length = index.repeat > 1 ? left : index.count - at;
+          const int run = static_cast<int>(std::min<int64_t>(length, n - i));
+          if (index.repeat > 1)
+            for (int j = 0; j < run; ++j) to[i + j] = from[at];
+          else
+            for (int j = 0; j < run; ++j) to[i + j] = from[at + j];
+          i += run, left = index.repeat;
+          at = index.repeat > 1 ? at + 1 : at + run;
+          if (at >= index.count) at = 0;
         }
       }
       std::fill(to + n, to + kRow, to[0]);
