@@ -98,6 +98,29 @@ COMPACT = {
     "max over slots": lambda x, w: features(x, w).amax(-2).sin().sum(-1),
     "softmax over slots": lambda x, w: (features(x, w).softmax(-2) * features(x, w)).sum((-1, -2)),
     "norm over slots": lambda x, w: features(x, w).norm(dim=-2).sum(-1),
+    "vector from the right": lambda x, w: (features(x, w).tanh() @ w[0]).sin().sum(-1),
+    "layer of one row": lambda x, w: F.linear(features(x, w).tanh(), w[0]).sin().sum(-1),
+    "einsum to one": lambda x, w: (
+        torch.einsum("...nf,f->...n", features(x, w).tanh(), w[0]).sin().sum(-1)
+    ),
+    "sum of all": lambda x, w: features(x, w).tanh().sum((-1, -2)).sin(),
+    "mean by pairs": lambda x, w: pair_features(x, w).mean((-1, -2)).tanh().square().sum(-1),
+    "two sights of x": lambda x, w: (
+        (
+            (x.unflatten(-1, (4, 3)).tanh() @ w[:3, :4]).sin()
+            + x.unflatten(-1, (3, 4)).sum(-2)[..., None, :]
+        )
+        .tanh()
+        .sum((-1, -2))
+    ),
+    "sights of two sizes": lambda x, w: (
+        (
+            x.unflatten(-1, (4, 3)).square().sum(-1)[..., :, None]
+            * x.unflatten(-1, (6, 2)).square().sum(-1)[..., None, :]
+        )
+        .sin()
+        .sum((-1, -2))
+    ),
     "matrix from the left": lambda x, w: (w[:4, :4] @ features(x, w)).tanh().sum((-1, -2)),
     "written in place": lambda x, w: (features(x, w) + 0).mul_(2.0).add_(1.0).sin().sum((-1, -2)),
 }

@@ -22,7 +22,8 @@ from ctorch.ops._op import transforms_active
 
 @rule(F.linear, kind=Lap)
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
-    if constant(x) or not constant(weight) or not (bias is None or constant(bias)):
+    fits = not constant(x) and constant(weight) and constant(bias) and weight.ndim == 2
+    if not fits:
         return products.linear(x, weight, bias)
     y = x.trailing(lambda s: F.linear(s, weight))
     return y if bias is None else Lap(y.value + bias, y.rows, y.lap, y.axes)

@@ -19,13 +19,17 @@ from ctorch.autodiff import _lap_rows as forms
 from ctorch.autodiff._lap import Lap
 from ctorch.autodiff._propagated import RULES, constant, rule
 from ctorch.autodiff.rules import attention as _  # noqa: F401  its rule comes first
-from ctorch.autodiff.rules import laplacian_norms, products
+from ctorch.autodiff.rules import laplacian_norms, products, shapes
 
 
 @rule("matmul", "__matmul__", "bmm", "mm", torch.linalg.matmul, kind=Lap)
 def matmul(a: Any, b: Any) -> Any:
-    if constant(b) and b.ndim <= 2 and a.ndim > 1:  # mixes the last dim of a alone
-        return a.trailing(lambda s: s @ b)
+    if not constant(a) and constant(b) and a.ndim > 1 and 1 <= b.ndim <= 2:
+        matrix = b if b.ndim == 2 else b.unsqueeze(-1)
+        y = a.trailing(
+            lambda s: s @ matrix
+        )  # which mixes the last dim alone, and keeps their number
+        return y if b.ndim == 2 else shapes.squeeze(y, -1)
     if constant(a) or constant(b) or a.ndim < 2 or b.ndim < 2:
         return products.matmul(a, b)
     if isinstance(a.special, PairWeights) and b.axes == (-2,):
