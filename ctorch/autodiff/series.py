@@ -101,7 +101,7 @@ def _fused(func: Function, leaves: list[Any], order: int) -> Tensor | None:
         return None
     if not net.weights[0].shape[1] == net.weights[-1].shape[0] == y.shape[-1]:
         return None
-    return cast(Tensor, mlp.series(net, y, order))
+    return mlp.series(net, y, order)
 
 
 def _recursion(
