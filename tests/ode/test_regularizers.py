@@ -183,7 +183,7 @@ def test_training_with_it_makes_the_solution_cheaper() -> None:
             return field(torch.cat([y, t.expand(len(y), 1)], 1))
 
         optimizer = torch.optim.Adam(field.parameters(), 0.02)
-        for _ in range(40):
+        for _ in range(60):
             sol, penalty = regularizers.taylor(3).solve(
                 func, y0, T, method="rk4", dt0=0.34, gradient="backprop"
             )
