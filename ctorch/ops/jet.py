@@ -18,12 +18,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ctorch._shapes import broadcast_shapes
 from ctorch.ops import _jet_reference as reference
 from ctorch.ops import _jet_rules as rules
-from ctorch.ops import _op
 from ctorch.ops._jet_reference import UNARY as UNARY
 from ctorch.ops._op import define
 
@@ -183,35 +181,9 @@ def _fake_laplacian_backward(x: Tensor, rows: Tensor, *_: Any) -> tuple[Tensor, 
 
 
 def _define(schema: str, function: Callable[..., Any], **parts: Any) -> Callable[..., Any]:
-    name = schema.partition("(")[0]
     operator = define(schema, function, **parts)
-    tensors = schema.partition(") ->")[0].count("Tensor")
-    overload = getattr(torch.ops.ctorch, name).default
-    quick = _without_graph(operator, getattr(overload, "_op", overload), tensors)
-    rules.OPERATORS[name.removeprefix("jet_")] = quick
-    return quick
-
-
-def _without_graph(
-    operator: Callable[..., Any], bare: Callable[..., Any], tensors: int
-) -> Callable[..., Any]:
-    """The operator, by a shorter way where it records nothing: torch's autograd costs 6 us."""
-    below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
-    if below_autograd is None or not _op.KNOWN_TORCH:
-        return operator
-    active, level = _op.transforms_active, forward_ad
-
-    def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or active() or level._current_level >= 0:
-            return operator(*args)
-        if torch.is_grad_enabled():
-            for x in args[:tensors]:
-                if x is not None and x.requires_grad:
-                    return operator(*args)
-        with below_autograd():
-            return bare(*args)
-
-    return call
+    rules.OPERATORS[schema.partition("(")[0].removeprefix("jet_")] = operator
+    return operator
 
 
 jet_unary = _define(
