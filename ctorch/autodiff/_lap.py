@@ -238,6 +238,8 @@ def laplacian_unary(
     x: Tensor, rows: Tensor, lap: Tensor | None, name: str, param: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """An elementwise function of value, rows and Laplacian; by a kernel, if the dtype has one."""
+    if rows.dtype is not x.dtype:  # a bias raised the value's alone, under autocast
+        rows, lap = rows.to(x.dtype), None if lap is None else lap.to(x.dtype)
     if x.dtype in (torch.float32, torch.float64):
         return ops.laplacian_unary(x, rows, lap, name, param)
     if not x.is_complex():

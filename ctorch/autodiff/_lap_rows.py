@@ -107,6 +107,14 @@ def added_to_dense(dense: Tensor, rows: Tensor, axis: int, shape: torch.Size) ->
     return out
 
 
+def _views(seen: Tensor, base: Tensor) -> bool:
+    """Whether one is a view of the other; not known within ``torch.func.grad``, which wraps it."""
+    try:
+        return seen.untyped_storage().data_ptr() == base.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return False
+
+
 def moved_axes(fn: Callable[..., Any], value: Tensor, axes: Axes) -> Axes:
     """Where a function takes the dims of slots; empty if it returns no view that keeps them.
 
@@ -123,7 +131,7 @@ def moved_axes(fn: Callable[..., Any], value: Tensor, axes: Axes) -> Axes:
         strides = [0] * len(shape)
         strides[axis] = 1
         seen = fn(base.as_strided(shape, strides))
-        if seen.untyped_storage().data_ptr() != base.untyped_storage().data_ptr():
+        if not _views(seen, base):
             return ()
         dims = [i for i, stride in enumerate(seen.stride()) if stride and seen.shape[i] > 1]
         whole = len(dims) == 1 and seen.shape[dims[0]] == n and seen.stride(dims[0]) == 1
@@ -146,7 +154,7 @@ def unflattened_seed(
     d = value.shape[-1]
     base = torch.zeros(d, dtype=value.dtype, device=value.device)
     seen = fn(base.as_strided(value.shape, [0] * (value.ndim - 1) + [1]))
-    if seen.untyped_storage().data_ptr() != base.untyped_storage().data_ptr() or seen.ndim < 2:
+    if not _views(seen, base) or seen.ndim < 2:
         return None
     n, k = seen.shape[-2:]
     strides = [

@@ -73,6 +73,11 @@ def _lined(rows: Tensor, x: Tensor) -> Tensor:
 
 
 def _of_diagonal(x: Tensor, weight: Tensor) -> SignedSeeds:
+    if weight.requires_grad and not bool(weight.detach().all()):
+        raise ValueError(
+            "weight: derivatives by entries that are zero are not computed; detach it, or give the "
+            "other entries' unit vectors, scaled, as directions"
+        )
     parts: list[Seeds | None] = []
     for signed in (weight, -weight):
         keep = signed.detach() > 0

@@ -141,7 +141,7 @@ def _exact(f: Field, x: Tensor) -> tuple[Tensor, Tensor]:
         return f(x), x.sum(-1)
     if batch > size:
         with torch.no_grad():
-            value = f(x)
+            value = f(x.clone())  # which f may write into
         if isinstance(value, Tensor) and value.shape == x.shape and alone(f, x, value):
             return _blockwise(f, x, seeds, size)
     value, div = _trace(f, x, seeds.reshape(d, *(1,) * (x.ndim - 1), d))

@@ -13,7 +13,7 @@ from torch.compiler import is_compiling
 
 from ctorch.autodiff import _lap_rows as forms
 from ctorch.autodiff._lap import Lap
-from ctorch.autodiff._propagated import propagate
+from ctorch.autodiff._propagated import MissingRuleError, propagate
 from ctorch.autodiff._seeds import Seeds, seeds_of
 from ctorch.autodiff.mlp import mlp_for
 from ctorch.ops import mlp as mlp_ops
@@ -137,9 +137,19 @@ def _pass(
     while begin < count:
         end = min(count, begin + chunk)
         forms.METER.largest = 0
-        outputs.append(_whole(f, x[begin:end], seeds.narrowed(x, begin, end)))
+        apart = chunk_size != -1 or end - begin == count  # no other way is left
+        try:
+            outputs.append(_whole(f, x[begin:end], seeds.narrowed(x, begin, end)))
+        except (RuntimeError, ValueError) as error:
+            if begin or apart or isinstance(error, MissingRuleError):
+                raise
+            chunk = count  # f may hold data of the batch's size
+            continue
         if not begin:
-            _check_independent(f, x, outputs[0][0])
+            if not _check_independent(f, x[:end], outputs[0][0], end == count, apart):
+                chunk = count
+                outputs.clear()
+                continue
             if not known:
                 known = -(-forms.METER.largest // (end - begin))
                 if key is not None:
@@ -219,26 +229,48 @@ def _chunk(x: Tensor, elements: int, left: int | None = None) -> int:
     return max(1, -(-left // -(-left // fit))) if left else 1
 
 
-def _check_independent(f: Function, x: Tensor, values: Tensor) -> None:
-    """Refuses a function that shows to compute a sample's value from other samples."""
+def _check_independent(f: Function, x: Tensor, values: Tensor, whole: bool, last: bool) -> bool:
+    """Whether ``f`` takes a part of the batch; refuses one that shows to mix samples.
+
+    Args:
+        x: the samples that were passed, ``values`` what they gave.
+        whole: whether these are the whole batch, so that data of its size may be in ``f``.
+        last: whether there is no other way than this, so that False is not an answer.
+    """
     with contextlib.suppress(TypeError):  # of what cannot be hashed
         if f in _independent:
-            return
+            return True
+    at = (slice(-1, None),) * (x.ndim - 1)  # the last: x[:1] suits data[: len(x)]
+    single, expected = x.detach()[at], values.detach()[at]
+    tolerance = 1e-5 if x.dtype == torch.float64 else 1e-2
     with torch.no_grad():
-        alone = f(x[:1])
-        expected, tolerance = values[:1].detach(), 1e-5 if x.dtype == torch.float64 else 1e-2
-        if not _close(alone, expected, tolerance) and _close(alone, f(x[:1]), tolerance):
-            raise ValueError(
-                "f: expected a function that acts on each sample alone, but its value at x[0] "
-                "depends on the other samples (batch statistics, a reduction over the first dim): "
-                "keep samples apart, and put normalization layers into eval mode"
-            )
-    with contextlib.suppress(TypeError):
-        _independent.add(f)
+        try:
+            alone = f(single.clone())  # which f may write into
+            if _close(alone, expected, tolerance):
+                with contextlib.suppress(TypeError):
+                    _independent.add(f)
+                return True
+            if not _close(alone, f(single.clone()), tolerance):  # random
+                return True
+        except Exception:  # f holds data of the batch's size
+            if last and not whole:
+                raise
+        if not last:
+            return False
+        if whole and _close(f(single.expand_as(x).clone())[at], expected, tolerance):
+            return True
+    raise ValueError(
+        "f: expected a function that acts on each sample alone, but the value of a sample depends "
+        "on the other samples (batch statistics, a reduction over the first dim), or on their "
+        "number, as data[: len(x)] with chunk_size does: keep samples apart, put normalization "
+        "layers into eval mode"
+    )
 
 
-def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, tolerance, tolerance, equal_nan=True)
+def _close(a: Any, b: Tensor, tolerance: float) -> bool:
+    if not isinstance(a, Tensor) or a.shape != b.shape:
+        return False
+    return torch.allclose(a.to(b.dtype), b, tolerance, tolerance, equal_nan=True)
 
 
 # ---- arguments

@@ -1,0 +1,122 @@
+"""What users do off the straight way: closures over batches, gradients of gradients, odd types."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import ctorch
+
+F64 = torch.float64
+
+
+def points(n: int, d: int = 3) -> torch.Tensor:
+    return torch.randn(n, d, dtype=F64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("n", [5, 3000])
+@pytest.mark.parametrize("prefix", [False, True])
+def test_functions_may_hold_data_of_each_sample(n, prefix):
+    """As ``data`` itself, or ``data[: len(x)]``, which a part of the batch would get wrong."""
+    x, data = points(n), points(n).flip(0)
+    held = (lambda z: data[: len(z)]) if prefix else (lambda z: data)
+    found = ctorch.laplacian(lambda z: (z * held(z)).sin().sum(-1), x)
+    torch.testing.assert_close(found.laplacian, -((x * data).sin() * data**2).sum(-1))
+    _, div = ctorch.divergence(lambda z: (z * held(z)).sin(), x)
+    torch.testing.assert_close(div, ((x * data).cos() * data).sum(-1))
+
+
+def test_a_chunk_size_that_data_of_a_batch_does_not_allow_is_refused():
+    x = points(50)
+    with pytest.raises(ValueError, match="chunk_size"):
+        ctorch.laplacian(lambda z: (z * x[: len(z)].sin()).sum(-1), x, chunk_size=7)
+
+
+def test_mixing_over_a_later_batch_dim_is_refused():
+    x = points(20).reshape(4, 5, 3)
+    with pytest.raises(ValueError, match="each sample alone"):
+        ctorch.laplacian(lambda z: (z * z.mean(1, keepdim=True)).sum(-1), x)
+
+
+@pytest.mark.parametrize(
+    "mixing",
+    ["batch_norm", pytest.param("nan alone", marks=pytest.mark.filterwarnings("ignore:std"))],
+)
+def test_mixing_that_fails_on_single_samples_is_refused(mixing):
+    norm = nn.BatchNorm1d(3).double()
+    f = norm if mixing == "batch_norm" else lambda z: z / z.std(0)
+    with pytest.raises(ValueError, match="mixes samples"):
+        ctorch.divergence(f, points(5))
+
+
+@pytest.mark.parametrize("n", [5, 3000])
+def test_functions_that_write_into_their_argument_leave_the_users_tensor_alone(n):
+    x = points(n)
+    before = x.clone()
+    _, div = ctorch.divergence(lambda z: z.mul_(2).sin(), x)
+    torch.testing.assert_close(div, (2 * (2 * x).cos()).sum(-1))
+    ctorch.laplacian(lambda z: z.mul_(2).sin().sum(-1), x)
+    assert x.equal(before)
+
+
+def test_compact_laplacians_under_func_grad():
+    def f(z):
+        return z.reshape(*z.shape[:-1], 3, 2).sin().prod(-1).sum(-1).tanh()
+
+    x = points(4, 6).requires_grad_()
+    (expected,) = torch.autograd.grad(ctorch.laplacian(f, x).laplacian.sum(), x)
+    found = torch.func.grad(lambda z: ctorch.laplacian(f, z).laplacian.sum())(x.detach())
+    torch.testing.assert_close(found, expected)
+
+
+def test_laplacian_under_autocast():
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    x = points(4).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ctorch.laplacian(net, x).laplacian
+    torch.testing.assert_close(
+        found.float(), ctorch.laplacian(net, x).laplacian, rtol=0.1, atol=0.05
+    )
+
+
+def test_gradients_by_zero_entries_of_a_diagonal_weight_are_refused():
+    weight = torch.tensor([1.0, 0.0, 2.0], dtype=F64, requires_grad=True)
+    with pytest.raises(ValueError, match="weight"):
+        ctorch.laplacian(lambda z: z.sin().sum(-1), points(2), weight)
+
+
+def test_high_orders_are_scaled_by_factorials_that_no_int64_holds():
+    x, one = torch.tensor(0.3, dtype=F64), torch.ones((), dtype=F64)
+    torch.testing.assert_close(ctorch.derivative(torch.exp, x, one, 60), x.exp())
+    _, (series,) = ctorch.jet(lambda z: (z.exp(),), (x,), ([one] + [0 * x] * 29,))
+    torch.testing.assert_close(series[-1], x.exp())
+    with pytest.raises(ValueError, match="factorial_scaled"):
+        ctorch.derivative(torch.exp, x, one, 171)
+
+
+def test_orders_of_other_types_are_named():
+    x = points(2)
+    with pytest.raises(TypeError, match="order: expected an int, got float"):
+        ctorch.derivative(torch.sin, x, x, 2.0)
+
+
+def test_fields_of_dicts_may_return_keys_in_another_order():
+    x = points(2)
+    state = {"a": x, "b": x}
+    found = ctorch.taylor_series(
+        lambda t, y: {"b": 1 + 0 * y["a"], "a": 2 + 0 * y["b"]}, 0.0, state, 1
+    )
+    assert found["a"][1].eq(2).all()
+    assert found["b"][1].eq(1).all()
+    with pytest.raises(ValueError, match="structure of y"):
+        ctorch.taylor_series(lambda t, y: [y["a"], y["b"]], 0.0, state, 1)
+
+
+def test_taylor_series_in_one_graph():
+    def run(z):
+        return ctorch.taylor_series(lambda t, y: y.sin() * t, 0.5, z, 3)
+
+    x = points(2)
+    compiled = torch.compile(run, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), run(x))
