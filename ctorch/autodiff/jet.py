@@ -105,9 +105,14 @@ def derivative(
         >>> ctorch.derivative(f, torch.tensor([3.0, 5.0]), (e[0], e[1]), (1, 1))
         tensor(6.)
     """
-    if isinstance(v, Tensor) and isinstance(order, int):
+    if isinstance(v, Tensor) and not isinstance(order, (tuple, list)):
         return _along(f, x, v, order)
-    if isinstance(v, Tensor) or isinstance(order, int) or len(v) != len(order) or not len(v):
+    if (
+        isinstance(v, Tensor)
+        or not isinstance(order, (tuple, list))
+        or len(v) != len(order)
+        or not len(v)
+    ):
         raise ValueError(
             "v and order: give one direction and one order, or tuples of as many of each"
         )
@@ -122,7 +127,7 @@ def derivative(
     for j, weight in _interpolation(tuple(orders)).items():
         direction = sum(n * d for n, d in zip(j, directions, strict=True) if n)
         part = _along(f, x, cast(Tensor, direction), total)
-        scale = weight / math.factorial(total)
+        scale = weight / factorial(total)
         if result is None:
             result = pytree.tree_map(lambda a, w=scale: w * a, part)
         else:
@@ -145,7 +150,7 @@ def _along(f: Function, x: Tensor, v: Tensor, order: int) -> Any:
     if net is not None:
         return mlp.derivative(net, x, v, order)
     out = propagate(f, Jet(torch.stack([x, v]), order))
-    factor = math.factorial(order)
+    factor = factorial(order)
 
     def pick(leaf: Any) -> Any:
         if isinstance(leaf, Jet):
@@ -208,7 +213,7 @@ def _stacks(
                     f"got {tuple(term.shape)}, {term.dtype}"
                 )
         if factorial_scaled:
-            terms = [term / math.factorial(k) if k > 1 else term for k, term in enumerate(terms, 1)]
+            terms = [term / factorial(k) if k > 1 else term for k, term in enumerate(terms, 1)]
         stacks.append(torch.stack([x, *terms]))
     return stacks, order
 
@@ -226,7 +231,7 @@ def _unstack(stack: Any, order: int, factorial_scaled: bool) -> Any:
     terms = stack.unbind(0)[1:]
     if not factorial_scaled:
         return list(terms)
-    return [term * math.factorial(k) if k > 1 else term for k, term in enumerate(terms, 1)]
+    return [term * factorial(k) if k > 1 else term for k, term in enumerate(terms, 1)]
 
 
 def _check_tensor(name: str, x: Any) -> None:
@@ -234,6 +239,16 @@ def _check_tensor(name: str, x: Any) -> None:
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
     if not (x.is_floating_point() or x.is_complex()):
         raise TypeError(f"{name}: expected floating point, got {x.dtype}")
+
+
+def factorial(k: int) -> float:
+    """``k!`` as a float, which a tensor can be multiplied by: above 20! an int cannot."""
+    if k > 170:
+        raise ValueError(
+            f"order: {k}! is beyond float64, expected <= 170; jet(..., factorial_scaled=False) "
+            f"gives Taylor coefficients of any order"
+        )
+    return float(math.factorial(k))
 
 
 def _check_order(order: Any) -> None:

@@ -111,7 +111,7 @@ def _recursion(
     tape = Tape(order - 1)
     inputs = [tape.input(leaf) for leaf in leaves]
     roots = [x.node for x in inputs]  # func may write into its argument
-    slopes = _slopes(func(_time(t, leaves[0], tape), tree.unflatten(inputs)), leaves)
+    slopes = _slopes(func(_time(t, leaves[0], tape), tree.unflatten(inputs)), leaves, tree)
     needed = tape.needed([slope.node for slope in slopes if isinstance(slope, Stream)])
     columns = [[leaf] for leaf in leaves]
     for k in range(order):
@@ -130,7 +130,7 @@ def _time(t: float | Tensor, y: Tensor, tape: Tape) -> Stream:
     """Time as a series: ``t + s``."""
     if isinstance(t, Propagated):
         raise TypeError("t: values of two derivative operators meet: do not nest them")
-    real = y.dtype.to_real()
+    real = y.real.dtype if y.is_complex() else y.dtype  # Dynamo knows no dtype.to_real
     if isinstance(t, Tensor):
         if not (t.is_floating_point() or t.ndim == 0):
             raise TypeError(f"t: expected a number or a floating point tensor, got {t.dtype}")
@@ -142,9 +142,14 @@ def _time(t: float | Tensor, y: Tensor, tape: Tape) -> Stream:
     return time
 
 
-def _slopes(result: Any, leaves: list[Tensor]) -> list[Any]:
+def _slopes(result: Any, leaves: list[Tensor], tree: Any) -> list[Any]:
     """What ``func`` returned, checked against the state."""
-    slopes = pytree.tree_flatten(result, is_leaf=lambda x: isinstance(x, Propagated))[0]
+    slopes, given = pytree.tree_flatten(result, is_leaf=lambda x: isinstance(x, Propagated))
+    if given != tree and given.num_leaves == tree.num_leaves:
+        try:  # the same keys in another order
+            slopes = tree.flatten_up_to(result)
+        except ValueError:
+            raise ValueError(f"func: expected the structure of y, {tree}, got {given}") from None
     if len(slopes) != len(leaves):
         raise ValueError(
             f"func: expected {len(leaves)} tensors, as y holds, but it returned {len(slopes)}"

@@ -55,7 +55,7 @@ def taylor(order: int = 3, *, batch_dims: int = 1) -> Regularizer:
     def penalty(func: Field, t: Any, y: Any) -> tuple[Any, Tensor]:
         series = taylor_series(func, t, y, order)
         slope = pytree.tree_map(lambda c: c[1], series)
-        highest = pytree.tree_map(lambda c: math.factorial(order) * c[order], series)
+        highest = pytree.tree_map(lambda c: float(math.factorial(order)) * c[order], series)
         return slope, _mean_square(highest, batch_dims)
 
     return Regularizer(penalty, batch_dims)

@@ -230,7 +230,7 @@ def derivative(net: MLP, x: Tensor, v: Tensor, order: int) -> Tensor:
     if order >= len(jets):  # a lone linear layer
         return 0 * F.linear(v, last)
     y = F.linear(jets[order], last, last_bias if order == 0 else None)
-    return y * math.factorial(order)
+    return y * (float(math.factorial(order)) if order <= 170 else math.inf)
 
 
 def _stacked(jets: Sequence[Tensor], weight: Tensor) -> list[Tensor]:
