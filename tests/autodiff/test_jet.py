@@ -111,6 +111,20 @@ def test_float32_keeps_its_accuracy_at_order_six():
         assert (got - exact).abs().max() / exact.abs().max() < 2e-6
 
 
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda z, t: torch.full_like(z, t),
+        lambda z, t: z.new_full(z.shape, t),
+        lambda z, t: torch.full(z.shape, t),
+    ],
+)
+def test_a_tensor_filled_with_a_value_carries_its_derivatives(fill):
+    t = torch.tensor(2.0)
+    got = derivative(lambda t: fill(torch.ones(3), t) ** 2, t, torch.ones_like(t), 1)
+    assert_close(got, torch.full((3,), 4.0))
+
+
 def test_derivatives_are_differentiable_twice():
     weight = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)

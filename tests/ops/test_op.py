@@ -69,7 +69,7 @@ def test_reference_serves_a_torch_that_is_not_known(monkeypatch: Any) -> None:
     def reference(x: Tensor) -> Tensor:
         return x
 
-    assert _op._choose(lambda x: None, None, reference) is reference
+    assert _op._choose(lambda x: None, None, reference, 1) is reference
 
 
 def test_compiled_graph_holds_one_operator() -> None:

@@ -130,7 +130,7 @@ sign sgn floor ceil round trunc fix heaviside eq ne lt le gt ge not_equal less l
 greater greater_equal __eq__ __ne__ __lt__ __le__ __gt__ __ge__ isnan isinf isfinite isposinf
 isneginf isreal signbit logical_and logical_or logical_not logical_xor argmax argmin argsort
 nonzero argwhere count_nonzero all any allclose isclose equal zeros_like ones_like empty_like
-full_like rand_like randn_like randint_like new_zeros new_ones new_empty new_full new_tensor
+rand_like randn_like randint_like new_zeros new_ones new_empty
 bucketize searchsorted detach floor_divide __floordiv__ __rfloordiv__ is_floating_point
 is_complex is_nonzero numel is_same_size result_type long int short bool bernoulli multinomial
 histc bincount can_cast promote_types is_tensor is_signed stride isin

@@ -144,6 +144,33 @@ def expand_as(x: Any, other: Any) -> Any:
     return expand(x, tuple(other.shape))
 
 
+@rule("full")
+def full(size: Any, fill_value: Any, *, dtype: Any = None, **_: Any) -> Any:
+    filled = fill_value.expand(tuple(size)).clone()
+    return filled if dtype is None else filled.to(dtype)
+
+
+@rule("full_like")
+def full_like(x: Any, fill_value: Any, *, dtype: Any = None, **kwargs: Any) -> Any:
+    if isinstance(fill_value, Propagated):
+        return full(x.shape, fill_value, dtype=dtype or x.dtype)
+    return torch.full_like(value_of(x), fill_value, dtype=dtype, **kwargs)
+
+
+@rule("new_full")
+def new_full(x: Any, size: Any, fill_value: Any, *, dtype: Any = None, **kwargs: Any) -> Any:
+    if isinstance(fill_value, Propagated):
+        return full(size, fill_value, dtype=dtype or x.dtype)
+    return value_of(x).new_full(size, fill_value, dtype=dtype, **kwargs)
+
+
+@rule("new_tensor")
+def new_tensor(x: Any, data: Any, **kwargs: Any) -> Any:
+    if isinstance(data, Propagated):
+        raise TypeError("new_tensor would drop the derivatives of its data; use torch.stack")
+    return value_of(x).new_tensor(data, **kwargs)
+
+
 @rule("broadcast_tensors", torch.functional.broadcast_tensors)
 def broadcast_tensors(*tensors: Any) -> Any:
     tensors = unpacked(tensors)
