@@ -106,7 +106,7 @@ def derivative(
         tensor(6.)
     """
     if isinstance(v, Tensor) and not isinstance(order, (tuple, list)):
-        return _along(f, x, v, order)
+        return _along(f, x, v, cast(int, order))
     if (
         isinstance(v, Tensor)
         or not isinstance(order, (tuple, list))
