@@ -120,3 +120,11 @@ def test_taylor_series_in_one_graph():
     x = points(2)
     compiled = torch.compile(run, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), run(x))
+
+
+def test_shared_rows_of_an_empty_batch_are_joined():
+    def f(z):
+        pairs = z.reshape(-1, 3, 2)
+        return torch.cat([pairs, pairs.norm(dim=-1, keepdim=True)], -1).sum((-1, -2))
+
+    assert ctorch.laplacian(f, points(0, 6)).gradient.shape == (0, 6)

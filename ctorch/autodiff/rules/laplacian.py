@@ -198,7 +198,9 @@ def cat(tensors: Any, dim: int = 0) -> Any:
     if at in axes or any(x.axes != axes or len(x.rows) != len(laps[0].rows) for x in laps):
         return shapes.cat(tensors, dim)
     ndim, count = parts[0].ndim, laps[0].rows.shape[0]
-    sizes = [max(x.rows.shape[d] for x in laps) for d in range(1, ndim + 1)]
+    sizes = [
+        next((x.rows.shape[d] for x in laps if x.rows.shape[d] != 1), 1) for d in range(1, ndim + 1)
+    ]
     rows = []
     for x in parts:  # sizes of 1 stay where all have them
         sizes[at] = x.shape[at]
