@@ -174,6 +174,11 @@ class Propagated:
         return True
 
     def __len__(self) -> int:
+        if self.ndim == 0:
+            raise TypeError(
+                f"len() of a {type(self).__name__} of no dims; torch.tensor and torch.as_tensor do "
+                f"not take values that carry derivatives: use torch.stack or torch.cat"
+            )
         return len(self.value)
 
     def __iter__(self) -> Any:
@@ -232,6 +237,8 @@ class Propagated:
             rule = RULES.get((cls, func)) or RULES.get(func) or _rule_of_aten(cls, func)
         if rule is None:
             raise MissingRuleError(_no_rule(cls, _name(func), _writes(func)))
+        if not torch.is_grad_enabled():
+            _check_recorded(rule, func, cls)
         if kwargs:
             if kwargs.get("out") is not None:
                 raise TypeError(f"{_name(func)}: out= cannot take a {cls.__name__}; drop it")
@@ -324,11 +331,11 @@ def propagate(f: Function, *values: Any) -> Any:
             "derivative operators do not nest: within a function that one of them differentiates, "
             "take further derivatives by torch.autograd.grad around it, or ask for a higher order"
         )
-    _running.inside = True
+    _running.inside, _running.recorded = True, torch.is_grad_enabled()
     try:
         return f(*values)
     finally:
-        _running.inside = False
+        _running.inside = _running.recorded = False
 
 
 def constant(x: Any) -> bool:
@@ -425,6 +432,8 @@ def _method(name: str, target: Function) -> Function:
         found = METHODS.get((kind, name)) or METHODS.get(name)
         if found is None:  # there is one for another kind
             raise MissingRuleError(_no_rule(kind, f"torch.Tensor.{name}", _writes(method)))
+        if not torch.is_grad_enabled():
+            _check_recorded(found, target, kind)
         return found(self, *args, **kwargs)
 
     method.__name__ = name
@@ -463,6 +472,18 @@ def _name(func: Any) -> str:
 def _writes(func: Any) -> bool:
     name = getattr(func, "__name__", "")
     return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def _check_recorded(rule: Function, func: Function, kind: type[Propagated]) -> None:
+    """Refuses derivatives where ``f`` switches gradients off: torch would take a constant."""
+    if not getattr(_running, "recorded", False) or getattr(rule, "constant", False):
+        return
+    raise TypeError(
+        f"{_name(func)} of a {kind.__name__} where gradients are switched off within f, by "
+        f"torch.no_grad or in the forward of a torch.autograd.Function: what is meant as constant "
+        f"takes x.detach(); in place of a Function with a backward of its own, use a torch.library "
+        f"operator and give it a rule (ctorch.autodiff.register_jet_rule)"
+    )
 
 
 def _no_rule(kind: type[Propagated], name: str, writes: bool = False) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctorch.autodiff._jet import Jet
 from ctorch.autodiff._propagated import Propagated, constant
-from ctorch.ops import jet as ops
 
 Function = Callable[..., Any]
 
@@ -67,7 +67,7 @@ class Tangents(Propagated):
 
     def unary(self, name: str, param: float = 0.0) -> Tangents:
         value = self._value
-        y = ops.unary(torch.stack([value, torch.ones_like(value)]), name, 1, param)
+        y = Jet(torch.stack([value, torch.ones_like(value)]), 1).unary(name, param).coefficients
         return Tangents(y[0], y[1] * self.rows)
 
     def integrate(self, value: Tensor, slope: Any) -> Tangents:

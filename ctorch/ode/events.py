@@ -49,9 +49,9 @@ class Event:
             raise ValueError(f"an event's direction must be -1, 0 or 1, but is {self.direction}.")
 
 
-#: positions within a step at which events are looked at, so that two crossings in one step are not
+#: places within a step at which events are looked at, so that two crossings in one step are not
 #: missed
-SAMPLES = (0.25, 0.5, 0.75, 1.0)
+SAMPLES = 4
 
 
 class Watch:
@@ -98,15 +98,15 @@ class Watch:
         self._signs = [[_sign(v) for v in values] for values in self.values(t, y)]
 
     def after_step(
-        self, t: float, h: float, state: Callable[[float], Tensor]
+        self, t: float, h: float, state: Callable[[float], Tensor], samples: int = SAMPLES
     ) -> tuple[float, int] | None:
         """(theta, index of the event) of the first crossing in the step from t to t + h, or None.
 
-        ``state(theta)`` is the packed state within the step.
+        ``state(theta)`` is the packed state within the step, looked at in ``samples`` places.
         """
         assert self._signs is not None
         low = 0.0
-        for high in SAMPLES:
+        for high in ((i + 1) / samples for i in range(samples)):
             values = self.values(t + high * h, state(high))
             found: tuple[float, int] | None = None
             for i, event in enumerate(self.events):

@@ -128,7 +128,10 @@ class Regularizer:
         self.penalty, self.batch_dims, self.begin = penalty, batch_dims, begin
 
     def __call__(self, func: Field) -> Regularized:
-        """The field of ``(y, r)``: the state's, and the rate of the penalty."""
+        """The field of ``(y, r)``: the state's, and the rate of the penalty.
+
+        Backward in time r falls, and the penalty is ``-r``; ``solve`` sees to the sign.
+        """
         penalty = self.penalty if self.begin is None else self.begin()
         assert penalty is not None
         return Regularized(func, penalty)
@@ -166,11 +169,14 @@ class Regularizer:
             changes["gradient"] = _with_tolerances(adjoint, options)
         sol = solve_ode(self(func), state, t, **changes)
         y, r = sol.y
+        r = r[:, -1] if options.get("batched") else r[-1]
+        forward = (t[..., -1] - t[..., 0]).sign().to(r.device, r.dtype)  # dt < 0 costs as much
+        r = r * forward.reshape((*forward.shape, *(1,) * (r.ndim - forward.ndim)))
         dense = sol.dense
         changed = dataclasses.replace(
             sol, y=y, dense=None if dense is None else lambda t: dense(t)[0]
         )
-        return changed, r[:, -1] if options.get("batched") else r[-1]
+        return changed, r
 
 
 class Regularized(nn.Module):
@@ -206,7 +212,7 @@ def _mean_square(y: Any, batch_dims: int) -> Tensor:
     """The mean over the elements of each sample of ``|y|^2``."""
     leaves = pytree.tree_leaves(y)
     batch = leaves[0].shape[:batch_dims]
-    parts = [_square(leaf).reshape(*batch, -1) for leaf in leaves]
+    parts = [_square(leaf).reshape(*batch, leaf.shape[batch_dims:].numel()) for leaf in leaves]
     return torch.cat(parts, -1).mean(-1)
 
 

@@ -418,7 +418,9 @@ class TaylorLoop:
         def state(theta: float) -> Tensor:
             return evaluate(c, torch.tensor([theta * h], dtype=torch.float64))[0]
 
-        event = watch.after_step(problem.direction * now.tau, h, state)
+        # a step is long, and the polynomial on it may turn as often as it has coefficients
+        samples = 4 * c.shape[0]
+        event = watch.after_step(problem.direction * now.tau, h, state, samples)
         if event is not None:
             when = event[0] * abs(h)
             ahead = [(row, at) for row, at in step.found if (abs(h) if at is None else at) <= when]
@@ -440,8 +442,8 @@ def evaluate(c: Tensor, s: Tensor) -> Tensor:
     """
     powers = s.unsqueeze(-1) ** torch.arange(1, c.shape[0], dtype=torch.float64)
     powers = powers.to(c.device, c.dtype)
-    change = powers @ c[1:].reshape(c.shape[0] - 1, -1)
-    return c[0] + change.reshape(-1, *c.shape[1:])
+    change = powers @ c[1:].flatten(1) if c.ndim > 1 else powers @ c[1:]
+    return c[0] + change.reshape(s.shape[0], *c.shape[1:])
 
 
 def _times(powers: Tensor, c: Tensor) -> Tensor:

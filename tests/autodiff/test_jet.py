@@ -207,3 +207,40 @@ def test_names():
     assert ctorch.jet is jet
     assert ctorch.derivative is derivative
     assert Jet.__doc__
+
+
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, w):
+        ctx.save_for_backward(w)
+        return z * w
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0], None
+
+
+def test_gradients_switched_off_within_the_function_are_refused():
+    x, w = torch.rand(3), torch.rand(3, requires_grad=True)
+
+    def without(z):
+        with torch.no_grad():
+            scale = 1 / z
+        return scale * z
+
+    for f in (without, lambda z: Scaled.apply(z, w)):
+        with pytest.raises(TypeError, match="switched off"):
+            derivative(f, x, x, 1)
+
+    def index(z):
+        with torch.no_grad():  # what has no derivatives may be computed there
+            best = z.argmax()
+        return z[best] * 2
+
+    assert_close(derivative(index, x, x, 1), 2 * x.max())
+
+
+def test_conversion_of_a_number_that_carries_derivatives_names_the_remedy():
+    x = torch.rand(3)
+    with pytest.raises(TypeError, match=r"torch\.stack"):
+        derivative(lambda z: torch.tensor([z[0], z[1]]), x, x, 1)

@@ -196,3 +196,20 @@ def test_training_with_it_makes_the_solution_cheaper() -> None:
         assert float((sol.y[-1] - y0 - y0**3).square().mean()) < 0.05
         evaluations.append(sol.stats.nfe)
     assert evaluations[1] < 0.8 * evaluations[0]
+
+
+def test_penalties_are_positive_backward_in_time_too():
+    reg = ctorch.ode.regularizers.taylor(order=2)
+    f = lambda t, y: -y * y  # noqa: E731
+    t, y0 = torch.tensor([0.0, 1.0], dtype=torch.float64), torch.full((3, 2), 0.4).double()
+    sol, penalty = reg.solve(f, y0, t, rtol=1e-10, atol=1e-10)
+    _, back = reg.solve(f, sol.y[-1], t.flip(0), rtol=1e-10, atol=1e-10)
+    assert (penalty > 0).all()
+    torch.testing.assert_close(back, penalty)
+
+
+def test_an_empty_batch_has_no_penalties():
+    reg = ctorch.ode.regularizers.taylor(order=2)
+    sol, penalty = reg.solve(lambda t, y: -y, torch.zeros(0, 2), torch.tensor([0.0, 1.0]))
+    assert sol.y.shape == (2, 0, 2)
+    assert penalty.shape == (0,)

@@ -381,3 +381,14 @@ def test_a_loop_can_be_run_twice() -> None:
     t = torch.tensor([0.0, 0.5, 1.0], dtype=F64)
     sol = taylor(func, torch.ones(1, dtype=F64), t, gradient="adjoint", options={"max_step": 0.1})
     assert sol.y.requires_grad
+
+
+@pytest.mark.parametrize("level", [0.0, 0.2])
+def test_an_event_within_one_long_step_is_found(level):
+    """The series of a fall is a polynomial, and one step would cover the whole interval."""
+    fall = lambda t, y: torch.stack([y[1], -9.81 + 0 * y[1]])  # noqa: E731
+    y0 = torch.tensor([0.0, 3.0], dtype=torch.float64)
+    span = torch.tensor([0.0, 9.0], dtype=torch.float64)
+    sol = ctorch.solve_ode(fall, y0, span, method="taylor", events=lambda t, y: y[0] - level)
+    first = (3 - (9 - 2 * 9.81 * level) ** 0.5) / 9.81 if level else 2 * 3 / 9.81
+    torch.testing.assert_close(sol.event.t, torch.tensor(first, dtype=torch.float64))

@@ -124,6 +124,7 @@ def without_derivatives(function: Function) -> Function:
         args = tuple(_values(a) for a in args)
         return function(*args, **{name: value_of(a) for name, a in kwargs.items()})
 
+    apply.constant = True  # type: ignore[attr-defined]  # may be called where nothing is recorded
     return apply
 
 
