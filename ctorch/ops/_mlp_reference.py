@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ctorch._shapes import broadcast_shapes
+
 if TYPE_CHECKING:
-    from ctorch._shapes import broadcast_shapes
-from ctorch.ops.mlp import MLP
+    from ctorch.ops.mlp import MLP
 
 GELU_SCALE, GELU_CUBIC = math.sqrt(2 / math.pi), 0.044715
 """Of the tanh form of gelu: ``x/2 (1 + tanh(scale (x + cubic x^3)))``."""
