@@ -1,8 +1,5 @@
 // Divergence of a net with two hidden layers in closed form: with the activations' slopes d_1 and
-// d_2 it is d_2 . M d_1 for M = W_2 * (W_1 W_3)^T, elementwise, which the caller has made.
-//
-// The loops over tangents serve here as well: M d_1 is one row that the second activation traces
-// against ones, and d_1 is what the first makes of a row of ones.
+// d_2 it is d_2 . M d_1 for M = W_2 * P, elementwise, with the ends' product P = (W_1 W_3)^T.
 #pragma once
 
 #include "net.h"
@@ -10,114 +7,154 @@
 namespace ct::mlp {
 namespace {
 
-// Of a sample's numbers that are kept: preactivations of both layers, and M d_1.
-inline int64_t closed_kept(const Net& net) {
-  return net.weights[0].size(0) + 2 * net.weights[1].size(0);
-}
+// What a forward pass keeps: preactivations of both layers and M d_1 of the whole batch, and P.
+struct ClosedPlaces {
+  explicit ClosedPlaces(const Net& net)
+      : one(net.weights[0].size(0)), two(net.weights[1].size(0)), batch(net.batch) {}
+  int64_t second() const { return batch * one; }
+  int64_t mixed() const { return second() + batch * two; }
+  int64_t ends() const { return mixed() + batch * two; }
+  int64_t size() const { return ends() + one * two; }
+
+  int64_t one, two, batch;  // units of the hidden layers
+};
 
 inline Blocks closed_blocks(const Net& net, int64_t element) {
   return Blocks(net.batch, 8 * net.widest * element, 64);
 }
 
-// The second activation: in [r, n], one row for each sample, traced against ones.
+// P and M, a few rows at a time.
 template <typename T>
-RowsTask<T> traced_row(int64_t r, int64_t n, const T* in, const T* first, const T* second,
-                       const T* ones, T* trace) {
-  RowsTask<T> task{};
-  task.rows = 1, task.samples = r, task.n = n;
-  task.first = first, task.second = second;
-  task.in = {in, 0, n};
-  task.close = ones, task.trace = trace;
-  return task;
+void closed_mix(const std::vector<Layer<T>>& layers, T* ends, T* mix) {
+  const Layer<T>&one = layers[0], &two = layers[1], &last = layers[2];
+  const Blocks blocks(two.out, 4 * one.out * sizeof(T), 64);
+  for_blocks<T>(blocks, 0, [&](int64_t block, T*) {
+    const int64_t begin = blocks.first(block), rows = blocks.samples(block), n = one.out;
+    T *p = ends + begin * n, *m = mix + begin * n;
+    const T* w = two.weight + begin * n;
+    multiply_twice_transposed<T>(rows, n, last.out, last.weight + begin, last.in, one.weight, p);
+    for (int64_t i = 0; i < rows * n; ++i) m[i] = w[i] * p[i];
+  });
 }
 
 template <typename T>
-void closed_forward(const Net& net, const Tensor& x, const Tensor& mix, Tensor& value,
-                    Tensor& trace, Tensor* kept) {
+void closed_forward(const Net& net, const Tensor& x, Tensor& value, Tensor& trace, T* kept, T* ends,
+                    T* mix) {
   const auto layers = net.layers<T>();
   const Layer<T>&one = layers[0], &two = layers[1], &last = layers[2];
+  const ClosedPlaces places(net);
   const Blocks blocks = closed_blocks(net, sizeof(T));
   const int64_t room = blocks.size * net.widest;
   const auto& loop = loops<T>();
-  for_blocks<T>(blocks, 6 * room + net.widest, [&](int64_t block, T* scratch) {
+  closed_mix(layers, ends, mix);
+  for_blocks<T>(blocks, 5 * room, [&](int64_t block, T* scratch) {
     const int64_t begin = blocks.first(block), r = blocks.samples(block);
-    const T param = static_cast<T>(net.param), *from = data<T>(x) + begin * one.in;
-    T *h = scratch, *first = h + room, *second = first + room, *ones = second + 4 * room;
-    T* keep = kept == nullptr ? second + room : data<T>(*kept) + begin * closed_kept(net);
-    T *z1 = keep, *z2 = z1 + r * one.out, *mixed = z2 + r * two.out;
-    std::fill_n(ones, two.out, T(1));
-    multiply_transposed<T>(r, one.out, one.in, from, one.weight, z1);
-    add_bias(z1, one.bias, r, one.out);
-    loop.slopes({net.activation, param, r * one.out, z1, h, first, second, nullptr});
+    T *h = scratch, *slope = h + room, *z1 = slope + room, *z2 = z1 + room, *mixed = z2 + room;
+    if (kept != nullptr) {
+      z1 = kept + begin * one.out;
+      z2 = kept + places.second() + begin * two.out;
+      mixed = kept + places.mixed() + begin * two.out;
+    }
+    TracedTask<T> task{};
+    task.activation = net.activation, task.param = static_cast<T>(net.param);
+    task.samples = r, task.n = one.out;
+    task.z = z1, task.bias = one.bias, task.value = h, task.slope = slope;
+    multiply_transposed<T>(r, one.out, one.in, data<T>(x) + begin * one.in, one.weight, z1);
+    loop.traced(task);
     multiply_transposed<T>(r, two.out, one.out, h, two.weight, z2);
-    add_bias(z2, two.bias, r, two.out);
-    multiply_transposed<T>(r, two.out, one.out, first, data<T>(mix), mixed);
-    loop.slopes({net.activation, param, r * two.out, z2, h, first, second, nullptr});
-    loop.rows(traced_row<T>(r, two.out, mixed, first, second, ones, data<T>(trace) + begin));
+    multiply_transposed<T>(r, two.out, one.out, slope, mix, mixed);
+    task.n = two.out;
+    task.z = z2, task.bias = two.bias, task.slope = nullptr;
+    task.beside = mixed, task.trace = data<T>(trace) + begin;
+    loop.traced(task);
     T* to = data<T>(value) + begin * last.out;
     multiply_transposed<T>(r, last.out, last.in, h, last.weight, to);
     add_bias(to, last.bias, r, last.out);
   });
 }
 
+// From M's cotangent, which is overwritten, to those of the weights, which are added to.
+template <typename T>
+void closed_mix_derivative(const std::vector<Layer<T>>& layers, const T* ends, T* mix_bar,
+                           Tensor* weight_bars) {
+  const Layer<T>&one = layers[0], &two = layers[1], &last = layers[2];
+  const int64_t n = one.out;
+  T* two_bar = data<T>(weight_bars[2]);
+  const Blocks blocks(two.out, 4 * n * sizeof(T), 64);
+  for_blocks<T>(blocks, 0, [&](int64_t block, T*) {
+    const int64_t begin = blocks.first(block) * n, end = begin + blocks.samples(block) * n;
+    for (int64_t i = begin; i < end; ++i) {
+      two_bar[i] += mix_bar[i] * ends[i];
+      mix_bar[i] *= two.weight[i];  // now of P
+    }
+  });
+  T *one_bar = data<T>(weight_bars[0]), *last_bar = data<T>(weight_bars[4]);
+  for_blocks<T>(Blocks(2, int64_t{1} << 40, 1), 0, [&](int64_t which, T*) {
+    if (which == 0)
+      multiply_twice_transposed<T>(n, one.in, two.out, mix_bar, n, last.weight, one_bar, 1);
+    else
+      multiply_twice_transposed<T>(last.out, two.out, n, one.weight, one.in, mix_bar, last_bar, 1);
+  });
+}
+
 // g_value may be null; so may x_bar.
 template <typename T>
-void closed_backward(const Net& net, const Tensor& x, const Tensor& mix, const Tensor& kept,
-                     const Tensor* g_value, const Tensor& g_trace, Tensor* x_bar, Tensor& mix_bar,
+void closed_backward(const Net& net, const Tensor& x, const T* kept, const Tensor* g_value,
+                     const Tensor& g_trace, Tensor* x_bar, Tensor& mix_bar,
                      std::vector<Tensor>& parameters) {
   const auto layers = net.layers<T>();
   const Layer<T>&one = layers[0], &two = layers[1], &last = layers[2];
+  const ClosedPlaces places(net);
   const Blocks blocks = closed_blocks(net, sizeof(T));
   const int64_t room = blocks.size * net.widest;
+  const T* ends = kept + places.ends();
+  Scratch<T> mixed_weights(places.one * places.two);
+  T* mix = mixed_weights.get();
+  for (int64_t i = 0; i < places.one * places.two; ++i) mix[i] = two.weight[i] * ends[i];
   std::vector<Tensor*> into;
   for (Tensor& p : parameters) into.push_back(&p);
   into.push_back(&mix_bar);
   Sums<T> sums(blocks, into);
   const auto& loop = loops<T>();
-  sums.run(blocks, 8 * room + 2 * net.widest, [&](int64_t block, T* scratch, int64_t lane) {
+  sums.run(blocks, 5 * room, [&](int64_t block, T* scratch, int64_t lane) {
     const int64_t begin = blocks.first(block), r = blocks.samples(block);
-    const T param = static_cast<T>(net.param), *from = data<T>(x) + begin * one.in;
-    T *h = scratch, *first = h + room, *second = first + room, *h_bar = second + room,
-      *z_bar = h_bar + room, *mixed_bar = z_bar + room, *slope = mixed_bar + room,
-      *slope_bar = slope + room, *ones = slope_bar + room, *unused = ones + net.widest;
-    const T* z1 = data<T>(kept) + begin * closed_kept(net);
-    const T *z2 = z1 + r * one.out, *mixed = z2 + r * two.out;
-    std::fill_n(ones, net.widest, T(1));
-    std::fill_n(unused, net.widest, T(0));
-    // second activation
-    loop.slopes({net.activation, param, r * two.out, z2, h, first, second, nullptr});
-    if (g_value != nullptr) {
+    // the loop may write where it has read: the activation over its cotangent, and so on
+    T *h_bar = scratch, *h = h_bar, *slope_bar = h + room, *slope = slope_bar,
+      *z1_bar = slope + room, *z2_bar = z1_bar + room, *mixed_bar = z2_bar + room;
+    T* z = const_cast<T*>(kept);  // only read
+    const T* from = data<T>(x) + begin * one.in;
+    TracedTask<T> task{};
+    task.activation = net.activation, task.param = static_cast<T>(net.param);
+    task.samples = r, task.n = two.out;
+    task.z = z + places.second() + begin * two.out, task.value = h;
+    task.beside = kept + places.mixed() + begin * two.out, task.slope = mixed_bar;
+    task.scale = data<T>(g_trace) + begin, task.z_bar = z2_bar;
+    if (g_value == nullptr) {
+      loop.traced_derivative(task);
+    } else {
       const T* bar = data<T>(*g_value) + begin * last.out;
       multiply<T>(r, last.in, last.out, bar, last.weight, h_bar);
-      multiply_outer<T>(last.out, last.in, r, bar, h, sums.of(lane, 4), 1);
+      task.value_bar = h_bar;
+      loop.traced_derivative(task);
+      sums.add_product(lane, 4, last.out, last.in, r, bar, h);
       if (last.bias != nullptr) add_rows(sums.of(lane, 5), bar, r, last.out);
-    } else {
-      std::fill_n(h_bar, r * two.out, T(0));
     }
-    RowsDerivativeTask<T> d{};
-    d.task = traced_row<T>(r, two.out, mixed, first, second, ones, nullptr);
-    d.value_bar = h_bar, d.trace_bar = data<T>(g_trace) + begin, d.close_bar = unused;
-    d.z_bar = z_bar, d.in_bar = {mixed_bar, 0, two.out};
-    loop.rows_derivative(d);
-    // first activation
-    loop.slopes({net.activation, param, r * one.out, z1, h, first, second, nullptr});
-    multiply<T>(r, one.out, two.out, mixed_bar, data<T>(mix), slope_bar);
-    multiply<T>(r, one.out, two.out, z_bar, two.weight, h_bar);
-    multiply_outer<T>(two.out, one.out, r, z_bar, h, sums.of(lane, 2), 1);
-    if (two.bias != nullptr) add_rows(sums.of(lane, 3), z_bar, r, two.out);
-    RowsDerivativeTask<T> e{};
-    e.task.rows = 1, e.task.samples = r, e.task.n = one.out;
-    e.task.first = first, e.task.second = second;
-    e.task.in = {ones, 0, 0}, e.task.out = {slope, 0, one.out};
-    e.value_bar = h_bar, e.out_bar = {slope_bar, 0, one.out};
-    e.z_bar = z_bar, e.in_bar = {unused, 0, 0};
-    loop.rows_derivative(e);
-    multiply_outer<T>(two.out, one.out, r, mixed_bar, slope, sums.of(lane, 6), 1);
-    multiply_outer<T>(one.out, one.in, r, z_bar, from, sums.of(lane, 0), 1);
-    if (one.bias != nullptr) add_rows(sums.of(lane, 1), z_bar, r, one.out);
+    if (two.bias != nullptr) add_rows(sums.of(lane, 3), z2_bar, r, two.out);
+    multiply<T>(r, one.out, two.out, mixed_bar, mix, slope_bar);
+    multiply<T>(r, one.out, two.out, z2_bar, two.weight, h_bar);
+    task.n = one.out;
+    task.z = z + begin * one.out, task.value_bar = h_bar;
+    task.beside = slope_bar, task.slope = slope;
+    task.scale = nullptr, task.z_bar = z1_bar;
+    loop.traced_derivative(task);
+    sums.add_product(lane, 2, two.out, one.out, r, z2_bar, h);
+    sums.add_product(lane, 6, two.out, one.out, r, mixed_bar, slope);
+    sums.add_product(lane, 0, one.out, one.in, r, z1_bar, from);
+    if (one.bias != nullptr) add_rows(sums.of(lane, 1), z1_bar, r, one.out);
     if (x_bar != nullptr)
-      multiply<T>(r, one.in, one.out, z_bar, one.weight, data<T>(*x_bar) + begin * one.in);
+      multiply<T>(r, one.in, one.out, z1_bar, one.weight, data<T>(*x_bar) + begin * one.in);
   });
+  closed_mix_derivative(layers, ends, data<T>(mix_bar), parameters.data());
 }
 
 }  // namespace

@@ -176,39 +176,45 @@ Tensors mlp_divergence_backward(const Tensor& g_value, const Tensor& g_trace, co
   return tangents_derivative(net, g_value, nullptr, g_trace, kept, x, rows, &close);
 }
 
-std::tuple<Tensor, Tensor, Tensor> mlp_closed_divergence(const Tensor& x, const Tensor& mix,
-                                                         Tensors weights, Tensors biases,
-                                                         int64_t activation, double param,
-                                                         bool keep) {
+std::tuple<Tensor, Tensor, Tensor> mlp_closed_divergence(const Tensor& x, Tensors weights,
+                                                         Tensors biases, int64_t activation,
+                                                         double param, bool keep) {
   const Net net("mlp_closed_divergence", x, weights, biases, activation, param);
   require(net.depth == 3, net.op, ": the net must have two hidden layers");
-  net.check("mix", mix, {weights[1].size(0), weights[1].size(1)});
   Tensor value = new_tensor(x, {net.batch, net.outputs}), trace = new_tensor(x, {net.batch});
-  Tensor kept = new_tensor(x, {keep ? net.batch * closed_kept(net) : 0});
+  const ClosedPlaces places(net);
+  Tensor kept = new_tensor(x, {keep ? places.size() : 0});
   dispatch_floating(net.dtype, net.op, [&](auto zero) {
-    closed_forward<decltype(zero)>(net, x, mix, value, trace, keep ? &kept : nullptr);
+    using T = decltype(zero);
+    Scratch<T> mix(places.one * places.two);
+    if (keep) {
+      T* all = data<T>(kept);
+      closed_forward<T>(net, x, value, trace, all, all + places.ends(), mix.get());
+    } else {
+      closed_forward<T>(net, x, value, trace, nullptr, mix.get(), mix.get());
+    }
   });
   return {value, trace, kept};
 }
 
 Tensors mlp_closed_divergence_backward(std::optional<Tensor> g_value, const Tensor& g_trace,
-                                       const Tensor& kept, const Tensor& x, const Tensor& mix,
-                                       Tensors weights, Tensors biases, int64_t activation,
-                                       double param, bool of_x) {
+                                       const Tensor& kept, const Tensor& x, Tensors weights,
+                                       Tensors biases, int64_t activation, double param,
+                                       bool of_x) {
   const Net net("mlp_closed_divergence_backward", x, weights, biases, activation, param);
   require(net.depth == 3, net.op, ": the net must have two hidden layers");
-  net.check("mix", mix, {weights[1].size(0), weights[1].size(1)});
   if (g_value) net.check("g_value", *g_value, {net.batch, net.outputs});
   net.check("g_trace", g_trace, {net.batch});
-  net.check("kept", kept, {net.batch * closed_kept(net)});
+  net.check("kept", kept, {ClosedPlaces(net).size()});
   Tensor x_bar = new_tensor(x, {of_x ? net.batch : 0, net.inputs});
-  Tensor mix_bar = torch::stable::empty_like(mix);
+  Tensor mix_bar = torch::stable::empty_like(weights[1]);
   Tensors parameters = new_gradients(net);
   dispatch_floating(net.dtype, net.op, [&](auto zero) {
-    closed_backward<decltype(zero)>(net, x, mix, kept, g_value ? &*g_value : nullptr, g_trace,
-                                    of_x ? &x_bar : nullptr, mix_bar, parameters);
+    using T = decltype(zero);
+    closed_backward<T>(net, x, data<T>(kept), g_value ? &*g_value : nullptr, g_trace,
+                       of_x ? &x_bar : nullptr, mix_bar, parameters);
   });
-  Tensors out{x_bar, mix_bar};
+  Tensors out{x_bar};
   out.insert(out.end(), parameters.begin(), parameters.end());
   return out;
 }

@@ -115,10 +115,10 @@ void derivative_backward(const Net& net, const Tensor& x, const Tensor& v, int o
                       {z_bar, plane}};
       loop.jet_derivative(task);
       if (first > 0 || order == 0)  // of the layer above
-        multiply_outer<T>(net.outputs, layer.out, r, of_out, h, sums.of(lane, 2 * last), 1, scale);
+        sums.add_product(lane, 2 * last, net.outputs, layer.out, r, of_out, h, scale);
       else
-        multiply_outer<T>(layers[l + 1].out, layer.out, (order + 1) * r, next_bar, h,
-                          sums.of(lane, 2 * (l + 1)), 1);
+        sums.add_product(lane, 2 * (l + 1), layers[l + 1].out, layer.out, (order + 1) * r, next_bar,
+                         h);
       if (layer.bias != nullptr) add_rows(sums.of(lane, 2 * l + 1), z_bar, r, layer.out);
       if (l > 0) multiply<T>((order + 1) * r, layer.in, layer.out, z_bar, layer.weight, h_bar);
       std::swap(z_bar, next_bar);
@@ -128,7 +128,7 @@ void derivative_backward(const Net& net, const Tensor& x, const Tensor& v, int o
     Tensor* bars[] = {&x_bar, &v_bar};
     for (int k = 0; k <= places.degree(0); ++k) {
       const T* bar = next_bar + k * r * layer.out;
-      multiply_outer<T>(layer.out, d, r, bar, rows[k], sums.of(lane, 0), 1);
+      sums.add_product(lane, 0, layer.out, d, r, bar, rows[k]);
       multiply<T>(r, d, layer.out, bar, layer.weight, data<T>(*bars[k]) + begin * d);
     }
     if (order == 0) std::fill_n(data<T>(v_bar) + begin * d, r * d, T(0));

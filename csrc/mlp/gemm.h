@@ -87,5 +87,13 @@ void multiply_outer(int64_t m, int64_t n, int64_t k, const T* a, const T* b, T* 
   gemm_routine<T>()("N", "T", &n, &m, &k, &alpha, b, &n, a, &m, &beta, c, &n);
 }
 
+// c [m, n] = a^T w^T + beta c, w [n, k]; a [k, m], its rows `stride` apart
+template <typename T>
+void multiply_twice_transposed(int64_t m, int64_t n, int64_t k, const T* a, int64_t stride,
+                               const T* w, T* c, T beta = 0) {
+  const T one = 1;
+  gemm_routine<T>()("T", "T", &n, &m, &k, &one, w, &k, a, &stride, &beta, c, &n);
+}
+
 }  // namespace
 }  // namespace ct::mlp

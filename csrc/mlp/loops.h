@@ -5,6 +5,7 @@
 #include "jets.h"
 #include "steps.h"
 #include "rows.h"
+#include "traced.h"
 // clang-format on
 
 namespace ct::mlp::CT_MLP_LEVEL {
@@ -12,8 +13,9 @@ namespace {
 
 template <typename T>
 Loops<T> loops() {
-  return {&jet_forward<T>,     &jet_derivative<T>, &series,  &step<T>,
-          &step_derivative<T>, &slopes<T>,         &rows<T>, &rows_derivative<T>};
+  return {&jet_forward<T>,     &jet_derivative<T>,   &series,  &step<T>,
+          &step_derivative<T>, &slopes<T>,           &rows<T>, &rows_derivative<T>,
+          &traced<T>,          &traced_derivative<T>};
 }
 
 }  // namespace

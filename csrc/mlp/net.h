@@ -10,6 +10,7 @@
 #include <new>
 #include <sstream>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "../core/dispatch.h"
@@ -125,21 +126,55 @@ struct Blocks {
   int64_t batch, size, count;
 };
 
+// Pieces of aligned memory that a thread puts by for its next scratch: what goes back to the system
+// at each call has to be zeroed by it at the next.
+class Spare {
+ public:
+  struct Piece {
+    void* data = nullptr;
+    size_t bytes = 0;
+  };
+
+  ~Spare() {
+    for (const Piece& piece : pieces_) std::free(piece.data);
+  }
+  // A piece of at least so many bytes.
+  Piece take(size_t bytes) {
+    for (Piece& piece : pieces_)
+      if (piece.bytes >= bytes && piece.data != nullptr) return std::exchange(piece, Piece{});
+    return {std::aligned_alloc(64, bytes), bytes};
+  }
+  void put(Piece piece) {
+    if (piece.bytes <= kMost)
+      for (Piece& other : pieces_)
+        if (other.bytes < piece.bytes) std::swap(piece, other);
+    std::free(piece.data);
+  }
+  static Spare& of_thread() {
+    static thread_local Spare spare;
+    return spare;
+  }
+
+ private:
+  static constexpr size_t kMost = 4 << 20;
+  Piece pieces_[2];
+};
+
 // Aligned scratch memory.
 template <typename T>
 class Scratch {
  public:
   explicit Scratch(int64_t count)
-      : data_(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 127) / 64 * 64))) {
-    if (data_ == nullptr) throw std::bad_alloc();
+      : piece_(Spare::of_thread().take((count * sizeof(T) + 127) / 64 * 64)) {
+    if (piece_.data == nullptr) throw std::bad_alloc();
   }
-  ~Scratch() { std::free(data_); }
+  ~Scratch() { Spare::of_thread().put(piece_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  T* get() { return data_; }
+  T* get() { return static_cast<T*>(piece_.data); }
 
  private:
-  T* data_;
+  Spare::Piece piece_;
 };
 
 // body(block, scratch) for all blocks, each thread with scratch memory of its own.
@@ -162,27 +197,28 @@ void add_bias(T* rows, const T* bias, int64_t count, int64_t n) {
 }
 
 // Sums over a batch, such as gradients of parameters: several partial sums, each over a fixed
-// choice of blocks, added up in order at the end.
+// choice of blocks, added up in order at the end. The first lane's are made in place.
 template <typename T>
 class Sums {
  public:
   Sums(const Blocks& blocks, std::vector<Tensor*> into) : into_(std::move(into)) {
     lanes_ = std::clamp<int64_t>(blocks.count / 4, 1, 8);
-    for (Tensor* x : into_) begin_.push_back(size_), size_ += x->numel();
-    memory_ = std::make_unique<Scratch<T>>(std::max<int64_t>(1, lanes_ * size_));
+    for (Tensor* x : into_)
+      first_.push_back(data<T>(*x)), begin_.push_back(size_), size_ += x->numel();
+    begin_.push_back(size_);
+    begun_.resize(lanes_ * into_.size());
+    if (lanes_ > 1) memory_ = std::make_unique<Scratch<T>>((lanes_ - 1) * size_);
   }
 
-  // body(block, scratch, lane): blocks of a lane come one after the other, fresh at its first
+  // body(block, scratch, lane): blocks of a lane come one after the other
   template <typename Body>
   void run(const Blocks& blocks, int64_t scratch, const Body& body) {
     const auto range = [&](int64_t begin, int64_t end) {
       const OneBlasThread guard;
       Scratch<T> memory(scratch);
-      for (int64_t lane = begin; lane < end; ++lane) {
-        std::fill_n(memory_->get() + lane * size_, size_, T(0));
+      for (int64_t lane = begin; lane < end; ++lane)
         for (int64_t block = lane; block < blocks.count; block += lanes_)
           body(block, memory.get(), lane);
-      }
     };
     if (lanes_ == 1)
       range(0, 1);
@@ -191,23 +227,45 @@ class Sums {
     finish();
   }
 
-  T* of(int64_t lane, int number) { return memory_->get() + lane * size_ + begin_[number]; }
+  // A lane's sum, to be added to.
+  T* of(int64_t lane, int number) {
+    T* sum = place(lane, number);
+    if (!begun(lane, number)) std::fill_n(sum, begin_[number + 1] - begin_[number], T(0));
+    begun(lane, number) = true;
+    return sum;
+  }
+
+  // Adds alpha a^T b to a lane's sum [m, n]; a [k, m], b [k, n].
+  void add_product(int64_t lane, int number, int64_t m, int64_t n, int64_t k, const T* a,
+                   const T* b, T alpha = 1) {
+    const T beta = begun(lane, number) ? T(1) : T(0);  // nobody reads zeros that nobody wrote
+    begun(lane, number) = true;
+    multiply_outer<T>(m, n, k, a, b, place(lane, number), beta, alpha);
+  }
 
  private:
+  char& begun(int64_t lane, int number) { return begun_[lane * into_.size() + number]; }
+
+  T* place(int64_t lane, int number) {
+    return lane == 0 ? first_[number] : memory_->get() + (lane - 1) * size_ + begin_[number];
+  }
+
   void finish() {
-    for (size_t i = 0; i < into_.size(); ++i) {
-      T* to = data<T>(*into_[i]);
-      const int64_t n = into_[i]->numel();
-      std::copy_n(memory_->get() + begin_[i], n, to);
+    for (int i = 0; i < static_cast<int>(into_.size()); ++i) {
+      T* to = of(0, i);
+      const int64_t n = begin_[i + 1] - begin_[i];
       for (int64_t lane = 1; lane < lanes_; ++lane) {
-        const T* from = memory_->get() + lane * size_ + begin_[i];
+        if (!begun(lane, i)) continue;
+        const T* from = place(lane, i);
         for (int64_t j = 0; j < n; ++j) to[j] += from[j];
       }
     }
   }
 
   std::vector<Tensor*> into_;
+  std::vector<T*> first_;
   std::vector<int64_t> begin_;
+  std::vector<char> begun_;
   std::unique_ptr<Scratch<T>> memory_;
   int64_t lanes_, size_ = 0;
 };

@@ -128,8 +128,8 @@ void series_backward(const Net& net, const Tensor& out, int order, const Tensor&
     std::copy_n(bar, r * d, data<T>(x_bar) + begin * d);
     for (int l = 0; l < net.depth; ++l) {
       const Layer<T>& layer = layers[l];
-      multiply_outer<T>(layer.out, layer.in, order * r, adjoint.z_bar(l), adjoint.y(l - 1),
-                        sums.of(lane, 2 * l), 1);
+      sums.add_product(lane, 2 * l, layer.out, layer.in, order * r, adjoint.z_bar(l),
+                       adjoint.y(l - 1));
       if (layer.bias != nullptr) add_rows(sums.of(lane, 2 * l + 1), adjoint.z_bar(l), r, layer.out);
     }
   });

@@ -176,18 +176,15 @@ void tangents_backward(const Tangents& t, const Tensor& x, const Tensor& rows, c
       d.lap_in_bar = l == 0 ? nullptr : z_bar + (t.count + 1) * plane;
       loop.rows_derivative(d);
       if (l + 1 == last)
-        multiply_outer<T>(net.outputs, n, t.last_planes() * r, out_bar, h, sums.of(lane, 2 * last),
-                          1);
+        sums.add_product(lane, 2 * last, net.outputs, n, t.last_planes() * r, out_bar, h);
       else
-        multiply_outer<T>(layers[l + 1].out, n, t.planes() * r, above, h,
-                          sums.of(lane, 2 * (l + 1)), 1);
+        sums.add_product(lane, 2 * (l + 1), layers[l + 1].out, n, t.planes() * r, above, h);
       if (layer.bias != nullptr) add_rows(sums.of(lane, 2 * l + 1), z_bar, r, n);
       if (l > 0) multiply<T>(t.planes() * r, layer.in, n, z_bar, layer.weight, h_bar);
       std::swap(z_bar, above);
     }
     const Layer<T>& layer = layers[0];  // its cotangent is in `above`
-    multiply_outer<T>(layer.out, layer.in, r, above, data<T>(x) + begin * layer.in,
-                      sums.of(lane, 0), 1);
+    sums.add_product(lane, 0, layer.out, layer.in, r, above, data<T>(x) + begin * layer.in);
     multiply<T>(r, layer.in, layer.out, above, layer.weight, data<T>(bars.x) + begin * layer.in);
   });
 }

@@ -129,6 +129,23 @@ struct RowsDerivativeTask {
   T* close_bar;           // added to: [rows, n], if close
 };
 
+// An activation, and the trace of its slopes with numbers beside it: sum_c f'(z_c) beside_c.
+template <typename T>
+struct TracedTask {
+  Activation activation;
+  T param;
+  int64_t samples, n;
+  T* z;              // [samples, n]
+  const T* bias;     // [n], first added to z; null: nothing is
+  T *value, *slope;  // out: [samples, n]; slope may be null
+  const T* beside;   // [samples, n]; null: no trace
+  T* trace;          // out: [samples]; null: no trace
+  // Of the derivative only, which puts out scale f'(z), and to which z has its bias already:
+  const T* scale;      // [samples]: the trace's cotangents; null: ones
+  const T* value_bar;  // [samples, n]; null: zero
+  T* z_bar;            // out: f' value_bar + scale f'' beside
+};
+
 // The loops for one instruction set.
 template <typename T>
 struct Loops {
@@ -140,6 +157,8 @@ struct Loops {
   void (*slopes)(const SlopesTask<T>&);
   void (*rows)(const RowsTask<T>&);
   void (*rows_derivative)(const RowsDerivativeTask<T>&);
+  void (*traced)(const TracedTask<T>&);
+  void (*traced_derivative)(const TracedTask<T>&);
 };
 
 }  // namespace ct::mlp

@@ -61,8 +61,8 @@ def as_mlp(f: Any) -> MLP | None:
         return None
     name, param = (kinds.pop() or ("identity", 0.0)) if kinds else ("identity", 0.0)
     try:
-        weights = tuple(cast(Tensor, layer.weight) for layer in layers)
-        biases = tuple(cast("Tensor | None", layer.bias) for layer in layers)
+        weights = tuple([cast(Tensor, layer._parameters["weight"]) for layer in layers])
+        biases = tuple([layer._parameters["bias"] for layer in layers])
         return MLP(weights, biases, name, param)
     except (TypeError, ValueError):  # sizes that do not follow on each other, an integer dtype, ...
         return None
@@ -106,9 +106,11 @@ def _activation(module: nn.Module) -> tuple[str, float] | None:
     if type(module) is nn.GELU:
         name = {"none": "gelu", "tanh": "gelu_tanh"}.get(module.approximate)
         return None if name is None else (name, 0.0)
-    plain = {nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.SiLU: "silu", nn.ReLU: "relu"}
-    name = plain.get(type(module))
+    name = _PLAIN.get(type(module))
     return None if name is None else (name, 0.0)
+
+
+_PLAIN = {nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.SiLU: "silu", nn.ReLU: "relu"}
 
 
 _HOOKS = (
@@ -121,15 +123,23 @@ _HOOKS = (
 
 def _untouched(module: nn.Module) -> bool:
     """Whether a module computes what its class says and nothing more."""
-    if any(getattr(module, hooks, None) for hooks in _HOOKS):
-        return False
-    if "forward" in vars(module) or "__call__" in vars(module) or "_call_impl" in vars(module):
+    own = vars(module)  # asked at each call of an operator: no generators, no look-ups by torch
+    for name in _HOOKS:
+        if own.get(name):
+            return False
+    if "forward" in own or "__call__" in own or "_call_impl" in own:
         return False
     if type(module) is nn.Linear:  # pruning and old-style norms leave tensors that hooks fill
-        return isinstance(module.weight, Tensor) and set(module._parameters) == {"weight", "bias"}
+        parameters = own["_parameters"]
+        return parameters.keys() == _LINEAR and isinstance(parameters["weight"], Tensor)
     return True
 
 
+_LINEAR = {"weight", "bias"}
+
+
 def _global_hooks() -> bool:
-    hooks = torch.nn.modules.module
-    return any(getattr(hooks, f"_global{name}", None) for name in _HOOKS)
+    return any(map(vars(torch.nn.modules.module).get, _GLOBAL_HOOKS))
+
+
+_GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)

@@ -433,76 +433,76 @@ class Series(_Kernel):
 
 
 def _closed_kept(x: Tensor, weights: Tensors, keep: bool) -> Tensor:
-    return x.new_zeros(x.shape[0] * (weights[0].shape[0] + 2 * weights[1].shape[0]) if keep else 0)
+    one, two = weights[0].shape[0], weights[1].shape[0]
+    return x.new_zeros(x.shape[0] * (one + 2 * two) + one * two if keep else 0)
 
 
 def _closed_fake(
-    x: Tensor, mix: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, keep: bool
+    x: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, keep: bool
 ) -> tuple[Tensor, ...]:
     value, trace = x.new_empty(x.shape[0], weights[-1].shape[0]), x.new_empty(x.shape[0])
     return value, trace, _closed_kept(x, weights, keep)
 
 
 def _closed_reference(
-    x: Tensor, mix: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, keep: bool
+    x: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, keep: bool
 ) -> tuple[Tensor, ...]:
-    value, trace = reference.closed_divergence(_net(weights, biases, act, p), x, mix)
+    value, trace = reference.closed_divergence(_net(weights, biases, act, p), x)
     return value, trace, _closed_kept(x, weights, keep)
 
 
 def _closed_backward_reference(
-    g_value: Tensor | None, g_trace: Tensor, kept: Tensor, x: Tensor, mix: Tensor, *args: Any
+    g_value: Tensor | None, g_trace: Tensor, kept: Tensor, x: Tensor, *args: Any
 ) -> list[Tensor]:
     weights, biases, act, p, of_x = args
 
-    def function(x: Tensor, mix: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+    def function(x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
         net = _net(flat[::2], flat[1::2], act, p)
-        value, trace = reference.closed_divergence(net, x, mix)
+        value, trace = reference.closed_divergence(net, x)
         return (trace,) if g_value is None else (value, trace)
 
     grads = [g for g in (g_value, g_trace) if g is not None]
-    found = _by_autograd(function, [x, mix, *_interleaved(weights, biases)], grads)
+    found = _by_autograd(function, [x, *_interleaved(weights, biases)], grads)
     found[0] = found[0] if of_x else x.new_empty(0, x.shape[1])
     return found
 
 
 def _closed_backward_fake(
-    g_value: Tensor | None, g_trace: Tensor, kept: Tensor, x: Tensor, mix: Tensor, *args: Any
+    g_value: Tensor | None, g_trace: Tensor, kept: Tensor, x: Tensor, *args: Any
 ) -> list[Tensor]:
     weights, biases, _act, _p, of_x = args
     of_inputs = torch.empty_like(x) if of_x else x.new_empty(0, x.shape[1])
-    return [of_inputs, *(torch.empty_like(t) for t in (mix, *_interleaved(weights, biases)))]
+    return [of_inputs, *(torch.empty_like(t) for t in _interleaved(weights, biases))]
 
 
 mlp_closed_divergence = define(
-    f"mlp_closed_divergence(Tensor x, Tensor mix, {NET}, bool keep) -> (Tensor, Tensor, Tensor)",
+    f"mlp_closed_divergence(Tensor x, {NET}, bool keep) -> (Tensor, Tensor, Tensor)",
     _closed_reference,
     fake=_closed_fake,
 )
 mlp_closed_divergence_backward = define(
     "mlp_closed_divergence_backward(Tensor? g_value, Tensor g_trace, Tensor kept, Tensor x, "
-    f"Tensor mix, {NET}, bool of_x) -> Tensor[]",
+    f"{NET}, bool of_x) -> Tensor[]",
     _closed_backward_reference,
     fake=_closed_backward_fake,
 )
 
 
 class ClosedDivergence(_Kernel):
-    """Value and trace of the Jacobian of a net with two hidden layers: tensors are x, mix, net."""
+    """Value and trace of the Jacobian of a net with two hidden layers: tensors are x, net."""
 
     def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], Tensor]:
         """The results, and what the backward pass needs."""
-        x, mix = tensors[:2]
-        value, trace, kept = mlp_closed_divergence(x, mix, *self.net(tensors, 2), keep)
+        value, trace, kept = mlp_closed_divergence(tensors[0], *self.net(tensors, 1), keep)
         return (value, trace), kept
 
     def backward(
         self, grads: Sequence[Tensor | None], kept: Tensor, tensors: Tensors, needed: Sequence[bool]
     ) -> list[Tensor]:
         """Gradients of all tensors; an empty one of x where it is not needed."""
-        x, mix = tensors[:2]
+        x = tensors[0]
         value = None if grads[0] is None else grads[0].contiguous()
         trace = _filled(grads[1], x, (len(x),))
-        net = self.net(tensors, 2)
-        found = mlp_closed_divergence_backward(value, trace, kept, x, mix, *net, needed[0])
-        return self.ordered(found, 2)
+        net = self.net(tensors, 1)
+        found = mlp_closed_divergence_backward(value, trace, kept, x, *net, needed[0])
+        return self.ordered(found, 1)

@@ -81,12 +81,11 @@ def divergence(net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
 def _closed_divergence(net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
     if len(net.weights) == 2 or x.numel() == 0:
         return reference.closed_divergence(net, x)
-    mix = reference.closed_mix(net)
-    tensors = _for_kernel("mlp_closed_divergence", net, x, mix)
+    tensors = _for_kernel("mlp_closed_divergence", net, x)
     if tensors is None:
-        return reference.closed_divergence(net, x, mix)
+        return reference.closed_divergence(net, x)
     rule = Rule(net, kernels.ClosedDivergence(net), reference.closed_divergence)
-    return cast(tuple[Tensor, Tensor], rule(tensors, 2))
+    return cast(tuple[Tensor, Tensor], rule(tensors, 1))
 
 
 # ---- the choice --------------------------------------------------------------------------------

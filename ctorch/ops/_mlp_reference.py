@@ -293,25 +293,19 @@ def divergence(
     return F.linear(h, last, last_bias), (moved * close.unsqueeze(1)).sum((0, -1))
 
 
-def closed_divergence(net: MLP, x: Tensor, mix: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def closed_divergence(net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
     """The same for one or two hidden layers, without a Jacobian.
 
     With slopes ``d_l`` of the activations, ``d_1 . diag(W_1 W_2)``, or ``d_2 . M d_1`` with the
-    matrix M of ``closed_mix``.
+    matrix ``M = W_2 * (W_1 W_3)^T``, elementwise [h_2, h_1].
     """
     first, *_, last = net.weights
     h, d1, _ = slopes(F.linear(x, *net.layers[0]), net.activation, net.param)
     if len(net.weights) == 2:
         return F.linear(h, *net.layers[1]), d1 @ (first * last.t()).sum(1)
-    mix = closed_mix(net) if mix is None else mix
+    mix = net.weights[1] * (first @ last).t()
     h, d2, _ = slopes(F.linear(h, *net.layers[1]), net.activation, net.param)
     return F.linear(h, *net.layers[2]), (d2 * F.linear(d1, mix)).sum(-1)
-
-
-def closed_mix(net: MLP) -> Tensor:
-    """``W_2 * (W_1 W_3)^T``, elementwise [h_2, h_1]."""
-    first, middle, last = net.weights
-    return middle * (first @ last).t()
 
 
 def trace_ends(net: MLP) -> tuple[Tensor, Tensor]:

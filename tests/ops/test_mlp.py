@@ -299,16 +299,15 @@ class TestDivergence(MLPObligations):
     def calls(self) -> list[tuple[Any, tuple[Any, ...]]]:
         x, ops, g, g_trace = rand((3, 2)), torch.ops.ctorch, rand((3, 2), 2), rand((3,), 3)
         net, rows, close = bare((2, 5, 4, 2)), rand((6, 5), 4), rand((6, 4), 5)
-        mix = rand((4, 5), 6)
         kept = ops.mlp_divergence.default(x, rows, close, *net, True)[2]
-        of_closed = ops.mlp_closed_divergence.default(x, mix, *net, True)[2]
+        of_closed = ops.mlp_closed_divergence.default(x, *net, True)[2]
         backward = ops.mlp_closed_divergence_backward.default
         return [
             (ops.mlp_divergence.default, (x, rows, close, *net, False)),
             (ops.mlp_divergence_backward.default, (g, g_trace, kept, x, rows, close, *net)),
-            (ops.mlp_closed_divergence.default, (x, mix, *net, False)),
-            (backward, (g, g_trace, of_closed, x, mix, *net, True)),
-            (backward, (None, g_trace, of_closed, x, mix, *net, False)),
+            (ops.mlp_closed_divergence.default, (x, *net, False)),
+            (backward, (g, g_trace, of_closed, x, *net, True)),
+            (backward, (None, g_trace, of_closed, x, *net, False)),
         ]
 
     def bad_calls(self) -> list[tuple[Callable[[], Any], type[Exception], str]]:
