@@ -157,7 +157,7 @@ def _sort(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The sorting permutation and the gaps; equal scores, infinite ones too, have the gap zero."""
     x = scores.double()
     order = torch.sort(x.detach(), dim=-1, stable=True).indices
-    x = x.take_along_dim(order, -1)
+    x = x.gather(-1, order)
     low, high = x[..., :-1], x[..., 1:]
     return order, torch.where((low == high) & low.isinf(), 0.0, high - low)
 
@@ -176,15 +176,15 @@ def _parity(order: Tensor) -> Tensor:
         return (1 - 2 * (odd.sum((-2, -1)) % 2)).double()
     label, at = torch.arange(n, device=order.device).expand_as(order), order
     for _ in range((n - 1).bit_length()):  # the least element of each cycle
-        label = torch.minimum(label, label.take_along_dim(at, -1))
-        at = at.take_along_dim(at, -1)
+        label = torch.minimum(label, label.gather(-1, at))
+        at = at.gather(-1, at)
     cycles = (label == torch.arange(n, device=order.device)).sum(-1)
     return (1 - 2 * ((n - cycles) % 2)).double()
 
 
 def _differences(v: Tensor, order: Tensor) -> Tensor:
     """Differences of ``v [*lead, ..., N]`` along the order of the scores."""
-    return v.double().take_along_dim(order.expand(v.shape), -1).diff(dim=-1)
+    return v.double().gather(-1, order.expand(v.shape)).diff(dim=-1)
 
 
 def _behind(first: float, x: Tensor) -> Tensor:
