@@ -35,17 +35,22 @@ void one_list(const Task<T>& task, int64_t list, Workspace<T>& work) {
 }
 
 template <typename T>
+bool side_by_side(const Task<T>& task) {
+  return task.n > 0 && (task.n <= kAlways || (task.n <= kLongest && task.lists >= kLanes / 2));
+}
+
+template <typename T>
 void some_lists(const Task<T>& task, int64_t begin, int64_t end) {
   if (task.op == kTerm) {
     for (int64_t list = begin; list < end; ++list) task.sign[list] = known_term(task, list);
     return;
   }
   Workspace<T> work;
-  if (task.n > kLongest || task.n == 0) {
+  if (!side_by_side(task)) {
     for (int64_t list = begin; list < end; ++list) one_list(task, list, work);
     return;
   }
-  Block<T> block;
+  Block<T> block(task.n);
   for (block.first = begin; block.first < end; block.first += kLanes) {
     block.lanes = static_cast<int>(std::min<int64_t>(kLanes, end - block.first));
     lanes(block, task);
@@ -56,7 +61,7 @@ void some_lists(const Task<T>& task, int64_t begin, int64_t end) {
 
 template <typename T>
 void run(const Task<T>& task) {
-  const int64_t together = task.n > kLongest ? 1 : kLanes;
+  const int64_t together = side_by_side(task) ? kLanes : 1;
   const int64_t groups = (task.lists + together - 1) / together;
   const int64_t size = std::max<int64_t>(1, together * task.n * (1 + task.rows));
   const int64_t grain = std::max<int64_t>(1, kScoresAThread / size);

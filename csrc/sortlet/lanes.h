@@ -1,16 +1,18 @@
-// Sixteen lists side by side, of up to 64 scores each: a sorting network whose exchanges, and all
-// arithmetic after it, are loops over the lists, which become vector instructions. Lists with a tie,
+// Sixteen lists side by side: a sorting network whose exchanges, and all arithmetic after it, are
+// loops over the lists, which become vector instructions. Lists with a tie,
 // NaN, an infinite or a tiny gap are marked, and done again by rows.h.
 #pragma once
 
-#include <array>
+#include <memory>
 
 #include "task.h"
 
 namespace ct::sortlet {
 
 constexpr int kLanes = 16;
-constexpr int kLongest = 64;
+constexpr int kAlways = 64;     // lists up to this length come here, however few
+// Lists up to this one come where they fill the lanes. A product of as many mantissas cannot overflow.
+constexpr int kLongest = 1024;
 
 template <typename T>
 struct IndexOf;
@@ -23,47 +25,31 @@ struct IndexOf<double> {
   using type = int64_t;  // as wide as its key, so that one mask serves both
 };
 
-// Batcher's merge exchange (Knuth, vol. 3, 5.2.2M), for lists of one length.
-struct Network {
-  struct Pair {
-    uint8_t low, high;
-  };
-  std::array<Pair, 543> pairs;
-  int count = 0;
-
-  explicit Network(int n) {
-    int top = 1;
-    while (2 * top < n) top *= 2;
-    for (int p = top; p > 0; p /= 2)
-      for (int q = top, r = 0, d = p;; d = q - p, q /= 2, r = p) {
-        for (int i = 0; i + d < n; ++i)
-          if ((i & p) == r)
-            pairs[count++] = {static_cast<uint8_t>(i), static_cast<uint8_t>(i + d)};
-        if (q == p) break;
-      }
-  }
-};
-
-inline const Network& network_of(int64_t n) {
-  static const std::array<Network, kLongest + 1>* const all = [] {
-    return []<size_t... kN>(std::index_sequence<kN...>) {
-      return new std::array<Network, kLongest + 1>{Network(static_cast<int>(kN))...};
-    }(std::make_index_sequence<kLongest + 1>());
-  }();
-  return (*all)[n];
-}
-
 // Sixteen lists: element i of all of them, element i + 1, ...
 template <typename T>
 struct Block {
   using Index = typename IndexOf<T>::type;
-  alignas(64) T key[kLongest][kLanes];
-  alignas(64) Index index[kLongest][kLanes];
+  template <typename V>
+  using Lanes = V (*)[kLanes];
+
+  explicit Block(int64_t n) {
+    const size_t line = 64, wide = n * kLanes * sizeof(double), narrow = n * kLanes * sizeof(T);
+    memory = std::make_unique<char[]>(4 * wide + 3 * narrow + line);
+    char* next = memory.get() + (line - reinterpret_cast<uintptr_t>(memory.get()) % line) % line;
+    const auto take = [&](auto*& lanes, size_t size) {
+      lanes = reinterpret_cast<std::remove_reference_t<decltype(lanes)>>(next);
+      next += size;
+    };
+    take(key, narrow), take(index, narrow), take(value, narrow);
+    take(slope, wide), take(curve, wide), take(part, wide), take(sum, wide);
+  }
+
+  std::unique_ptr<char[]> memory;
+  Lanes<T> key, value;
+  Lanes<Index> index;
+  Lanes<double> slope, curve, part, sum;
   alignas(64) Index odd[kLanes];
   alignas(64) double sign[kLanes];
-  alignas(64) double slope[kLongest][kLanes], curve[kLongest][kLanes];
-  alignas(64) double part[kLongest][kLanes], sum[kLongest][kLanes];
-  alignas(64) T value[kLongest][kLanes];
   int64_t first;  // list
   int lanes;      // lists in use
   bool again[kLanes];
@@ -80,16 +66,13 @@ CT_GAP void load(Block<T>& b, const Task<T>& task) {
   }
 }
 
+// Scores low to low + count against those `distance` further on, in order.
 template <bool kIndexed, typename T>
-CT_GAP void sort(Block<T>& b, int n) {
+CT_GAP void exchange(Block<T>& b, int first, int count, int distance) {
   using Index = typename Block<T>::Index;
-  const Network& network = network_of(n);
-  CT_EACH_LANE b.odd[l] = 0;
-  if (kIndexed)
-    for (int i = 0; i < n; ++i) CT_EACH_LANE b.index[i][l] = i;
-  for (int e = 0; e < network.count; ++e) {
-    T *low = b.key[network.pairs[e].low], *high = b.key[network.pairs[e].high];
-    Index *of_low = b.index[network.pairs[e].low], *of_high = b.index[network.pairs[e].high];
+  for (int i = first; i < first + count; ++i) {
+    T *low = b.key[i], *high = b.key[i + distance];
+    Index *of_low = b.index[i], *of_high = b.index[i + distance];
     CT_EACH_LANE {
       const T x = low[l], y = high[l];
       const bool swap = y < x;
@@ -103,6 +86,22 @@ CT_GAP void sort(Block<T>& b, int n) {
       }
     }
   }
+}
+
+// Batcher's merge exchange (Knuth, vol. 3, 5.2.2M).
+template <bool kIndexed, typename T>
+CT_GAP void sort(Block<T>& b, int n) {
+  CT_EACH_LANE b.odd[l] = 0;
+  if (kIndexed)
+    for (int i = 0; i < n; ++i) CT_EACH_LANE b.index[i][l] = i;
+  int top = 1;
+  while (2 * top < n) top *= 2;
+  for (int p = top; p > 0; p /= 2)
+    for (int q = top, r = 0, d = p;; d = q - p, q /= 2, r = p) {
+      for (int i = r; i + d < n; i += 2 * p)
+        exchange<kIndexed>(b, i, p < n - d - i ? p : n - d - i, d);
+      if (q == p) break;
+    }
   CT_EACH_LANE b.sign[l] = b.odd[l] != 0 ? -1.0 : 1.0;
 }
 
