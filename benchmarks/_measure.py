@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
 import statistics
 import time
@@ -83,7 +84,13 @@ class Ratio:
 
 
 def interleave(
-    cases: Sequence[Case], rounds: int, *, shortest: float, clock: str = "wall", seed: int = 0
+    cases: Sequence[Case],
+    rounds: int,
+    *,
+    shortest: float,
+    clock: str = "wall",
+    seed: int = 0,
+    patience: float = math.inf,
 ) -> list[Case]:
     """Warm up, describe, then time all cases in shuffled rounds.
 
@@ -94,6 +101,7 @@ def interleave(
         clock: "wall"; or "cpu", this process's processor time: with one thread it is the fairer one
             on a machine that others use.
         seed: of the order.
+        patience: seconds after which a case is timed no more, once it has been three times.
 
     Returns:
         The cases that ran, with ``report`` and ``seconds`` filled.
@@ -112,6 +120,8 @@ def interleave(
         shuffle.shuffle(order)
         gc.collect()
         for case in order:
+            if len(case.seconds) >= 3 and sum(case.seconds) * case.calls > patience:
+                continue
             case.seconds.append(timed(case.run, case.calls, clock))
     return alive
 

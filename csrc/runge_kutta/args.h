@@ -30,10 +30,44 @@ void require(bool condition, const Parts&... parts) {
   throw std::runtime_error(message.str());
 }
 
+// What torch's own accessors give, without their cost: scalar_type() asks the shim for one dtype
+// code after the other, and a typed data pointer calls it again.
+inline ScalarType dtype_of(const Tensor& x) {
+  static const int32_t kFloat = aoti_torch_dtype_float32(), kDouble = aoti_torch_dtype_float64(),
+                       kLong = aoti_torch_dtype_int64(), kBool = aoti_torch_dtype_bool();
+  int32_t code;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &code));
+  if (code == kFloat) return ScalarType::Float;
+  if (code == kDouble) return ScalarType::Double;
+  if (code == kLong) return ScalarType::Long;
+  if (code == kBool) return ScalarType::Bool;
+  return x.scalar_type();
+}
+
+// Data of a tensor whose dtype has been checked.
+template <typename T>
+const T* data_of(const Tensor& x) {
+  return static_cast<const T*>(x.const_data_ptr());
+}
+template <typename T>
+T* mutable_data_of(const Tensor& x) {
+  return static_cast<T*>(x.mutable_data_ptr());
+}
+
+// The tensor itself where it is contiguous: the dispatcher is not asked in vain.
+inline Tensor as_contiguous(const Tensor& x) {
+  return x.is_contiguous() ? x : torch::stable::contiguous(x);
+}
+
 // The slopes k [S, *shape] with shape = [B, ...]; a 0-dim state counts as one sample.
 struct Slopes {
   Slopes(const char* op_, const Tensor& k)
-      : op(op_), tensor(k), dtype(k.scalar_type()), sizes(k.sizes()), device(k.get_device_index()) {
+      : op(op_),
+        tensor(k),
+        dtype(dtype_of(k)),
+        sizes(k.sizes()),
+        on_cpu(k.is_cpu()),
+        device(k.get_device_index()) {
     require(sizes.size() >= 1, op, ": k must be [S, *shape], got a 0-dim tensor");
     require(k.is_contiguous(), op, ": k must be contiguous");
     stages = sizes[0];
@@ -49,15 +83,15 @@ struct Slopes {
     bool same = given.size() + 1 == sizes.size();
     for (size_t d = 0; same && d < given.size(); ++d) same = given[d] == sizes[d + 1];
     require(same, op, ": ", name, " must have the shape of a row of k");
-    require(x.scalar_type() == dtype, op, ": ", name, " must have the dtype of k (",
-            torch::headeronly::toString(dtype), "), got ",
-            torch::headeronly::toString(x.scalar_type()));
+    const ScalarType of_x = dtype_of(x);
+    require(of_x == dtype, op, ": ", name, " must have the dtype of k (",
+            torch::headeronly::toString(dtype), "), got ", torch::headeronly::toString(of_x));
     check_device(name, x);
     require(!contiguous || x.is_contiguous(), op, ": ", name, " must be contiguous");
   }
 
   void check_device(const char* name, const Tensor& x) const {
-    require(x.is_cpu() == tensor.is_cpu() && x.get_device_index() == device, op, ": ", name,
+    require(x.is_cpu() == on_cpu && x.get_device_index() == device, op, ": ", name,
             " must be on the device of k");
   }
 
@@ -69,29 +103,30 @@ struct Slopes {
   const Tensor& tensor;
   ScalarType dtype;
   torch::headeronly::IntHeaderOnlyArrayRef sizes;
+  bool on_cpu;
   int32_t device;
   int64_t stages, batch, row, numel;
 };
 
 // A small float64 tensor on the CPU, which is read here and now.
 inline const double* host_numbers(const char* op, const char* name, const Tensor& x, int64_t dim) {
-  require(
-      x.is_cpu() && x.scalar_type() == ScalarType::Double && x.dim() == dim && x.is_contiguous(),
-      op, ": ", name, " must be a contiguous float64 tensor on the CPU with ", dim,
-      " dimension(s)");
-  return x.const_data_ptr<double>();
+  require(x.is_cpu() && dtype_of(x) == ScalarType::Double && x.dim() == dim && x.is_contiguous(),
+          op, ": ", name, " must be a contiguous float64 tensor on the CPU with ", dim,
+          " dimension(s)");
+  return data_of<double>(x);
 }
 
 inline Step read_step(const Slopes& k, const Tensor& h) {
-  require(h.scalar_type() == ScalarType::Double, k.op, ": h must be float64, got ",
-          torch::headeronly::toString(h.scalar_type()));
+  const ScalarType dtype = dtype_of(h);
+  require(dtype == ScalarType::Double, k.op, ": h must be float64, got ",
+          torch::headeronly::toString(dtype));
   Step step;
   if (h.dim() == 0 && h.is_cpu()) {
-    step.value = *h.const_data_ptr<double>();
+    step.value = *data_of<double>(h);
     return step;
   }
   k.check_device("h", h);
-  step.data = h.const_data_ptr<double>();
+  step.data = data_of<double>(h);
   if (h.dim() == 0) return step;
   require(h.dim() == 1 && h.size(0) == k.batch && k.sizes.size() > 1, k.op,
           ": h must be 0-dim or [B] with B = ", k.batch, ", the first size of the state");
@@ -109,7 +144,7 @@ Terms<T, A> read_terms(const Slopes& k, const char* name, const Tensor& coeffici
   require(count <= k.stages, k.op, ": ", name, " has ", count, " entries, but k has ", k.stages,
           " rows");
   Terms<T, A> terms;
-  const T* rows = k.tensor.template const_data_ptr<T>();
+  const T* rows = data_of<T>(k.tensor);
   for (int64_t j = 0; j < count; ++j) {
     if (a[j] == 0) continue;
     require(terms.count < kMaxTerms, k.op, ": ", name, " has more than ", kMaxTerms,
@@ -123,12 +158,12 @@ Terms<T, A> read_terms(const Slopes& k, const char* name, const Tensor& coeffici
 template <typename T>
 Tolerance<T> read_tolerance(const Slopes& k, const char* name, const Tensor& x) {
   Tolerance<T> tolerance;
-  if (x.dim() == 0 && x.is_cpu() && x.scalar_type() == ScalarType::Double) {
+  if (x.dim() == 0 && x.is_cpu() && dtype_of(x) == ScalarType::Double) {
     tolerance.value = static_cast<T>(*host_numbers(k.op, name, x, 0));
     return tolerance;
   }
   k.check_like_state(name, x);
-  tolerance.data = x.const_data_ptr<T>();
+  tolerance.data = data_of<T>(x);
   return tolerance;
 }
 
@@ -160,7 +195,10 @@ inline Norm read_norm(const Slopes& k, std::vector<int64_t> segments, bool maxim
 // A new contiguous tensor on the device of `like`. Through the C function, since the dispatcher
 // looks an operator up by its name at every call.
 inline Tensor new_tensor(const Tensor& like, int32_t dtype, const int64_t* sizes, int64_t dim) {
-  std::vector<int64_t> strides(dim);
+  constexpr int64_t kUsual = 8;  // dimensions that need no memory of their own
+  int64_t usual[kUsual];
+  std::vector<int64_t> many(dim > kUsual ? dim : 0);
+  int64_t* strides = dim > kUsual ? many.data() : usual;
   int64_t stride = 1;
   for (int64_t d = dim - 1; d >= 0; --d) {
     strides[d] = stride;
@@ -169,7 +207,7 @@ inline Tensor new_tensor(const Tensor& like, int32_t dtype, const int64_t* sizes
   int32_t device_type;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle made = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides.data(), dtype, device_type,
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type,
                                                   like.get_device_index(), &made));
   return Tensor(made);
 }
@@ -192,18 +230,18 @@ struct Queries {
           const std::optional<Tensor>& sample)
       : weights(host_numbers(k.op, "p", p, 2)), degree(p.size(1)), count(theta.numel()) {
     require(p.size(0) <= k.stages, k.op, ": p has ", p.size(0), " rows, but k has ", k.stages);
-    require(theta.dim() == 1 && theta.scalar_type() == ScalarType::Double && theta.is_contiguous(),
+    require(theta.dim() == 1 && dtype_of(theta) == ScalarType::Double && theta.is_contiguous(),
             k.op, ": theta must be a contiguous float64 tensor [M]");
     rows = p.size(0);
     if (!sample) return;
-    require(sample->dim() == 1 && sample->scalar_type() == ScalarType::Long &&
+    require(sample->dim() == 1 && dtype_of(*sample) == ScalarType::Long &&
                 sample->is_contiguous() && sample->numel() == count,
             k.op, ": sample must be a contiguous int64 tensor [M] with M = ", count,
             ", the length of theta");
     require(k.sizes.size() > 1, k.op, ": sample needs a state with a batch dimension");
     k.check_device("sample", *sample);
     of_samples = true;
-    samples = sample->const_data_ptr<int64_t>();  // null where there are no queries
+    samples = data_of<int64_t>(*sample);  // null where there are no queries
   }
 
   Tensor new_output(const Slopes& k) const {

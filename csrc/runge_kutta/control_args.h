@@ -14,9 +14,8 @@ inline void check_matrix(const char* op, const char* name, const Tensor& x, Scal
                          int64_t rows, int64_t batch, const Tensor& like) {
   require(x.dim() == 2 && x.size(0) == rows && x.size(1) == batch, op, ": ", name, " must be [",
           rows, ", ", batch, "]");
-  require(x.scalar_type() == dtype, op, ": ", name, " must have dtype ",
-          torch::headeronly::toString(dtype), ", got ",
-          torch::headeronly::toString(x.scalar_type()));
+  require(dtype_of(x) == dtype, op, ": ", name, " must have dtype ",
+          torch::headeronly::toString(dtype), ", got ", torch::headeronly::toString(dtype_of(x)));
   require(x.is_contiguous(), op, ": ", name, " must be contiguous");
   require(x.is_cpu() == like.is_cpu() && x.get_device_index() == like.get_device_index(), op, ": ",
           name, " must be on the device of samples");
@@ -46,7 +45,7 @@ struct Plan {
         abscissae(host_numbers(kOp, "c", c, 1)),
         stages(c.numel()),
         numbers(read_control(kOp, control)),
-        dtype(like.scalar_type()) {
+        dtype(dtype_of(like)) {
     require(stages <= kMaxTerms, kOp, ": c has more than ", kMaxTerms, " entries");
     require(like.numel() == batch, kOp, ": like must have one element for each of the ", batch,
             " samples, got ", like.numel());
@@ -63,15 +62,15 @@ struct Plan {
   template <typename T>
   PlanTask<T> task() {
     PlanTask<T> task{};
-    task.samples = samples.const_data_ptr<double>();
-    task.counts = counts.const_data_ptr<int64_t>();
+    task.samples = data_of<double>(samples);
+    task.counts = data_of<int64_t>(counts);
     std::copy(abscissae, abscissae + stages, task.abscissae);
     task.stages = static_cast<int>(stages);
     task.min_step = numbers[kMinStep], task.max_step = numbers[kMaxStep];
     task.batch = batch;
-    task.step = step.mutable_data_ptr<double>();
-    task.lands = lands.mutable_data_ptr<bool>();
-    task.times = times.mutable_data_ptr<T>();
+    task.step = mutable_data_of<double>(step);
+    task.lands = mutable_data_of<bool>(lands);
+    task.times = mutable_data_of<T>(times);
     return task;
   }
 
@@ -93,13 +92,13 @@ struct Judgement {
         step(step_),
         lands(lands_),
         batch(check_samples(kOp, samples_, counts_)),
-        error(error_.is_contiguous() ? error_ : torch::stable::contiguous(error_)),
-        goals(goals_.is_contiguous() ? goals_ : torch::stable::contiguous(goals_)),
+        error(as_contiguous(error_)),
+        goals(as_contiguous(goals_)),
         numbers(read_control(kOp, control)) {
     check_matrix(kOp, "step", step, ScalarType::Double, kStepRows, batch, samples);
     check_vector("lands", lands);
     check_vector("error", error);
-    require(lands.scalar_type() == ScalarType::Bool, kOp, ": lands must have dtype bool");
+    require(dtype_of(lands) == ScalarType::Bool, kOp, ": lands must have dtype bool");
     require(goals.dim() == 2, kOp, ": goals must be [B, T]");
     check_matrix(kOp, "goals", goals, ScalarType::Double, batch, goals.size(1), samples);
     const int64_t entries = kFlagEntries;
@@ -116,18 +115,18 @@ struct Judgement {
 
   template <typename T>
   JudgeTask<T> task() {
-    return {samples.mutable_data_ptr<double>(),
-            counts.mutable_data_ptr<int64_t>(),
-            step.mutable_data_ptr<double>(),
-            lands.const_data_ptr<bool>(),
-            error.const_data_ptr<T>(),
-            goals.const_data_ptr<double>(),
+    return {mutable_data_of<double>(samples),
+            mutable_data_of<int64_t>(counts),
+            mutable_data_of<double>(step),
+            data_of<bool>(lands),
+            data_of<T>(error),
+            data_of<double>(goals),
             gains_of(numbers),
             numbers[kMinStep],
             numbers[kMaxSteps],
             batch,
             goals.size(1),
-            moved.mutable_data_ptr<bool>()};
+            mutable_data_of<bool>(moved)};
   }
 
   static constexpr const char* kOp = "rk_judge";
@@ -142,13 +141,13 @@ struct Acceptance {
   Acceptance(const Tensor& moved_, const Tensor& y_, const Tensor& y1_, const Tensor& k0_,
              const Tensor& k1_)
       : moved(moved_),
-        y(contiguous(y_)),
-        y1(contiguous(y1_)),
-        k0(contiguous(k0_)),
-        k1(contiguous(k1_)),
-        dtype(y.scalar_type()) {
-    require(moved.dim() == 1 && moved.scalar_type() == ScalarType::Bool && moved.is_contiguous(),
-            kOp, ": moved must be a contiguous bool tensor [B]");
+        y(as_contiguous(y_)),
+        y1(as_contiguous(y1_)),
+        k0(as_contiguous(k0_)),
+        k1(as_contiguous(k1_)),
+        dtype(dtype_of(y)) {
+    require(moved.dim() == 1 && dtype_of(moved) == ScalarType::Bool && moved.is_contiguous(), kOp,
+            ": moved must be a contiguous bool tensor [B]");
     require(y.dim() >= 1 && y.size(0) == moved.size(0), kOp,
             ": y must be [B, ...] with B = ", moved.size(0));
     check_like_y("moved", moved, false);
@@ -158,27 +157,27 @@ struct Acceptance {
     next_k = new_tensor(y, sizes.data(), static_cast<int64_t>(sizes.size()));
   }
 
-  static Tensor contiguous(const Tensor& x) {
-    return x.is_contiguous() ? x : torch::stable::contiguous(x);
-  }
-
   void check_like_y(const char* name, const Tensor& x, bool shape = true) const {
     require(x.is_cpu() == y.is_cpu() && x.get_device_index() == y.get_device_index(), kOp, ": ",
             name, " must be on the device of y");
     if (!shape) return;
     const auto given = x.sizes(), wanted = y.sizes();
     require(given.size() == wanted.size() &&
-                std::equal(given.begin(), given.end(), wanted.begin()) && x.scalar_type() == dtype,
+                std::equal(given.begin(), given.end(), wanted.begin()) && dtype_of(x) == dtype,
             kOp, ": ", name, " must have the shape and dtype of y");
   }
 
   template <typename T>
   AcceptTask<T> task() {
     const int64_t batch = y.size(0);
-    return {moved.const_data_ptr<bool>(),     y.const_data_ptr<T>(),
-            y1.const_data_ptr<T>(),           k0.const_data_ptr<T>(),
-            k1.const_data_ptr<T>(),           next_y.mutable_data_ptr<T>(),
-            next_k.mutable_data_ptr<T>(),     batch,
+    return {data_of<bool>(moved),
+            data_of<T>(y),
+            data_of<T>(y1),
+            data_of<T>(k0),
+            data_of<T>(k1),
+            mutable_data_of<T>(next_y),
+            mutable_data_of<T>(next_k),
+            batch,
             batch > 0 ? y.numel() / batch : 0};
   }
 

@@ -77,8 +77,8 @@ Store<T> read_store(const Slopes& k, const Tensor& slope, int64_t slot) {
   k.check_like_state("slope", slope, /*contiguous=*/false);
   k.check_slot(slot);
   Store<T> store;
-  store.to = k.tensor.template mutable_data_ptr<T>() + slot * k.numel;
-  store.from = slope.const_data_ptr<T>();
+  store.to = mutable_data_of<T>(k.tensor) + slot * k.numel;
+  store.from = data_of<T>(slope);
   store.contiguous = slope.is_contiguous();
   if (!store.contiguous) {
     const auto strides = slope.strides();
@@ -89,10 +89,14 @@ Store<T> read_store(const Slopes& k, const Tensor& slope, int64_t slot) {
 }
 
 template <typename T>
+const T* state_pointer(const Slopes& k, const char* name, const Tensor& y) {
+  k.check_like_state(name, y);
+  return data_of<T>(y);
+}
+
+template <typename T>
 const T* state_pointer(const Slopes& k, const char* name, const std::optional<Tensor>& y) {
-  if (!y) return nullptr;
-  k.check_like_state(name, *y);
-  return y->const_data_ptr<T>();
+  return y ? state_pointer<T>(k, name, *y) : nullptr;
 }
 
 template <typename T>
@@ -189,7 +193,7 @@ Tensor combine(const Slopes& k, const std::optional<Tensor>& y, const Tensor& a,
   if (slope != nullptr) store = read_store<T>(k, *slope, slot);
   const T* fresh = store.contiguous ? store.from : nullptr;
   Tensor out = new_state(k);
-  T* to = out.mutable_data_ptr<T>();
+  T* to = mutable_data_of<T>(out);
   const Combination<T, A> task{to, state_pointer<T>(k, "y", y),
                                read_terms<T, A>(k, "a", a, fresh, slot), read_step(k, h), k.row};
   for_blocks(blocks_of(k.numel), kBlocksAThread, [&](int64_t first, int64_t last) {
@@ -203,9 +207,10 @@ Tensor combine(const Slopes& k, const std::optional<Tensor>& y, const Tensor& a,
   return out;
 }
 
-Tensor rk_combine(std::optional<Tensor> y, const Tensor& k_, const Tensor& a, const Tensor& h) {
-  const Tensor k = torch::stable::contiguous(k_);
-  if (y) y = torch::stable::contiguous(*y);
+Tensor rk_combine(const std::optional<Tensor>& y_, const Tensor& k_, const Tensor& a,
+                  const Tensor& h) {
+  const Tensor k = as_contiguous(k_);
+  const std::optional<Tensor> y = y_ ? std::optional(as_contiguous(*y_)) : std::nullopt;
   const Slopes slopes("rk_combine", k);
   Tensor out;
   dispatch_floating_and_reduced(slopes.dtype, slopes.op,
@@ -213,7 +218,7 @@ Tensor rk_combine(std::optional<Tensor> y, const Tensor& k_, const Tensor& a, co
   return out;
 }
 
-Tensor rk_stage(std::optional<Tensor> y, const Tensor& k, const Tensor& slope, int64_t slot,
+Tensor rk_stage(const std::optional<Tensor>& y, const Tensor& k, const Tensor& slope, int64_t slot,
                 const Tensor& a, const Tensor& h) {
   const Slopes slopes("rk_stage", k);
   Tensor out;
@@ -223,9 +228,10 @@ Tensor rk_stage(std::optional<Tensor> y, const Tensor& k, const Tensor& slope, i
   return out;
 }
 
-Tensor rk_error(const Tensor& y, const Tensor& y1, const Tensor& k_, std::optional<Tensor> slope,
-                int64_t slot, const Tensor& e, const Tensor& h, const Tensor& rtol,
-                const Tensor& atol, std::vector<int64_t> segments, bool maximum, bool per_sample) {
+Tensor rk_error(const Tensor& y, const Tensor& y1, const Tensor& k_,
+                const std::optional<Tensor>& slope, int64_t slot, const Tensor& e, const Tensor& h,
+                const Tensor& rtol, const Tensor& atol, std::vector<int64_t> segments, bool maximum,
+                bool per_sample) {
   const Slopes k("rk_error", k_);
   const Norm norm = read_norm(k, std::move(segments), maximum, per_sample);
   Tensor out = new_norm(k, norm, per_sample);
@@ -241,7 +247,7 @@ Tensor rk_error(const Tensor& y, const Tensor& y1, const Tensor& k_, std::option
                             state_pointer<T>(k, "y1", y1),
                             read_tolerance<T>(k, "rtol", rtol),
                             read_tolerance<T>(k, "atol", atol)};
-    compute_norm(norm, out.mutable_data_ptr<T>(), [&](T* q, int64_t begin, int n) {
+    compute_norm(norm, mutable_data_of<T>(out), [&](T* q, int64_t begin, int n) {
       store(begin, n);
       error_block(task, q, maximum, begin, n);
     });
@@ -253,14 +259,13 @@ std::tuple<Tensor, Tensor> rk_step(const Tensor& y_, const Tensor& k_, const Ten
                                    const Tensor& e, const Tensor& h, const Tensor& rtol,
                                    const Tensor& atol, std::vector<int64_t> segments, bool maximum,
                                    bool per_sample) {
-  const Tensor kc = torch::stable::contiguous(k_);
-  const std::optional<Tensor> y = torch::stable::contiguous(y_);
+  const Tensor kc = as_contiguous(k_), y = as_contiguous(y_);
   const Slopes k("rk_step", kc);
   const Norm norm = read_norm(k, std::move(segments), maximum, per_sample);
   Tensor y1 = new_state(k), out = new_norm(k, norm, per_sample);
   dispatch_floating(k.dtype, k.op, [&](auto zero) {
     using T = decltype(zero);
-    T* to = y1.mutable_data_ptr<T>();
+    T* to = mutable_data_of<T>(y1);
     const T* from = state_pointer<T>(k, "y", y);
     const Combination<T, T> combination{to, from, read_terms<T, T>(k, "b", b), read_step(k, h),
                                         k.row};
@@ -271,7 +276,7 @@ std::tuple<Tensor, Tensor> rk_step(const Tensor& y_, const Tensor& k_, const Ten
                             to,
                             read_tolerance<T>(k, "rtol", rtol),
                             read_tolerance<T>(k, "atol", atol)};
-    compute_norm(norm, out.mutable_data_ptr<T>(), [&](T* q, int64_t begin, int n) {
+    compute_norm(norm, mutable_data_of<T>(out), [&](T* q, int64_t begin, int n) {
       combine_block(combination, to + begin, begin, n);
       error_block(task, q, maximum, begin, n);
     });
@@ -284,7 +289,7 @@ std::tuple<Tensor, Tensor> rk_step(const Tensor& y_, const Tensor& k_, const Ten
 template <typename T, typename A>
 Terms<T, A> dense_terms(const Slopes& k, const Queries& queries, double theta) {
   Terms<T, A> terms;
-  const T* rows = k.tensor.template const_data_ptr<T>();
+  const T* rows = data_of<T>(k.tensor);
   for (int64_t i = 0; i < queries.rows; ++i) {
     if (!queries.active(i)) continue;
     require(terms.count < kMaxTerms, k.op, ": p has more than ", kMaxTerms, " nonzero rows");
@@ -337,9 +342,8 @@ void interpolate_samples(const Slopes& k, const T* y, const Queries& queries, co
 }
 
 Tensor rk_interpolate(const Tensor& y_, const Tensor& k_, const Tensor& p, const Tensor& theta,
-                      const Tensor& h, std::optional<Tensor> sample) {
-  const Tensor kc = torch::stable::contiguous(k_);
-  const std::optional<Tensor> y = torch::stable::contiguous(y_);
+                      const Tensor& h, const std::optional<Tensor>& sample) {
+  const Tensor kc = as_contiguous(k_), y = as_contiguous(y_);
   const Slopes k("rk_interpolate", kc);
   const Queries queries(k, p, theta, sample);
   const Step step = read_step(k, h);
@@ -347,8 +351,8 @@ Tensor rk_interpolate(const Tensor& y_, const Tensor& k_, const Tensor& p, const
   dispatch_floating(k.dtype, k.op, [&](auto zero) {
     using T = decltype(zero);
     const auto compute = queries.of_samples ? interpolate_samples<T> : interpolate_all<T>;
-    compute(k, state_pointer<T>(k, "y", y), queries, theta.const_data_ptr<double>(), step,
-            out.mutable_data_ptr<T>());
+    compute(k, state_pointer<T>(k, "y", y), queries, data_of<double>(theta), step,
+            mutable_data_of<T>(out));
   });
   return out;
 }
@@ -390,7 +394,7 @@ std::tuple<Tensor, Tensor> rk_judge(const Tensor& samples, const Tensor& counts,
       bits |= of_range.bits, passed += of_range.passed;
     });
   });
-  int64_t* flags = judgement.flags.mutable_data_ptr<int64_t>();
+  int64_t* flags = mutable_data_of<int64_t>(judgement.flags);
   flags[kBits] = bits, flags[kPassed] = passed;
   return {judgement.moved, judgement.flags};
 }
@@ -415,7 +419,7 @@ std::tuple<Tensor, Tensor> rk_accept(const Tensor& moved, const Tensor& y, const
 std::tuple<Tensor, Tensor, Tensor, Tensor> rk_outputs(const Tensor& counts, const Tensor& step,
                                                       const Tensor& times_, int64_t count) {
   constexpr const char* kOp = "rk_outputs";
-  const Tensor times = times_.is_contiguous() ? times_ : torch::stable::contiguous(times_);
+  const Tensor times = as_contiguous(times_);
   require(counts.dim() == 2 && times.dim() == 2, kOp, ": counts must be [", int{kCountRows},
           ", B] and times [B, T]");
   const int64_t batch = counts.size(1), row = times.size(1);
@@ -425,12 +429,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rk_outputs(const Tensor& counts, cons
   Tensor sample = new_tensor(counts, &count, 1), index = new_tensor(counts, &count, 1);
   Tensor theta = new_tensor(step, &count, 1);
   Tensor at_end = new_tensor(counts, aoti_torch_dtype_bool(), &count, 1);
-  const int64_t* numbers = counts.const_data_ptr<int64_t>();
-  const double *of_step = step.const_data_ptr<double>(), *goals = times.const_data_ptr<double>();
-  int64_t *to_sample = sample.mutable_data_ptr<int64_t>(),
-          *to_index = index.mutable_data_ptr<int64_t>();
-  double* to_theta = theta.mutable_data_ptr<double>();
-  bool* to_end = at_end.mutable_data_ptr<bool>();
+  const int64_t* numbers = data_of<int64_t>(counts);
+  const double *of_step = data_of<double>(step), *goals = data_of<double>(times);
+  int64_t *to_sample = mutable_data_of<int64_t>(sample),
+          *to_index = mutable_data_of<int64_t>(index);
+  double* to_theta = mutable_data_of<double>(theta);
+  bool* to_end = mutable_data_of<bool>(at_end);
   int64_t next = 0;
   for (int64_t i = 0; i < batch; ++i) {
     const int64_t begin = numbers[kOutputBefore * batch + i], end = numbers[kOutput * batch + i];

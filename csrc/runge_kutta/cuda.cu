@@ -33,7 +33,7 @@ std::optional<Tensor> read_slope(const Slopes& k, const std::optional<Tensor>& s
   if (!slope) return std::nullopt;
   k.check_like_state("slope", *slope, /*contiguous=*/false);
   k.check_slot(slot);
-  return slope->is_contiguous() ? *slope : torch::stable::contiguous(*slope);
+  return as_contiguous(*slope);
 }
 
 template <typename T>
@@ -83,8 +83,8 @@ Tensor combine(const Slopes& k, const std::optional<Tensor>& y, const Tensor& a,
 }
 
 Tensor rk_combine(std::optional<Tensor> y, const Tensor& k_, const Tensor& a, const Tensor& h) {
-  const Tensor k = torch::stable::contiguous(k_);
-  if (y) y = torch::stable::contiguous(*y);
+  const Tensor k = as_contiguous(k_);
+  if (y) y = as_contiguous(*y);
   return combine(Slopes("rk_combine", k), y, a, h);
 }
 
@@ -171,8 +171,8 @@ std::tuple<Tensor, Tensor> rk_step(const Tensor& y_, const Tensor& k_, const Ten
                                    const Tensor& e, const Tensor& h, const Tensor& rtol,
                                    const Tensor& atol, std::vector<int64_t> segments, bool maximum,
                                    bool per_sample) {
-  const Tensor kc = torch::stable::contiguous(k_);
-  const std::optional<Tensor> y = torch::stable::contiguous(y_);
+  const Tensor kc = as_contiguous(k_);
+  const std::optional<Tensor> y = as_contiguous(y_);
   const Slopes k("rk_step", kc);
   const Launch launch(kc);
   const Norm norm = read_norm(k, std::move(segments), maximum, per_sample);
@@ -239,8 +239,8 @@ void launch_dense(DenseTask<T> task, const Tensor& theta, bool of_samples, cudaS
 
 Tensor rk_interpolate(const Tensor& y_, const Tensor& k_, const Tensor& p, const Tensor& theta,
                       const Tensor& h, std::optional<Tensor> sample) {
-  const Tensor kc = torch::stable::contiguous(k_);
-  const std::optional<Tensor> y = torch::stable::contiguous(y_);
+  const Tensor kc = as_contiguous(k_);
+  const std::optional<Tensor> y = as_contiguous(y_);
   const Slopes k("rk_interpolate", kc);
   const Launch launch(kc);
   const Queries queries(k, p, theta, sample);

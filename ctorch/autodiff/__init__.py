@@ -1,5 +1,6 @@
 """Derivative operators on functions: functions in, functions' derivatives out."""
 
+from ctorch.autodiff import _stream_linalg as _stream_linalg
 from ctorch.autodiff import rules as rules
 from ctorch.autodiff._jet import Jet as Jet
 from ctorch.autodiff._propagated import MissingRuleError as MissingRuleError
@@ -8,6 +9,10 @@ from ctorch.autodiff._propagated import register_jet_rule as register_jet_rule
 from ctorch.autodiff.divergence import divergence as divergence
 from ctorch.autodiff.jet import derivative as derivative
 from ctorch.autodiff.jet import jet as jet
+from ctorch.autodiff.laplacian import Laplacian as Laplacian
+from ctorch.autodiff.laplacian import laplacian as laplacian
+from ctorch.autodiff.series import Autonomous as Autonomous
+from ctorch.autodiff.series import taylor_series as taylor_series
 from ctorch.autodiff.stochastic import Estimate as Estimate
 from ctorch.autodiff.stochastic import stochastic_bilaplacian as stochastic_bilaplacian
 from ctorch.autodiff.stochastic import stochastic_laplacian as stochastic_laplacian

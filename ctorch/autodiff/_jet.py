@@ -44,6 +44,21 @@ class Jet(Propagated):
         return self.coefficients.dtype
 
     @property
+    def ndim(self) -> int:
+        return self.coefficients.ndim - 1
+
+    def dim(self) -> int:
+        return self.coefficients.ndim - 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.coefficients.device
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.coefficients.requires_grad
+
+    @property
     def degree(self) -> int:
         return self.coefficients.shape[0] - 1
 
@@ -59,15 +74,19 @@ class Jet(Propagated):
 
     def affine(self, fn: Function, constant: Tensor) -> Jet:
         stack = fn(self.coefficients)  # of its own: a bias can be added to it where no graph sees
-        shape = torch.broadcast_shapes(stack.shape[1:], constant.shape)
-        recorded = torch.is_grad_enabled() and (stack.requires_grad or constant.requires_grad)
-        if recorded or shape != stack.shape[1:] or transforms_active() or is_compiling():
-            return Jet(shift(stack, constant), self.order)
-        stack[0] += constant
-        return Jet(stack, self.order)
+        if _fits(constant.shape, stack) and not _recorded(stack, constant):
+            stack[0].add_(constant)
+            return Jet(stack, self.order)
+        return Jet(shift(stack, constant), self.order)
 
     @classmethod
     def join(cls, fn: Function, parts: Sequence[Any]) -> Jet:
+        if len(parts) == 2:  # the way of most sums, kept short
+            a, b = parts
+            if isinstance(a, Jet) and isinstance(b, Jet):
+                first, second = a.coefficients, b.coefficients
+                if first.shape[0] == second.shape[0]:
+                    return Jet(fn([first, second]), a.order)
         jets = [part for part in parts if isinstance(part, Jet)]
         degree = max(jet.degree for jet in jets)
         stacks = [
@@ -77,6 +96,8 @@ class Jet(Propagated):
         return Jet(fn(stacks), jets[0].order)
 
     def unary(self, name: str, param: float = 0.0) -> Jet:
+        if self.dtype not in KERNEL_DTYPES:
+            return self._unary_of(name, param)
         return Jet(ops.unary(self.coefficients, name, self.order, param), self.order)
 
     def integrate(self, value: Tensor, slope: Any) -> Jet:
@@ -94,12 +115,32 @@ class Jet(Propagated):
 
     def times(self, other: Jet) -> Jet:
         degree = min(self.order, self.degree + other.degree)
+        if self.dtype not in KERNEL_DTYPES or other.dtype is not self.dtype:
+            return Jet(plain_mul(self.coefficients, other.coefficients, degree), self.order)
         return Jet(ops.mul(self.coefficients, other.coefficients, degree), self.order)
 
     def over(self, other: Jet) -> Jet:
+        if self.dtype not in KERNEL_DTYPES or other.dtype is not self.dtype:
+            return self.times(other.unary("reciprocal"))
         if other.degree == 0:
             return Jet(ops.mul(self.coefficients, 1 / other.coefficients), self.order)
         return Jet(ops.div(self.coefficients, other.coefficients, self.order), self.order)
+
+    def _unary_of(self, name: str, param: float) -> Jet:
+        """In dtypes that have no kernels."""
+        if not self.dtype.is_complex:
+            wide = Jet(self.coefficients.float(), self.order).unary(name, param)
+            return Jet(wide.coefficients.to(self.dtype), self.order)
+        if name != "reciprocal":
+            raise TypeError(f"{name} of complex values has no rule; use their real and imag parts")
+        first = 1 / self.coefficients[0]
+        change = Jet(-first * self.coefficients[1:], self.order)
+        result = [first]  # y = y_0 + (-y_0 change) y
+        for k in range(1, self.order + 1):
+            js = range(1, min(k, self.degree) + 1)
+            terms = [change.coefficients[j - 1] * result[k - j] for j in js]
+            result.append(torch.stack(terms).sum(0) if terms else torch.zeros_like(first))
+        return Jet(torch.stack(result), self.order)
 
     @classmethod
     def bilinear(cls, fn: Function, a: Jet, b: Jet) -> Jet:
@@ -118,6 +159,18 @@ class Jet(Propagated):
         self.coefficients = other.coefficients
 
 
+KERNEL_DTYPES = (torch.float32, torch.float64)
+
+
+def plain_mul(a: Tensor, b: Tensor, degree: int) -> Tensor:
+    """Coefficients of a product, of any dtypes."""
+    orders = []
+    for k in range(degree + 1):
+        js = range(max(0, k + 1 - b.shape[0]), min(k, a.shape[0] - 1) + 1)
+        orders.append(torch.stack([a[j] * b[k - j] for j in js]).sum(0))
+    return torch.stack(orders)
+
+
 def pad(stack: Tensor, order: int) -> Tensor:
     """A stack with zeros above its degree, up to ``order``."""
     missing = order + 1 - stack.shape[0]
@@ -129,14 +182,28 @@ def pad(stack: Tensor, order: int) -> Tensor:
 def shift(stack: Tensor, constant: Tensor | complex) -> Tensor:
     """The stack with a constant added to its first coefficient."""
     wanted = getattr(constant, "shape", ())
-    if len(wanted) > stack.ndim - 1 or wanted != stack.shape[stack.ndim - len(wanted) :]:
+    if not _fits(wanted, stack):
         shape = torch.broadcast_shapes(stack.shape[1:], wanted)
         if shape != stack.shape[1:]:
             stack = widen(stack, len(shape)).expand(stack.shape[0], *shape)
     first = stack[:1] + constant
     if stack.shape[0] == 1:
         return first
-    return torch.cat([first, stack[1:].to(first.dtype)])
+    rest = stack[1:]
+    return torch.cat([first, rest if rest.dtype is first.dtype else rest.to(first.dtype)])
+
+
+def _fits(wanted: Any, stack: Tensor) -> bool:
+    """Whether a shape is that of the coefficients, but for missing dims."""
+    n = len(wanted)
+    return n == 0 or (n < stack.ndim and wanted == stack.shape[-n:])
+
+
+def _recorded(*tensors: Tensor) -> bool:
+    """Whether something may look at what happens to the tensors."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return True
+    return transforms_active() or is_compiling()
 
 
 def widen(stack: Tensor, ndim: int) -> Tensor:

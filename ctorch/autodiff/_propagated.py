@@ -10,6 +10,7 @@ without a rule raises; nothing falls back to a computation that would drop deriv
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
@@ -22,6 +23,13 @@ Function = Callable[..., Any]
 P = TypeVar("P", bound="Propagated")
 
 RULES: dict[Any, Function] = {}  # torch function, or (kind, torch function) -> rule
+METHODS: dict[Any, Function] = {}  # name of a method of tensors, or (kind, name) -> rule
+
+
+class _Shared:
+    """What a value and its views hold in common: as many references as there are of them."""
+
+    __slots__ = ()
 
 
 class MissingRuleError(NotImplementedError, AttributeError):
@@ -33,11 +41,19 @@ class Propagated:
 
     Attributes:
         value: the tensor itself, ``[*shape]``.
+        order: how many times a change of the value, ``x - x.value``, may be multiplied with itself
+            (or another's) before nothing of it is left: the order K of ``Jet``, 2 of ``Lap``.
     """
 
     __slots__ = ("_aliased",)
     __array_priority__ = 1000  # numpy leaves binary operations to this class
-    _aliased: bool
+    _aliased: _Shared
+    order: int
+    _own_dispatch = False  # whether a subclass has a __torch_function__ of its own
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._own_dispatch = cls.__torch_function__.__func__ is not _TORCH_FUNCTION  # type: ignore[attr-defined]
 
     # ---- what a kind of propagation implements
 
@@ -208,15 +224,21 @@ class Propagated:
     def __torch_function__(
         cls, func: Function, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        rule = RULES.get((cls, func)) or RULES.get(func) or _rule_of_aten(cls, func)
+        if is_compiling() and getattr(func, "__module__", "") == "torch._tensor":
+            name = func.__name__  # Dynamo does not find such functions in a table
+            rule = METHODS.get((cls, name)) or METHODS.get(name)
+        else:
+            rule = RULES.get((cls, func)) or RULES.get(func) or _rule_of_aten(cls, func)
         if rule is None:
             raise MissingRuleError(_no_rule(cls, _name(func), _writes(func)))
         if kwargs:
-            out = kwargs.get("out")
-            if out is not None:
+            if kwargs.get("out") is not None:
                 raise TypeError(f"{_name(func)}: out= cannot take a {cls.__name__}; drop it")
             return rule(*args, **kwargs)
         return rule(*args)
+
+
+_TORCH_FUNCTION = Propagated.__torch_function__.__func__  # type: ignore[attr-defined]
 
 
 def rule(*functions: Function | str, kind: type[Propagated] | None = None) -> Any:
@@ -230,11 +252,18 @@ def rule(*functions: Function | str, kind: type[Propagated] | None = None) -> An
         for key in functions:
             for target in _targets(key) if isinstance(key, str) else [key]:
                 RULES[target if kind is None else (kind, target)] = function
-            if isinstance(key, str) and hasattr(Tensor, key):
-                _add_method(key)
+            name = key if isinstance(key, str) else getattr(key, "__name__", "")
+            method = getattr(Tensor, name, None)
+            if callable(method) and (name is key or method is key):
+                METHODS[name if kind is None else (kind, name)] = function
+                if name not in Propagated.__dict__:
+                    setattr(Propagated, name, _method(name, method))
         return function
 
     return register
+
+
+_register = rule
 
 
 def register_jet_rule(function: Function, rule: Function | None = None) -> Any:
@@ -269,7 +298,7 @@ def register_jet_rule(function: Function, rule: Function | None = None) -> Any:
     for name, given in (("function", function), ("rule", rule)):
         if not callable(given):
             raise TypeError(f"{name}: expected something callable, got {type(given).__name__}")
-    RULES[function] = rule
+    _register(function)(rule)
     return rule
 
 
@@ -309,6 +338,8 @@ def value_of(x: Any) -> Any:
 
 def kind_of(*values: Any) -> type[Propagated]:
     """The one kind of propagation among some values."""
+    if len(values) == 2 and type(values[0]) is type(values[1]) and not constant(values[0]):
+        return type(values[0])
     kinds = {type(x) for x in values if isinstance(x, Propagated)}
     if len(kinds) != 1:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
@@ -325,7 +356,7 @@ def in_place(function: Function) -> Function:
     return assign
 
 
-def write(x: Any, result: Propagated, what: str) -> Propagated:
+def write(x: Any, result: Any, what: str) -> Propagated:
     """Puts the result of an in-place function into ``x``, where that is safe."""
     if constant(x):
         raise TypeError(
@@ -335,7 +366,9 @@ def write(x: Any, result: Propagated, what: str) -> Propagated:
         )
     if x.shape != result.shape:
         raise ValueError(f"{what} would change the shape {tuple(x.shape)} to {tuple(result.shape)}")
-    if getattr(x, "_aliased", False):
+    if isinstance(result, Tensor):  # a constant
+        result = x.linear(torch.zeros_like).shift(result)
+    if _is_shared(x):
         raise TypeError(
             f"{what} would change a {type(x).__name__} that shares memory with a view of it: use "
             f"the function that returns a new value, or clone() first"
@@ -345,32 +378,52 @@ def write(x: Any, result: Propagated, what: str) -> Propagated:
 
 
 def aliased(x: Any, view: Any) -> Any:
-    """Marks a value and a view of it: neither may be written in place from now on."""
-    x._aliased = True
-    for part in view if isinstance(view, (tuple, list)) else (view,):
-        part._aliased = True
+    """Marks views of a value: while both live, neither may be written in place."""
+    shared = getattr(x, "_aliased", None)
+    if shared is None:
+        shared = x._aliased = _Shared()
+    if isinstance(view, tuple):
+        for part in view:
+            part._aliased = shared
+    else:
+        view._aliased = shared
     return view
+
+
+def _is_shared(x: Any) -> bool:
+    shared = getattr(x, "_aliased", None)
+    if shared is None:
+        return False
+    if is_compiling():  # which cannot count references
+        return True
+    return sys.getrefcount(shared) > 3  # x, the variable, and the argument
 
 
 # ---- names and errors
 
 
 def _targets(name: str) -> list[Function]:
-    places = (torch, torch.special, Tensor)
-    return [getattr(place, name) for place in places if hasattr(place, name)]
+    # under torch.einsum, torch.norm and others lies a function of the same name, with its own dispatch
+    places: tuple[Any, ...] = (torch, torch.special, torch._C._VariableFunctions)
+    if name.startswith("__"):
+        places = ()
+    return [getattr(place, name) for place in (*places, Tensor) if hasattr(place, name)]
 
 
-def _add_method(name: str) -> None:
-    if name in Propagated.__dict__:
-        return
-    target = getattr(Tensor, name)
-    if callable(target):
+def _method(name: str, target: Function) -> Function:
+    """A method that calls its rule, by name: methods written in Python have no key in Dynamo."""
 
-        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return type(self).__torch_function__(target, (), (self, *args), kwargs)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kind = type(self)
+        if kind._own_dispatch:
+            return kind.__torch_function__(target, (), (self, *args), kwargs)
+        found = METHODS.get((kind, name)) or METHODS.get(name)
+        if found is None:  # there is one for another kind
+            raise MissingRuleError(_no_rule(kind, f"torch.Tensor.{name}", _writes(method)))
+        return found(self, *args, **kwargs)
 
-        method.__name__ = name
-        setattr(Propagated, name, method)
+    method.__name__ = name
+    return method
 
 
 def _rule_of_aten(kind: type[Propagated], func: Any) -> Function | None:

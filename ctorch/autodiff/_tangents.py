@@ -23,6 +23,7 @@ class Tangents(Propagated):
     """
 
     __slots__ = ("_value", "rows")
+    order = 1
 
     def __init__(self, value: Tensor, rows: Tensor) -> None:
         self._value = value

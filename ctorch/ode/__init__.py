@@ -1,5 +1,6 @@
 """Ordinary differential equations: problems in, solutions out."""
 
+from ctorch.ode import regularizers as regularizers
 from ctorch.ode.continuous import ContinuousAdjoint as ContinuousAdjoint
 from ctorch.ode.control import StepController as StepController
 from ctorch.ode.events import Event as Event
@@ -16,5 +17,6 @@ from ctorch.ode.tableaus import TABLEAUS as TABLEAUS
 
 __all__ = [
     "METHODS", "TABLEAUS", "ContinuousAdjoint", "Event", "Solution", "Stats", "Status",
-    "StepController", "odeint", "odeint_adjoint", "odeint_dense", "odeint_event", "solve_ode",
+    "StepController", "odeint", "odeint_adjoint", "odeint_dense", "odeint_event", "regularizers",
+    "solve_ode",
 ]  # fmt: skip

@@ -77,9 +77,10 @@ class AdaptiveLoop(Loop):
             if calling:
                 problem.call_back("callback_accept_step", t, y, length)
             stepper.finish(y1, stages, evaluate)
-            record = Step(t, signed, t1, y, start, end, fresh)
-            self.read(record, stages, y1)
-            self.store(record, stages, stages[0 if fresh else 1 :])
+            if not self.passes_by(tau1):
+                record = Step(t, signed, t1, y, start, end, fresh)
+                self.read(record, stages, y1)
+                self.store(record, stages, stages[0 if fresh else 1 :])
             history = (max(error, 1e-10), history[0])
             # a step cut short to end on a given time says little against the length tried before
             h = length * factor if end == FREE else max(length * factor, h)

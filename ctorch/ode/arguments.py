@@ -22,6 +22,9 @@ ADAPTIVE_OPTIONS = {
 }  # fmt: skip
 FIXED_OPTIONS = {"norm", "step_size", "grid_constructor", "interp", "perturb", "max_num_steps"}
 ADAMS_OPTIONS = FIXED_OPTIONS | {"max_order", "max_iters"}
+TAYLOR_OPTIONS = ADAPTIVE_OPTIONS - {"safety", "ifactor", "dfactor"} | {
+    "order", "step_size", "grid_constructor",
+}  # fmt: skip
 SCIPY_OPTIONS = {"norm", "solver", "min_step", "max_step"}
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
@@ -92,8 +95,8 @@ def make_tolerances(layout: Layout, y0: Any, rtol: Any, atol: Any) -> Tolerances
         shape = r.shape if r.dim() else a.shape
         reference = r if r.dim() else a
         r, a = (x.to(reference).expand(shape).contiguous() for x in (r, a))
-    positive = a + r > 0
-    if not (positive.item() if positive.dim() == 0 else bool(positive.all())):
+    positive = r.item() + a.item() > 0 if r.dim() == 0 else bool((a + r > 0).all())
+    if not positive:
         raise ArgumentError(
             "rtol and atol must not both be 0 for any element: no step could be accepted."
         )
@@ -173,7 +176,7 @@ def special_times(options: dict[str, Any], direction: int) -> tuple[list[float],
     both = []
     for name in ("step_t", "jump_t"):
         value = options.get(name)
-        given = torch.as_tensor([] if value is None else value, dtype=torch.float64).reshape(-1)
+        given = [] if value is None else torch.as_tensor(value, dtype=torch.float64).reshape(-1)
         both.append(sorted(direction * float(x) for x in given))
     merged = both[0] + both[1]
     if len(set(merged)) != len(merged):

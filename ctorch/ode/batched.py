@@ -125,8 +125,7 @@ class BatchedJob:
                 'a vector field that draws random numbers needs gradient="backprop" with'
                 " batched=True."
             )
-        self.loop = BatchedLoop(self, recorder)
-        return self.loop.run(first)
+        return BatchedLoop(self, recorder).run(first)
 
     def sweep(self, run: Run, grad_rows: Tensor, wanted: Sequence[bool]) -> Cotangents:
         """Pull cotangents of the rows back through the steps of a run."""
@@ -279,7 +278,7 @@ class BatchedLoop:
             return rk_error(
                 y, y1, self.k, slope, method.n - 1, method.e, h, tol.rtol, tol.atol,
                 problem.layout.segments, problem.max_norm, True,
-            ).double()  # fmt: skip
+            )  # fmt: skip
         if slope is not None:
             self.k[method.n - 1].copy_(slope)
         return self._norm(rk_combine(None, self.k, method.e, h), problem.error_scale(y, y1))

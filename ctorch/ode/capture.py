@@ -194,19 +194,17 @@ def held_tensors(held: Any) -> list[Tensor]:
     """Tensors that require grad in modules, closures, bound objects, partials and containers."""
     found: dict[int, Tensor] = {}
     seen: set[int] = set()
-
-    def look(item: Any, depth: int) -> None:
+    todo = [(held, 6)]
+    while todo:
+        item, depth = todo.pop()
         if isinstance(item, Tensor):
             if item.requires_grad:
                 found[id(item)] = item
-            return
+            continue
         if depth < 0 or id(item) in seen or isinstance(item, (type, types.ModuleType)):
-            return
+            continue
         seen.add(id(item))
-        for part in _parts(item):
-            look(part, depth - 1)
-
-    look(held, 6)
+        todo += [(part, depth - 1) for part in reversed([*_parts(item)])]
     return list(found.values())
 
 

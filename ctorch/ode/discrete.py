@@ -244,7 +244,9 @@ class _Solve(torch.autograd.Function):
     ) -> Any:
         run = job.run(first, first_rng)
         holder.append(run)
-        ctx.job, ctx.run = job, run
+        # the rows get this node as their grad_fn: it must not hold them, for only the garbage
+        # collector would free such a cycle, and the graphs of all stages with it
+        ctx.job, ctx.run = job, dataclasses.replace(run, rows=run.rows.detach())
         ctx.save_for_backward(*inputs)
         ctx.set_materialize_grads(False)
         return (run.rows, *run.stacked()) if run.pieces else run.rows

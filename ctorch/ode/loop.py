@@ -43,6 +43,7 @@ class Loop:
         self.fired: tuple[float, int] | None = None
         self.rng: list[Any] | None = None
         self.checks = True  # look at the values of the final state
+        self._every_step = keep or problem.dense or problem.watch is not None
         self.evaluate = self._evaluate_random if problem.random else recorder.evaluate
 
     def run(self, first: Stage, first_rng: Any = None) -> Run:
@@ -82,6 +83,12 @@ class Loop:
             return False
         watch = self.problem.watch
         return len(self.rows) < len(self.goals) or (watch is not None and watch.until_event)
+
+    def passes_by(self, tau1: float) -> bool:
+        """Whether a step that ends at ``tau1`` leaves nothing to read or to keep; only while
+        ``reading``.
+        """
+        return not self._every_step and self.goals[len(self.rows)] > tau1
 
     def _evaluate_random(self, t: Tensor, y: Tensor) -> Stage:
         """Evaluate a stage of a field that draws random numbers, noting the generators' state

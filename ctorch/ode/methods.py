@@ -9,8 +9,9 @@ from ctorch.ode.tableaus import TABLEAUS
 ADAPTIVE = tuple(name for name, tableau in TABLEAUS.items() if tableau.adaptive)
 FIXED = tuple(name for name, tableau in TABLEAUS.items() if not tableau.adaptive)
 ADAMS = ("explicit_adams", "implicit_adams", "fixed_adams")
+TAYLOR = ("taylor",)
 SCIPY = ("scipy_solver",)
-ALL = (*ADAPTIVE, *FIXED, *ADAMS, *SCIPY)
+ALL = (*ADAPTIVE, *FIXED, *ADAMS, *TAYLOR, *SCIPY)
 
 
 def check_method(method: Any) -> str:

@@ -240,7 +240,7 @@ def odeint_dense(
     run, _, problem = request.solve()
     if run.failure is not None:
         run.failure.raise_()
-    dense = run.dense_output(problem, request.coefficients().p)
+    dense = run.dense_output(problem, request.polynomials(run))
     return lambda t: dense(torch.as_tensor(t))
 
 

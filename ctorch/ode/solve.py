@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ctorch._eager import eager
 from ctorch._exceptions import ArgumentError
-from ctorch.ode import adams, arguments, continuous, methods, scipy_solver
+from ctorch.ode import adams, arguments, continuous, methods, scipy_solver, taylor
 from ctorch.ode import batched as batched_solve
 from ctorch.ode.arguments import number
 from ctorch.ode.coefficients import coefficients
@@ -214,6 +214,8 @@ class Request:
             return (*self._scipy(problem), problem)
         if self.method in methods.ADAMS:
             return adams.solve(self, problem)
+        if self.method in methods.TAYLOR:
+            return taylor.solve(self, problem)
         job = Job(problem, self.coefficients(), self.knots(problem))
         if transforms_active():
             run = _run_plain(job)
@@ -258,6 +260,7 @@ class Request:
             arguments.ADAPTIVE_OPTIONS if adaptive
             else arguments.FIXED_OPTIONS if method in methods.FIXED
             else arguments.ADAMS_OPTIONS if method in methods.ADAMS
+            else arguments.TAYLOR_OPTIONS if method in methods.TAYLOR
             else arguments.SCIPY_OPTIONS
         )  # fmt: skip
         arguments.check_options(options, known, method, strict=not self.torchdiffeq)
@@ -268,7 +271,7 @@ class Request:
             ()
             if layout.batched
             else arguments.CALLBACKS
-            if adaptive
+            if adaptive or method in methods.TAYLOR
             else ()
             if method in methods.SCIPY
             else ("callback_step",)
@@ -334,6 +337,12 @@ class Request:
                 )
             return coefficients(self.method, "linear" if interp == "linear" else "best")
         return coefficients(self.method, "torchdiffeq" if self.torchdiffeq else "best")
+
+    def polynomials(self, run: Run) -> Tensor:
+        """The interpolant in which a run's continuous solution is written."""
+        if self.method in methods.TAYLOR:
+            return taylor.polynomials(run.pieces[0].k.shape[0])
+        return self.coefficients().p
 
     def knots(self, problem: Problem) -> Callable[[], Iterator[tuple[float, int]]] | None:
         """The grid of a fixed-step solve; None for an adaptive one."""
@@ -429,5 +438,5 @@ def _solution(
         event = EventRecord(time, state, index)
         times = torch.cat([t[: count - 1], time.reshape(1).to(t)])
         y = pytree.tree_map(lambda x, s: torch.cat([x[:-1], s.unsqueeze(0)]), y, state)
-    dense = run.dense_output(problem, request.coefficients().p) if request.dense else None
+    dense = run.dense_output(problem, request.polynomials(run)) if request.dense else None
     return Solution(times, y, run.stats, run.status, event, dense)

@@ -63,7 +63,9 @@ class Stepper:
         self.k = torch.empty(
             (coefficients.total, *shape), dtype=problem.layout.dtype, device=problem.layout.device
         )
-        self.h = torch.zeros((), dtype=torch.float64)
+        #: the step as the kernels take it, which read it when they are called
+        self._h = np.zeros(())
+        self.h = torch.from_numpy(self._h)
         self._plain_norm = problem.norm is None and not problem.layout.is_complex
         self._float32 = problem.time_dtype is not torch.float64
 
@@ -129,7 +131,8 @@ class Stepper:
         if self._values_only:
             return self._attempt_values(y, first, t, h, t1)
         method, k = self.method, self.k
-        self.h = step = torch.scalar_tensor(h, dtype=torch.float64)
+        self._h.fill(h)
+        step = self.h
         self.times = times = self.stage_times(t, h, t1)
         stages, slope, slot = [first], first.k, 0
         for a, time in zip(self._inner, times, strict=False):
@@ -146,7 +149,8 @@ class Stepper:
         self, y: Tensor, first: Stage, t: float, h: float, t1: float
     ) -> tuple[Tensor, list[Stage]]:
         """``attempt`` for a plain state and no graphs, with nothing between kernel and field."""
-        self.h = step = torch.scalar_tensor(h, dtype=torch.float64)
+        self._h.fill(h)
+        step = self.h
         self.times = times = self.stage_times(t, h, t1)
         last = self._last if not self._ends_with_slope else None
         y1, stage, made = bare_stages(

@@ -26,7 +26,7 @@ MOST_PRODUCTS = 1024  # whole exponents up to here are taken by products, which 
 def unary(x: Tensor, op: int, order: int, param: float, level: int, last: bool) -> Tensor:
     """Coefficients 0 to order of the ``level``-th derivative of a function, at a series."""
     name = UNARY[op]
-    series = list(x.unbind(0))
+    series = coefficients(x)
     if level <= 2:
         out = FUNCTIONS[name](series, order, level, param)
     else:
@@ -49,17 +49,17 @@ def unary_backward(
 
 def mul(a: Tensor, b: Tensor, order: int) -> Tensor:
     """Coefficients 0 to order of a product."""
-    return stack(product(list(a.unbind(0)), list(b.unbind(0)), order), order)
+    return stack(product(coefficients(a), coefficients(b), order), order)
 
 
 def div(a: Tensor, b: Tensor, order: int) -> Tensor:
     """Coefficients 0 to order of a quotient."""
-    return stack(quotient(list(a.unbind(0)), list(b.unbind(0)), order), order)
+    return stack(quotient(coefficients(a), coefficients(b), order), order)
 
 
 def correlate(g: Tensor, y: Tensor, order: int) -> Tensor:
     """``z_j = sum_{k >= j} g_{k-j} y_k`` for j = 0 to order."""
-    gs, ys = g.unbind(0), y.unbind(0)
+    gs, ys = coefficients(g), coefficients(y)
     out = []
     for j in range(order + 1):
         pairs = [gs[k - j] * ys[k] for k in range(j, min(len(ys), j + len(gs)))]
@@ -115,6 +115,11 @@ def laplacian_backward(
 
 
 # ---- arithmetic of series ----------------------------------------------------------------------
+
+
+def coefficients(x: Tensor) -> Series:
+    """The coefficients of a stack; torch's compiled forward mode cannot take views of others."""
+    return list(x.contiguous().unbind(0))
 
 
 def stack(x: Series, order: int) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ctorch.ops import _jet_reference as reference
 from ctorch.ops import _op
@@ -29,6 +30,11 @@ def use(name: str, *args: Any) -> Any:
     return OPERATORS[name](*args)
 
 
+def _primals(args: Args) -> Args:
+    """The arguments of a tangent rule without their own tangents, which operators would follow."""
+    return tuple(forward_ad.unpack_dual(x).primal if isinstance(x, Tensor) else x for x in args)
+
+
 # ---- unary -------------------------------------------------------------------------------------
 
 
@@ -42,7 +48,7 @@ def unary_backward(args: Args, needed: Sequence[bool], g: Tensor | None) -> Args
 
 def unary_jvp(args: Args, tangents: Args) -> Tensor:
     """Tangent of a function at a series."""
-    x, op, order, param, level, last = args
+    x, op, order, param, level, last = _primals(args)
     slope = use("unary", x, op, order, param, level + 1, False)
     return _last_of_product(tangents[0], slope) if last else use("mul", slope, tangents[0], order)
 
@@ -68,7 +74,7 @@ def unary_backward_backward(args: Args, needed: Sequence[bool], w: Tensor | None
 
 def unary_backward_jvp(args: Args, tangents: Args) -> Tensor:
     """Tangent of the correlation with a function's derivative."""
-    g, x, op, order, param, level, last = args
+    g, x, op, order, param, level, last = _primals(args)
     tg, tx = tangents[:2]
     out = None if tg is None else use("unary_backward", tg, x, op, order, param, level, last)
     if tx is None:
@@ -123,7 +129,7 @@ def mul_backward(args: Args, needed: Sequence[bool], g: Tensor | None) -> Args:
 
 def mul_jvp(args: Args, tangents: Args) -> Tensor:
     """Tangent of a product."""
-    a, b, order = args
+    a, b, order = _primals(args)
     parts = [use("mul", ta, b, order) for ta in tangents[:1] if ta is not None]
     parts += [use("mul", a, tb, order) for tb in tangents[1:2] if tb is not None]
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]
@@ -135,7 +141,7 @@ def div_backward(args: Args, needed: Sequence[bool], g: Tensor | None) -> Args:
     if g is None:
         return None, None, None
     inverse = use("div", torch.ones_like(b[:1]), b, order)
-    top = use("correlate", inverse, g, order)
+    top = use("correlate", inverse, g, max(order, a.shape[0] - 1))
     a_bar = _summed(top[: a.shape[0]], a) if needed[0] else None
     b_bar = None
     if needed[1]:
@@ -146,7 +152,7 @@ def div_backward(args: Args, needed: Sequence[bool], g: Tensor | None) -> Args:
 
 def div_jvp(args: Args, tangents: Args) -> Tensor:
     """Tangent of a quotient."""
-    a, b, order = args
+    a, b, order = _primals(args)
     parts = [use("div", ta, b, order) for ta in tangents[:1] if ta is not None]
     if tangents[1] is not None:
         change = use("mul", use("div", a, b, order), tangents[1], order)
@@ -168,7 +174,7 @@ def correlate_backward(args: Args, needed: Sequence[bool], w: Tensor | None) -> 
 
 def correlate_jvp(args: Args, tangents: Args) -> Tensor:
     """Tangent of a correlation."""
-    g, y, order = args
+    g, y, order = _primals(args)
     parts = [use("correlate", tg, y, order) for tg in tangents[:1] if tg is not None]
     parts += [use("correlate", g, ty, order) for ty in tangents[1:2] if ty is not None]
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]
@@ -219,7 +225,7 @@ def laplacian_backward(args: Args, needed: Sequence[bool], *grads: Tensor | None
 
 def laplacian_jvp(args: Args, tangents: Args) -> tuple[Tensor, ...]:
     """Tangents of value, rows and Laplacian."""
-    x, rows, lap, op, param = args
+    x, rows, lap, op, param = _primals(args)
     tx, trows, tlap = tangents[:3]
     first, second, third = (use("unary", x[None], op, 0, param, m, True) for m in (1, 2, 3))
     ty, trows_out, tlap_out = (
@@ -250,7 +256,18 @@ def laplacian_vmap(call: Call, size: int, batched: Sequence[bool], args: Args) -
     x, rows, lap, *rest = args
     x = x if batched[0] else _expanded(x, 0, size)
     rows = rows.movedim(0, 1) if batched[1] else rows.unsqueeze(1)
+    rows = shared_over_leading(rows, x.shape)
     if lap is not None and not batched[2]:
         lap = _expanded(lap, 0, size)
     out = call(x, rows, lap, *rest)
     return out, (0, 1, 0) if len(out) == 3 else (0, 0)
+
+
+def shared_over_leading(rows: Tensor, shape: torch.Size) -> Tensor:
+    """Rows as the kernels take them: ones in leading dimensions alone, or none."""
+    full = True
+    for have, want in zip(reversed(rows.shape[1:]), reversed(shape), strict=True):
+        full = full and have == want
+        if not full and have != 1:
+            return rows.expand(rows.shape[0], *shape)
+    return rows

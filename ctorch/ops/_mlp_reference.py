@@ -291,6 +291,21 @@ def divergence(
     return F.linear(h, last, last_bias), (moved * close.unsqueeze(1)).sum((0, -1))
 
 
+def closed_divergence(net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for one or two hidden layers, without a Jacobian.
+
+    With slopes ``d_l`` of the activations, ``d_1 . diag(W_1 W_2)``, or ``d_2 . M d_1`` with
+    ``M = W_2 * (W_1 W_3)^T``, elementwise.
+    """
+    first, *_, last = net.weights
+    h, d1, _ = slopes(F.linear(x, *net.layers[0]), net.activation, net.param)
+    if len(net.weights) == 2:
+        return F.linear(h, *net.layers[1]), d1 @ (first * last.t()).sum(1)
+    h, d2, _ = slopes(F.linear(h, *net.layers[1]), net.activation, net.param)
+    trace = (d2 * F.linear(d1, net.weights[1] * (first @ last).t())).sum(-1)
+    return F.linear(h, *net.layers[2]), trace
+
+
 def trace_ends(net: MLP) -> tuple[Tensor, Tensor]:
     """The rows at which the forward Jacobian of a divergence starts, and that close its trace."""
     first, last = net.weights[0], net.weights[-1]

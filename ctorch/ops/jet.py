@@ -18,9 +18,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ctorch.ops import _jet_reference as reference
 from ctorch.ops import _jet_rules as rules
+from ctorch.ops import _op
 from ctorch.ops._jet_reference import UNARY as UNARY
 from ctorch.ops._op import define
 
@@ -114,8 +116,8 @@ def correlate(g: Tensor, y: Tensor, order: int | None = None) -> Tensor:
         ValueError: shapes do not broadcast, or a negative order.
         TypeError: a dtype is not float32 or float64, or they differ.
     """
-    order = _check_pair("g", g, "y", y, y.shape[0] - 1 if order is None else order)
-    return cast(Tensor, jet_correlate(g, y, order))
+    highest = _check_pair("g", g, "y", y, order)
+    return cast(Tensor, jet_correlate(g, y, y.shape[0] - 1 if order is None else highest))
 
 
 def laplacian_unary(
@@ -125,7 +127,8 @@ def laplacian_unary(
 
     Args:
         x: value of the argument ``[*shape]``.
-        rows: its derivatives ``[R, *shape]``; dimensions of size 1 are shared and not expanded.
+        rows: its derivatives ``[R, *shape]``, with size 1 in dimensions that share them; leading
+            ones are never expanded.
         lap: its Laplacian ``[*shape]``; None stands for zeros.
         name: the function f, one of ``UNARY``.
         param: as for ``unary``.
@@ -137,7 +140,7 @@ def laplacian_unary(
         ValueError: an unknown name, or shapes that do not fit.
         TypeError: a dtype is not float32 or float64, or they differ.
     """
-    number = _check_laplacian(x, rows, lap, name)
+    number, rows = _check_laplacian(x, rows, lap, name)
     return cast(tuple[Tensor, Tensor, Tensor], jet_laplacian(x, rows, lap, number, param))
 
 
@@ -145,7 +148,7 @@ def laplacian_unary_last(
     x: Tensor, rows: Tensor, lap: Tensor | None, name: str, param: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Value and Laplacian of an elementwise function: ``laplacian_unary`` without its rows."""
-    number = _check_laplacian(x, rows, lap, name)
+    number, rows = _check_laplacian(x, rows, lap, name)
     return cast(tuple[Tensor, Tensor], jet_laplacian_last(x, rows, lap, number, param))
 
 
@@ -179,9 +182,35 @@ def _fake_laplacian_backward(x: Tensor, rows: Tensor, *_: Any) -> tuple[Tensor, 
 
 
 def _define(schema: str, function: Callable[..., Any], **parts: Any) -> Callable[..., Any]:
+    name = schema.partition("(")[0]
     operator = define(schema, function, **parts)
-    rules.OPERATORS[schema.partition("(")[0].removeprefix("jet_")] = operator
-    return operator
+    tensors = schema.partition(") ->")[0].count("Tensor")
+    overload = getattr(torch.ops.ctorch, name).default
+    quick = _without_graph(operator, getattr(overload, "_op", overload), tensors)
+    rules.OPERATORS[name.removeprefix("jet_")] = quick
+    return quick
+
+
+def _without_graph(
+    operator: Callable[..., Any], bare: Callable[..., Any], tensors: int
+) -> Callable[..., Any]:
+    """The operator, by a shorter way where it records nothing: torch's autograd costs 6 us."""
+    below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
+    if below_autograd is None or not _op.KNOWN_TORCH:
+        return operator
+    active, level = _op.transforms_active, forward_ad
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling() or active() or level._current_level >= 0:
+            return operator(*args)
+        if torch.is_grad_enabled():
+            for x in args[:tensors]:
+                if x is not None and x.requires_grad:
+                    return operator(*args)
+        with below_autograd():
+            return bare(*args)
+
+    return call
 
 
 jet_unary = _define(
@@ -298,7 +327,7 @@ def _check_pair(name: str, x: Tensor, other: str, y: Tensor, order: int | None) 
     return order
 
 
-def _check_laplacian(x: Tensor, rows: Tensor, lap: Tensor | None, name: str) -> int:
+def _check_laplacian(x: Tensor, rows: Tensor, lap: Tensor | None, name: str) -> tuple[int, Tensor]:
     _check_dtype("x", x)
     shape = x.shape
     fits = rows.dim() == x.dim() + 1 and all(
@@ -312,4 +341,4 @@ def _check_laplacian(x: Tensor, rows: Tensor, lap: Tensor | None, name: str) -> 
     for label, z in (("rows", rows), ("lap", lap)):
         if z is not None and z.dtype is not x.dtype:
             raise TypeError(f"{label} must have the dtype of x, {x.dtype}; got {z.dtype}")
-    return _number(name)
+    return _number(name), rules.shared_over_leading(rows, shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -234,6 +236,36 @@ def test_a_solve_is_deterministic(gradient: str) -> None:
         ):  # its steps hang on products of matrices, which BLAS sums as it likes
             assert torch.equal(g, results[0][2])
     assert torch.equal(results[0][2], results[1][2])
+
+
+SOLVES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "batched": {"batched": True},
+    "dense": {"dense": True},
+    "rk4": {"method": "rk4"},
+    "explicit_adams": {"method": "explicit_adams", "options": {"step_size": 0.2}},
+}
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint"])
+@pytest.mark.parametrize("how", SOLVES.values(), ids=list(SOLVES))
+def test_a_solution_that_is_dropped_frees_its_graph_at_once(
+    how: dict[str, Any], gradient: str
+) -> None:
+    y0, weight = leaf(3, 4), leaf(4)
+    held = weakref.ref(weight)  # by the graph, in the end by it alone
+    gc.collect()
+    gc.disable()
+    try:
+        solution = ctorch.solve_ode(
+            lambda t, y, w: y.sin() * w, y0, T, gradient=gradient, args=(weight,), **how
+        )
+        del weight
+        assert held() is not None
+        del solution
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_the_users_tensors_are_left_alone() -> None:

@@ -1,4 +1,4 @@
-"""Rules of elementwise functions."""
+"""Rules of elementwise functions: those with kernels, powers, functions given by their slope."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctorch.autodiff._propagated import RULES, in_place, rule, value_of
+from ctorch.autodiff._propagated import RULES, constant, rule
+from ctorch.autodiff.rules._common import as_tensor
 from ctorch.ops.jet import UNARY
 
+_OWN_RULES = ("pow", "gelu", "gelu_tanh", "silu", "softplus", "exp", "mish", "logsigmoid")
 
-def _kernel(name: str) -> Any:
+
+def kernel(name: str) -> Any:
+    """The rule of a function that has a kernel of its own."""
+
     def apply(x: Any) -> Any:
         return x.unary(name)
 
@@ -21,80 +26,135 @@ def _kernel(name: str) -> Any:
 
 
 for _name in UNARY:  # those that torch knows by the same name and one argument
-    if _name not in ("pow", "gelu", "gelu_tanh", "silu", "softplus") and hasattr(torch, _name):
-        rule(_name)(_kernel(_name))
-        rule(f"{_name}_")(in_place(_kernel(_name)))
+    if _name not in _OWN_RULES and hasattr(torch, _name):
+        rule(_name)(kernel(_name))
 
-RULES[F.tanh] = RULES[torch.tanh]
-RULES[F.sigmoid] = RULES[torch.sigmoid]
-rule(torch.special.expit)(_kernel("sigmoid"))
-
-
-@rule(F.silu)
-def silu(x: Any, inplace: bool = False) -> Any:
-    return (in_place(_kernel("silu")) if inplace else _kernel("silu"))(x)
-
-
-@rule(F.gelu)
-def gelu(x: Any, approximate: str = "none") -> Any:
-    return x.unary("gelu_tanh" if approximate == "tanh" else "gelu")
+for _alias, _name in (
+    (F.tanh, "tanh"),
+    (F.sigmoid, "sigmoid"),
+    (torch.special.expit, "sigmoid"),
+    (torch.special.erf, "erf"),
+    (torch.special.expm1, "expm1"),
+    (torch.special.log1p, "log1p"),
+):
+    rule(_alias)(kernel(_name))
 
 
-@rule(F.softplus)
-def softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
-    y = x.unary("softplus", float(beta))
-    if bool((value_of(x) * beta > threshold).any()):  # torch's own branch: linear above
-        return torch.where(value_of(x) * beta > threshold, x, y)
-    return y
+@rule("exp")
+def exp(x: Any) -> Any:
+    if x.dtype.is_complex:
+        size, angle = torch.exp(x.real), x.imag
+        return torch.complex(size * torch.cos(angle), size * torch.sin(angle))
+    return x.unary("exp")
 
 
-# ---- piecewise linear: the branch is that of the value
+@rule("square")
+def square(x: Any) -> Any:
+    return x.times(x)
 
 
-@rule("relu", F.relu)
-def relu(x: Any, inplace: bool = False) -> Any:
-    y = _masked(x, x.value > 0)
-    return in_place(lambda x: y)(x) if inplace else y
+# ---- functions given by their slope: the value is torch's own, to the last bit
 
 
-rule("relu_", F.relu_)(in_place(relu))
+def _unless_kernel(name: str) -> Any:
+    """Registers a rule for a function, where no kernel serves it."""
+    return (lambda function: function) if name in UNARY else rule(name)
 
 
-@rule("abs", "absolute", "__abs__")
-def absolute(x: Any) -> Any:
-    sign = x.value.sign()
-    return x.linear(lambda s: s * sign)
+@_unless_kernel("sinh")
+def sinh(x: Any) -> Any:
+    return x.integrate(torch.sinh(x.value), torch.cosh(x))
 
 
-def _masked(x: Any, mask: Tensor) -> Any:
-    return x.linear(lambda s: torch.where(mask, s, torch.zeros_like(s)))
+@_unless_kernel("cosh")
+def cosh(x: Any) -> Any:
+    return (torch.exp(x) + torch.exp(-x)) / 2
 
 
-def _constant(function: Any) -> Any:
-    """The value alone: its derivatives are zero (or there are none)."""
-
-    def apply(*args: Any, **kwargs: Any) -> Any:
-        args = tuple(value_of(a) for a in args)
-        return function(*args, **{name: value_of(a) for name, a in kwargs.items()})
-
-    return apply
+@_unless_kernel("tan")
+def tan(x: Any) -> Any:
+    return torch.sin(x) / torch.cos(x)
 
 
-_CONSTANT = (
-    "sign sgn floor ceil round trunc heaviside eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ "
-    "__ge__ isnan isinf isfinite isposinf isneginf signbit logical_and logical_or logical_not "
-    "logical_xor argmax argmin argsort nonzero count_nonzero all any allclose isclose equal "
-    "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones "
-    "new_empty new_full new_tensor bucketize searchsorted detach is_floating_point is_complex "
-    "is_nonzero numel is_same_size result_type"
-).split()
-for _name in _CONSTANT:
-    for _place in (torch, torch.special, Tensor):
-        if hasattr(_place, _name):
-            _function = getattr(_place, _name)
-            rule(_function)(_constant(_function))
-    if hasattr(Tensor, _name):
-        rule(_name)(_constant(getattr(Tensor, _name)))
+@_unless_kernel("expm1")
+def expm1(x: Any) -> Any:
+    return x.integrate(torch.expm1(x.value), torch.exp(x))
+
+
+@_unless_kernel("log1p")
+def log1p(x: Any) -> Any:
+    return x.integrate(torch.log1p(x.value), torch.reciprocal(x + 1))
+
+
+@_unless_kernel("atan")
+def atan(x: Any) -> Any:
+    return x.integrate(torch.atan(x.value), torch.reciprocal(x * x + 1))
+
+
+@_unless_kernel("asin")
+def asin(x: Any) -> Any:
+    return x.integrate(torch.asin(x.value), torch.rsqrt(1 - x * x))
+
+
+@_unless_kernel("acos")
+def acos(x: Any) -> Any:
+    return x.integrate(torch.acos(x.value), -torch.rsqrt(1 - x * x))
+
+
+@_unless_kernel("asinh")
+def asinh(x: Any) -> Any:
+    return x.integrate(torch.asinh(x.value), torch.rsqrt(x * x + 1))
+
+
+@_unless_kernel("acosh")
+def acosh(x: Any) -> Any:
+    return x.integrate(torch.acosh(x.value), torch.rsqrt(x - 1) * torch.rsqrt(x + 1))
+
+
+@_unless_kernel("atanh")
+def atanh(x: Any) -> Any:
+    return x.integrate(torch.atanh(x.value), torch.reciprocal(1 - x * x))
+
+
+for _name in ("sin", "cos", "tan", "sinh", "cosh", "tanh"):
+    _inverse = f"a{_name}"
+    if f"arc{_name}" not in ("",) and hasattr(torch, f"arc{_name}"):
+        rule(f"arc{_name}")(RULES[getattr(torch, _inverse)])
+
+
+@rule("log2")
+def log2(x: Any) -> Any:
+    return torch.log(x) * (1 / math.log(2))
+
+
+@rule("log10")
+def log10(x: Any) -> Any:
+    return torch.log(x) * (1 / math.log(10))
+
+
+@rule("exp2", torch.special.exp2)
+def exp2(x: Any) -> Any:
+    return _exponential(x, torch.exp2(x.value), math.log(2))
+
+
+def _exponential(x: Any, value: Tensor, rate: Any) -> Any:
+    """``b^x`` with its value given and ``rate = log b``: rounding errors do not grow with x."""
+    return value * torch.exp(x.shift(-x.value) * rate)
+
+
+@rule("atan2", "arctan2")
+def atan2(y: Any, x: Any) -> Any:
+    """By turning the point to the positive axis, where atan has no branches."""
+    like = x if constant(y) else y
+    y, x = as_tensor(y, like), as_tensor(x, like)
+    angle = torch.atan2(y if constant(y) else y.value, x if constant(x) else x.value)
+    c, s = torch.cos(angle), torch.sin(angle)
+    return angle + torch.atan((y * c - x * s) / (x * c + y * s))
+
+
+@rule("hypot")
+def hypot(x: Any, y: Any) -> Any:
+    return torch.sqrt(torch.square(x) + torch.square(y))
 
 
 # ---- powers
@@ -102,14 +162,19 @@ for _name in _CONSTANT:
 
 @rule("pow", "__pow__", torch.float_power, Tensor.float_power)
 def power(x: Any, exponent: Any) -> Any:
-    if isinstance(x, (int, float)) or isinstance(x, Tensor):  # constant ** carried
-        base = x if isinstance(x, Tensor) else math.log(x)
-        return torch.exp(exponent * (torch.log(base) if isinstance(base, Tensor) else base))
     if isinstance(exponent, Tensor) and exponent.ndim == 0 and not exponent.requires_grad:
         exponent = exponent.item()
     if isinstance(exponent, (int, float)):
         return _number_power(x, exponent)
-    return torch.exp(exponent * torch.log(x))
+    if isinstance(x, (int, float)):
+        x = as_tensor(x, exponent)
+    if isinstance(x, Tensor):  # constant ** carried
+        zero = x == 0
+        rate = torch.where(zero, torch.zeros_like(x), torch.log(torch.where(zero, 1, x)))
+        return _exponential(exponent, torch.pow(x, exponent.value), rate)
+    value = torch.pow(x.value, exponent if constant(exponent) else exponent.value)
+    z = exponent * torch.log(x)
+    return value * torch.exp(z.shift(-z.value))
 
 
 def _number_power(x: Any, p: float) -> Any:
@@ -121,7 +186,13 @@ def _number_power(x: Any, p: float) -> Any:
         return x.times(x.times(x))
     if p == 0:
         return torch.ones_like(x.value)
-    if float(p).is_integer() and 0 < p <= 64:  # by squaring: exact through zero
+    if p == 0.5:
+        return torch.sqrt(x)
+    if p == -1:
+        return torch.reciprocal(x)
+    if float(p).is_integer() and -64 <= p <= 64:  # by squaring: exact through zero
+        if p < 0:
+            return torch.reciprocal(_number_power(x, -p))
         half = _number_power(x, int(p) // 2)
         return half.times(half).times(x) if int(p) % 2 else half.times(half)
     return x.unary("pow", float(p))
@@ -132,6 +203,6 @@ def rpow(x: Any, base: Any) -> Any:
     return power(base, x)
 
 
-@rule("square")
-def square(x: Any) -> Any:
-    return x.times(x)
+@rule("ldexp")
+def ldexp(x: Any, exponent: Any) -> Any:
+    return x * torch.exp2(exponent)

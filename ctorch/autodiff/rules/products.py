@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctorch.autodiff._propagated import constant, in_place, kind_of, rule
+from ctorch.autodiff._propagated import constant, in_place, kind_of, rule, value_of
+from ctorch.autodiff.rules._common import negative
 
 
 def _tensor(x: Any, like: Any) -> Tensor:
     return x if isinstance(x, Tensor) else torch.as_tensor(x, device=like.device)
 
 
-def _widened(x: Any, fn: Any, other: Tensor) -> Any:
-    """Linear ``fn(stack)`` where the other operand may have more dims than ``x``."""
-    extra, n = other.ndim - x.ndim, x.ndim
-    if extra <= 0:
+def _widened(x: Any, fn: Any, ndim: int) -> Any:
+    """Linear ``fn(stack)`` where the other operand, of ``ndim`` dims, may have more than ``x``."""
+    n = x.ndim
+    if ndim <= n:
         return x.linear(fn)
 
     def wide(s: Tensor) -> Tensor:
         lead = s.shape[: s.ndim - n]
-        return fn(s.reshape(*lead, *(1,) * extra, *s.shape[s.ndim - n :]))
+        return fn(s.reshape((*lead, *(1,) * (ndim - n), *s.shape[s.ndim - n :])))
 
     return x.linear(wide)
 
@@ -37,8 +40,7 @@ def add(x: Any, y: Any, *, alpha: float = 1) -> Any:
     if constant(y):
         return x.shift(y)
     if x.shape != y.shape:
-        shape = torch.broadcast_shapes(x.shape, y.shape)
-        x, y = (p if p.shape == shape else p.expand(shape) for p in (x, y))
+        x, y = torch.broadcast_tensors(x, y)
     return kind_of(x, y).join(lambda s: s[0] + s[1], [x, y])
 
 
@@ -51,14 +53,13 @@ def sub(x: Any, y: Any, *, alpha: float = 1) -> Any:
     if constant(y):
         return x.shift(-y)
     if x.shape != y.shape:
-        shape = torch.broadcast_shapes(x.shape, y.shape)
-        x, y = (p if p.shape == shape else p.expand(shape) for p in (x, y))
+        x, y = torch.broadcast_tensors(x, y)
     return kind_of(x, y).join(lambda s: s[0] - s[1], [x, y])
 
 
 @rule("rsub", "__rsub__")
 def rsub(x: Any, y: Any, *, alpha: float = 1) -> Any:
-    return sub(y, x, alpha=alpha)
+    return sub(y, x if alpha == 1 else x * alpha)
 
 
 @rule("neg", "negative", "__neg__")
@@ -75,19 +76,27 @@ def positive(x: Any) -> Any:
 def mul(x: Any, y: Any) -> Any:
     if constant(x):
         x, y = y, x
+    if isinstance(y, (int, float)):
+        return x.linear(lambda s: s * y)
     if not constant(y):
+        if type(x) is not type(y):
+            kind_of(x, y)
         return x.times(y)
-    return _widened(x, lambda s: s * y, _tensor(y, x))
+    y = _tensor(y, x)
+    return _widened(x, lambda s: s * y, y.ndim)
 
 
 @rule("div", "divide", "true_divide", "__truediv__", "__div__")
 def div(x: Any, y: Any, *, rounding_mode: str | None = None) -> Any:
     if rounding_mode is not None:
-        raise TypeError("div: rounding_mode has no derivative")
+        return torch.div(value_of(x), value_of(y), rounding_mode=rounding_mode)
     if constant(y):
-        return _widened(x, lambda s: s / y, _tensor(y, x))
+        y = _tensor(y, x)
+        return _widened(x, lambda s: s / y, y.ndim)
     if constant(x):
-        return mul(y.unary("reciprocal"), x)
+        return mul(torch.reciprocal(y), x)
+    if type(x) is not type(y):
+        kind_of(x, y)
     return x.over(y)
 
 
@@ -111,8 +120,6 @@ def lerp(x: Any, end: Any, weight: Any) -> Any:
     return x + weight * (end - x)
 
 
-for _name, _function in (("add", add), ("sub", sub), ("mul", mul), ("div", div), ("neg", neg)):
-    rule(f"{_name}_")(in_place(_function))
 for _name, _function in (("iadd", add), ("isub", sub), ("imul", mul), ("itruediv", div)):
     rule(f"__{_name}__")(in_place(_function))
 
@@ -122,32 +129,20 @@ for _name, _function in (("iadd", add), ("isub", sub), ("imul", mul), ("itruediv
 
 @rule("matmul", "__matmul__", torch.linalg.matmul)
 def matmul(a: Any, b: Any) -> Any:
-    if not constant(a) and not constant(b):
-        if a.ndim == 1 and b.ndim == 1:
-            return (a * b).sum()
-        if a.ndim == 1:
-            return matmul(a.unsqueeze(0), b).squeeze(-2)
-        if b.ndim == 1:
-            return matmul(a, b.unsqueeze(-1)).squeeze(-1)
-        return kind_of(a, b).bilinear(*_same_ndim(torch.matmul, a, b))
     if constant(b):
         if a.ndim == 1:  # a leading dim would turn it into a matrix
             return matmul(a.unsqueeze(0), b).squeeze(-2 if b.ndim > 1 else -1)
-        return _widened(a, lambda s: s @ b, _batch_of(b, a))
-    if b.ndim == 1:
+        return _widened(a, lambda s: s @ b, b.ndim)
+    if b.ndim == 1 and a.ndim > 1:
         return matmul(a, b.unsqueeze(-1)).squeeze(-1)
-    return _widened(b, lambda s: a @ s, _batch_of(a, b))
-
-
-def _batch_of(c: Tensor, x: Any) -> Tensor:
-    return c if c.ndim > x.ndim else torch.empty((1,) * x.ndim, device="meta")
-
-
-def _same_ndim(fn: Any, a: Any, b: Any) -> tuple[Any, Any, Any]:
-    """Brings both to the same number of dims, so that leading dims line up."""
-    n = max(a.ndim, b.ndim)
+    if a.ndim == 1:
+        wide = matmul(a.unsqueeze(0), b if b.ndim > 1 else b.unsqueeze(-1))
+        return wide.squeeze(-2) if b.ndim > 1 else wide.reshape(())
+    if constant(a):
+        return _widened(b, lambda s: a @ s, a.ndim)
+    n = max(a.ndim, b.ndim)  # the same number of dims, so that leading dims line up
     a, b = (x if x.ndim == n else x[(None,) * (n - x.ndim)] for x in (a, b))
-    return fn, a, b
+    return kind_of(a, b).bilinear(torch.matmul, a, b)
 
 
 @rule("__rmatmul__")
@@ -155,14 +150,26 @@ def rmatmul(x: Any, a: Any) -> Any:
     return matmul(a, x)
 
 
-@rule("mm", "bmm", "mv", "dot", "vdot", "inner_product")
+@rule("mm", "bmm", "mv", "dot", "smm")
 def mm(a: Any, b: Any) -> Any:
     return matmul(a, b)
 
 
+@rule("vdot")
+def vdot(a: Any, b: Any) -> Any:
+    return matmul(torch.conj(a), b)
+
+
+@rule(torch.linalg.vecdot)
+def vecdot(a: Any, b: Any, *, dim: int = -1, out: None = None) -> Any:
+    return (torch.conj(a) * b).sum(dim)
+
+
 @rule("inner")
 def inner(a: Any, b: Any) -> Any:
-    return matmul(a, b.mT) if b.ndim > 1 else matmul(a, b)
+    if a.ndim == 0 or b.ndim == 0:
+        return a * b
+    return torch.tensordot(a, b, dims=([-1], [-1]))
 
 
 @rule("outer", "ger")
@@ -170,9 +177,85 @@ def outer(a: Any, b: Any) -> Any:
     return a.unsqueeze(-1) * b
 
 
-@rule("addmm", "addbmm", "baddbmm")
+@rule("kron")
+def kron(a: Any, b: Any) -> Any:
+    n = max(a.ndim, b.ndim)
+    a, b = (x.reshape((1,) * (n - x.ndim) + tuple(x.shape)) for x in (a, b))
+    apart = [size for s in a.shape for size in (s, 1)]
+    other = [size for s in b.shape for size in (1, s)]
+    sizes = [s * r for s, r in zip(a.shape, b.shape, strict=True)]
+    return (a.reshape(apart) * b.reshape(other)).reshape(sizes)
+
+
+@rule("cross")
+def cross(a: Any, b: Any, dim: int | None = None, *, out: None = None) -> Any:
+    a, b = torch.broadcast_tensors(a, b)
+    if dim is None:
+        dim = next(i for i, size in enumerate(a.shape) if size == 3)
+    at = negative(dim, a.ndim)
+    return two_leading(lambda x, y: torch.linalg.cross(x, y, dim=at), a, b)
+
+
+@rule(torch.linalg.cross)
+def linalg_cross(a: Any, b: Any, *, dim: int = -1, out: None = None) -> Any:
+    return cross(a, b, dim)
+
+
+def two_leading(fn: Any, a: Any, b: Any) -> Any:
+    """A bilinear ``fn`` that broadcasts over leading dims, of values either of which is constant."""
+    if constant(a) and constant(b):
+        return fn(a, b)
+    if constant(b):
+        return a.linear(lambda s: fn(s, b.expand(s.shape)))
+    if constant(a):
+        return b.linear(lambda s: fn(a.expand(s.shape), s))
+    return kind_of(a, b).bilinear(fn, a, b)
+
+
+@rule("addmm", "addmv", "baddbmm")
 def addmm(c: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-    return beta * c + alpha * matmul(a, b)
+    return _plus(c, matmul(a, b), beta, alpha)
+
+
+@rule("addbmm")
+def addbmm(c: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    return _plus(c, matmul(a, b).sum(0), beta, alpha)
+
+
+@rule("addr")
+def addr(c: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    return _plus(c, outer(a, b), beta, alpha)
+
+
+def _plus(c: Any, product: Any, beta: float, alpha: float) -> Any:
+    product = product if alpha == 1 else product * alpha
+    return product + (c if beta == 1 else c * beta)
+
+
+@rule("chain_matmul", torch.functional.chain_matmul)
+def chain_matmul(*matrices: Any, out: None = None) -> Any:
+    result = matrices[0]
+    for matrix in matrices[1:]:
+        result = matmul(result, matrix)
+    return result
+
+
+@rule(torch.linalg.multi_dot)
+def multi_dot(tensors: Sequence[Any], *, out: None = None) -> Any:
+    return chain_matmul(*tensors)
+
+
+@rule("matrix_power", torch.linalg.matrix_power)
+def matrix_power(x: Any, n: int, *, out: None = None) -> Any:
+    if n < 0:
+        return matrix_power(torch.linalg.inv(x), -n)
+    if n == 0:
+        return torch.linalg.matrix_power(x.value.detach(), 0)
+    if n == 1:
+        return x.linear(lambda s: s.clone())
+    half = matrix_power(x, n // 2)
+    square = matmul(half, half)
+    return matmul(square, x) if n % 2 else square
 
 
 @rule(F.linear)
@@ -186,55 +269,23 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     return y if bias is None else y + bias
 
 
-@rule("einsum", torch.functional.einsum)
-def einsum(equation: str, *operands: Any) -> Any:
-    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
-        operands = tuple(operands[0])
-    if "..." in equation:
-        equation = _name_ellipsis(equation, operands)
-    inputs, _, output = equation.replace(" ", "").partition("->")
-    terms = inputs.split(",")
-    if not _:
-        letters = "".join(terms)
-        output = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
-    parts = list(zip(terms, operands, strict=True))
-    while len(parts) > 2:  # pairwise, from the left
-        (s, a), (r, b), *rest = parts
-        later = set(output).union(*(term for term, _ in rest))
-        both = "".join(sorted(set(s + r) & later))
-        parts = [(both, _einsum_pair(s, a, r, b, both)), *rest]
-    if len(parts) == 1:
-        ((s, a),) = parts
-        return a.linear(lambda x: torch.einsum(f"...{s}->...{output}", x))
-    (s, a), (r, b) = parts
-    return _einsum_pair(s, a, r, b, output)
+@rule("bilinear", F.bilinear)
+def bilinear(x: Any, y: Any, weight: Any, bias: Any = None) -> Any:
+    z = torch.einsum("...i,oij,...j->...o", x, weight, y)
+    return z if bias is None else z + bias
 
 
-def _einsum_pair(s: str, a: Any, r: str, b: Any, output: str) -> Any:
-    if constant(a) and constant(b):
-        return torch.einsum(f"{s},{r}->{output}", a, b)
-    if constant(b):
-        return a.linear(lambda x: torch.einsum(f"...{s},{r}->...{output}", x, b))
-    if constant(a):
-        return b.linear(lambda x: torch.einsum(f"{s},...{r}->...{output}", a, x))
-    fn = lambda x, y: torch.einsum(f"...{s},...{r}->...{output}", x, y)  # noqa: E731
-    return kind_of(a, b).bilinear(fn, a, b)
-
-
-def _name_ellipsis(equation: str, operands: tuple[Any, ...]) -> str:
-    """The equation with letters for the dims of an ellipsis (all operands must have them all)."""
-    inputs, arrow, output = equation.replace(" ", "").partition("->")
-    free = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in equation]
-    counts = [
-        x.ndim - len(term.replace("...", "")) if "..." in term else 0
-        for term, x in zip(inputs.split(","), operands, strict=True)
-    ]
-    most = max(counts)
-    named = [
-        term.replace("...", "".join(free[most - n : most]))
-        for term, n in zip(inputs.split(","), counts, strict=True)
-    ]
-    if not arrow:
-        letters = "".join(t.replace("...", "") for t in inputs.split(","))
-        output = "..." + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
-    return ",".join(named) + "->" + output.replace("...", "".join(free[:most]))
+@rule("tensordot", torch.functional.tensordot)
+def tensordot(a: Any, b: Any, dims: Any = 2, out: None = None) -> Any:
+    if isinstance(dims, Tensor):
+        dims = dims.tolist()
+    if isinstance(dims, int):
+        dims = (range(a.ndim - dims, a.ndim), range(dims))
+    of_a, of_b = ([negative(d, x.ndim) for d in ds] for ds, x in zip(dims, (a, b), strict=True))
+    kept_a = [d for d in range(-a.ndim, 0) if d not in of_a]
+    kept_b = [d for d in range(-b.ndim, 0) if d not in of_b]
+    rows, columns = ([x.shape[d] for d in ds] for x, ds in ((a, kept_a), (b, kept_b)))
+    inner = math.prod(a.shape[d] for d in of_a)
+    left = a.permute(*kept_a, *of_a).reshape(-1, inner)
+    right = b.permute(*of_b, *kept_b).reshape(inner, -1)
+    return matmul(left, right).reshape([*rows, *columns])

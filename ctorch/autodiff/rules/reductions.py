@@ -2,66 +2,295 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ctorch.autodiff._propagated import rule, value_of
-
-
-def _dims(x: Any, dim: Any) -> list[int]:
-    """The dims to reduce, counted from the end."""
-    if dim is None or dim == ():
-        return [d - x.ndim for d in range(x.ndim)]
-    given = [dim] if isinstance(dim, int) else list(dim)
-    return [d if d < 0 else d - x.ndim for d in given]
+from ctorch.autodiff._propagated import constant, rule, value_of
+from ctorch.autodiff.rules._common import negative, negatives
 
 
-@rule("sum")
-def sum_(
-    x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None
-) -> Any:
-    dims = _dims(x, dim if axis is None else axis)
-    if not dims:
-        return x.linear(lambda s: s.clone())
-    return x.linear(lambda s: s.sum(dims, keepdim=keepdim, dtype=dtype))
+def _linear_reduction(name: str) -> None:
+    def apply(
+        x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None
+    ) -> Any:
+        dims = negatives(dim if axis is None else axis, x.ndim)
+        if not dims:
+            return x.linear(lambda s: s.clone())
+        return x.linear(lambda s: getattr(s, name)(dims, keepdim=keepdim, dtype=dtype))
+
+    rule(name)(apply)
 
 
-@rule("mean")
-def mean(
-    x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None
-) -> Any:
-    dims = _dims(x, dim if axis is None else axis)
-    if not dims:
-        return x.linear(lambda s: s.clone())
-    return x.linear(lambda s: s.mean(dims, keepdim=keepdim, dtype=dtype))
+_linear_reduction("sum")
+_linear_reduction("mean")
 
 
-@rule("cumsum")
-def cumsum(x: Any, dim: int, **_: Any) -> Any:
-    at = dim if dim < 0 else dim - x.ndim
-    return x.linear(lambda s: s.cumsum(at))
+def _over_numbers(name: str) -> None:
+    """nansum and nanmean: over what is not NaN."""
+
+    def apply(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+        good = ~x.value.detach().isnan()
+        total = torch.where(good, x, 0.0).sum(dim, keepdim, dtype=dtype)
+        if name == "nansum":
+            return total
+        dims = negatives(dim, x.ndim)
+        return total / good.sum(dims, keepdim=keepdim) if dims else total
+
+    rule(name)(apply)
 
 
-def _pick(x: Any, dim: int, keepdim: bool, index: Any) -> Any:
-    at = dim if dim < 0 else dim - x.ndim
+_over_numbers("nansum")
+_over_numbers("nanmean")
+
+
+def _scan(name: str) -> None:
+    def apply(x: Any, dim: int, *, dtype: Any = None) -> Any:
+        at = negative(dim, x.ndim)
+        return x.linear(lambda s: getattr(s, name)(s.ndim + at, dtype=dtype))
+
+    rule(name)(apply)
+
+
+_scan("cumsum")
+
+
+@rule("diff")
+def diff(x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
+    ends = [part for part in (prepend, x, append) if part is not None]
+    if len(ends) > 1:
+        x = torch.cat(ends, dim)
+    if n == 0 or constant(x):
+        return x.clone() if constant(x) and n == 0 else torch.diff(x, n, dim) if n else x
+    at = negative(dim, x.ndim)
+    return x.linear(lambda s: s.diff(n, s.ndim + at))
+
+
+@rule("trapezoid", "trapz")
+def trapezoid(y: Any, x: Any = None, *, dx: Any = 1, dim: int = -1) -> Any:
+    return (_panels(y, x, dx, dim)).sum(dim)
+
+
+@rule("cumulative_trapezoid")
+def cumulative_trapezoid(y: Any, x: Any = None, *, dx: Any = 1, dim: int = -1) -> Any:
+    return (_panels(y, x, dx, dim)).cumsum(dim)
+
+
+def _panels(y: Any, x: Any, dx: Any, dim: int) -> Any:
+    n = y.shape[dim]
+    means = (y.narrow(dim, 0, n - 1) + y.narrow(dim, 1, n - 1)) / 2
+    if x is None:
+        return means * dx
+    if x.ndim == 1 and y.ndim > 1:
+        at = negative(dim, y.ndim)
+        x = x.reshape(-1, *(1,) * (-1 - at))
+        return means * torch.diff(x, 1, at)
+    return means * torch.diff(x, 1, dim)
+
+
+# ---- products, pairwise: right where a factor is zero, too
+
+
+@rule("prod")
+def prod(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    if dtype is not None:
+        x = x.to(dtype)
+    if dim is None:
+        return prod(x.reshape(-1), 0)
+    n, at = x.shape[dim], negative(dim, x.ndim)
+    if n == 0:
+        return torch.prod(x.value, dim, keepdim)
+    while n > 1:
+        half = n // 2
+        y = x.narrow(at, 0, half) * x.narrow(at, half, half)
+        x = torch.cat([y, x.narrow(at, 2 * half, 1)], at) if n % 2 else y
+        n = n - half
+    return x if keepdim else x.squeeze(at)
+
+
+def _doubling_scan(x: Any, dim: int, combine: Any) -> Any:
+    """Prefix results of an associative function, in log2(n) steps."""
+    n, step, at = x.shape[dim], 1, negative(dim, x.ndim)
+    while step < n:
+        head = x.narrow(at, 0, step)
+        rest = combine(x.narrow(at, 0, n - step), x.narrow(at, step, n - step))
+        x = torch.cat([head, rest], at)
+        step *= 2
+    return x
+
+
+@rule("cumprod")
+def cumprod(x: Any, dim: int, *, dtype: Any = None) -> Any:
+    if dtype is not None:
+        x = x.to(dtype)
+    return _doubling_scan(x, dim, torch.mul) if x.ndim else x
+
+
+@rule("logcumsumexp")
+def logcumsumexp(x: Any, dim: int) -> Any:
+    return _doubling_scan(x, dim, torch.logaddexp) if x.ndim else x
+
+
+# ---- moments
+
+
+def _spread(x: Any, dim: Any, keepdim: bool, unbiased: bool, correction: Any) -> tuple[Any, Any]:
+    if correction is None:
+        correction = 1 if unbiased else 0
+    dims = negatives(dim, x.ndim)
+    count = math.prod(x.shape[d] for d in dims)
+    mean = x.mean(dims, keepdim=True)
+    square = torch.square(x - mean).sum(dims, keepdim=keepdim)
+    mean = mean if keepdim else mean.squeeze(tuple(dims))
+    return square / max(count - correction, 0), mean
+
+
+def _moment(name: str, of: Any) -> None:
+    def apply(x: Any, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], bool):  # var(x, unbiased)
+            args = (None, args[0], *args[1:])
+        elif len(args) > 1:  # var(x, dim, unbiased, keepdim)
+            args = args[:3]
+        given = dict(zip(("dim", "unbiased", "keepdim"), args, strict=False)) | kwargs
+        dim = given.get("dim", given.get("axis"))
+        keepdim = bool(given.get("keepdim", False))
+        return of(
+            *_spread(x, dim, keepdim, given.get("unbiased", True), given.get("correction"))
+        )
+
+    rule(name)(apply)
+
+
+_moment("var", lambda square, mean: square)
+_moment("std", lambda square, mean: torch.sqrt(square))
+_moment("var_mean", lambda square, mean: (square, mean))
+_moment("std_mean", lambda square, mean: (torch.sqrt(square), mean))
+
+
+# ---- order statistics: the place is that of the value
+
+
+def pick(x: Any, dim: int, keepdim: bool, index: Tensor) -> Any:
+    """The element at an index (of the reduced shape) along a dim."""
+    if x.ndim == 0:
+        return x
+    at = negative(dim, x.ndim)
     picked = x.take_along_dim(index if keepdim else index.unsqueeze(at), at)
     return picked if keepdim else picked.squeeze(at)
 
 
-def _extreme(name: str) -> Any:
-    def apply(x: Any, dim: Any = None, keepdim: bool = False, **_: Any) -> Any:
-        if dim is not None and not isinstance(dim, int):  # max(x, y)
-            return torch.maximum(x, dim) if name == "max" else torch.minimum(x, dim)
+def _extreme(name: str, of_two: Any) -> None:
+    def apply(x: Any, *args: Any, **kwargs: Any) -> Any:
+        other = args[0] if args else kwargs.get("other")
+        if isinstance(other, Tensor) or not constant(other):
+            return of_two(x, other)
+        if not args and "dim" not in kwargs:
+            flat = x.reshape(-1)
+            return pick(flat, 0, False, getattr(flat.value, f"arg{name}")(0))
+        return _indexed(name)(x, *args, **kwargs)
+
+    rule(name)(apply)
+
+
+def _indexed(name: str) -> Any:
+    """A function that returns elements and their places along ``dim``."""
+    kind = getattr(torch.return_types, name)
+
+    def apply(x: Any, *args: Any, **kwargs: Any) -> Any:
+        function = getattr(torch, name)
+        _, index = function(value_of(x).detach(), *args, **kwargs)
+        dim = kwargs.get("dim", args[-1] if args and name in _DIM_LAST else None)
         if dim is None:
-            flat = x.flatten()
-            return _pick(flat, 0, False, getattr(flat.value, f"arg{name}")(0))
-        values, index = getattr(value_of(x), name)(dim, keepdim=keepdim)
-        kind = getattr(torch.return_types, name)
-        return kind((_pick(x, dim, keepdim, index), index))
+            dim = args[_DIM_AT[name]] if len(args) > _DIM_AT[name] else -1
+        same_ndim = index.ndim == x.ndim
+        return kind((pick(x, dim, same_ndim, index), index))
 
     return apply
 
 
-rule("max")(_extreme("max"))
-rule("min")(_extreme("min"))
+_DIM_LAST: tuple[str, ...] = ()
+_DIM_AT = {
+    **dict.fromkeys(("max", "min", "median", "nanmedian", "mode", "cummax", "cummin", "sort"), 0),
+    **dict.fromkeys(("kthvalue", "topk"), 1),
+}
+_extreme("max", torch.maximum)
+_extreme("min", torch.minimum)
+for _name in ("mode", "cummax", "cummin", "kthvalue", "topk"):
+    rule(_name)(_indexed(_name))
+
+
+def _median(name: str) -> None:
+    def apply(x: Any, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs:
+            return _indexed(name)(x, *args, **kwargs)
+        return _indexed(name)(x.reshape(-1), 0)[0]
+
+    rule(name)(apply)
+
+
+_median("median")
+_median("nanmedian")
+
+
+@rule("sort")
+def sort(x: Any, dim: int = -1, descending: bool = False, *, stable: bool = False) -> Any:
+    _, index = torch.sort(x.value.detach(), dim=dim, descending=descending, stable=stable)
+    return torch.return_types.sort((pick(x, dim, True, index), index))
+
+
+@rule("msort")
+def msort(x: Any) -> Any:
+    return sort(x, 0)[0]
+
+
+def _extreme_over_dims(name: str, arg: str) -> None:
+    def apply(x: Any, dim: Any = (), keepdim: bool = False) -> Any:
+        dims = negatives(dim, x.ndim)
+        if not dims:
+            return x
+        kept = [d for d in range(-x.ndim, 0) if d not in dims]
+        sizes = [x.shape[d] for d in kept]
+        flat = x.permute(*kept, *dims).reshape([*sizes, -1])
+        y = pick(flat, -1, False, getattr(flat.value, arg)(-1))
+        if keepdim:
+            y = y.reshape([1 if d in dims else x.shape[d] for d in range(-x.ndim, 0)])
+        return y
+
+    rule(name)(apply)
+
+
+_extreme_over_dims("amax", "argmax")
+_extreme_over_dims("amin", "argmin")
+
+
+@rule("aminmax")
+def aminmax(x: Any, *, dim: Any = None, keepdim: bool = False) -> Any:
+    dims = () if dim is None else (dim,)
+    low, high = torch.amin(x, dims, keepdim), torch.amax(x, dims, keepdim)
+    return torch.return_types.aminmax((low, high))
+
+
+@rule("quantile")
+def quantile(
+    x: Any, q: Any, dim: Any = None, keepdim: bool = False, *, interpolation: str = "linear"
+) -> Any:
+    at = -1 if dim is None else negative(dim, x.ndim)
+    ordered = sort(x.reshape(-1) if dim is None else x, at)[0]
+    q = torch.as_tensor(q, dtype=x.dtype, device=x.device)
+    place = q.reshape(-1) * (ordered.shape[at] - 1)
+    low, high = place.floor().long(), place.ceil().long()
+    weight = {
+        "linear": place - low,
+        "lower": torch.zeros_like(place),
+        "higher": torch.ones_like(place),
+        "midpoint": (place - low).sign() * 0.5,
+        "nearest": place.round() - low,
+    }[interpolation]
+    below, above = (ordered.index_select(at, i) for i in (low, high))
+    y = torch.lerp(below, above, weight.reshape(-1, *(1,) * (-1 - at)))
+    y = y.movedim(at, 0)  # [Q, *kept]
+    if keepdim:
+        y = y.reshape(-1, *(1,) * x.ndim) if dim is None else y.unsqueeze(at if at == -1 else at)
+    return y if q.ndim else y.squeeze(0)

@@ -1,0 +1,192 @@
+// Derivative operators of plain MLPs for the CPU.
+//
+// A few samples go through all layers with all their coefficients or tangents, which stay in the
+// second-level cache between a matrix product and the activation behind it. Threads share out
+// blocks of samples; products run on one thread each.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "derivative.h"
+#include "series.h"
+#include "tangents.h"
+
+namespace ct::mlp {
+namespace {
+
+using Tensors = std::vector<Tensor>;
+
+bool has_gemm() { return gemm_routine<float>() != nullptr && gemm_routine<double>() != nullptr; }
+
+// Empty gradients for each parameter, weight and bias in turn.
+Tensors new_gradients(const Net& net) {
+  Tensors out;
+  for (int l = 0; l < net.depth; ++l) {
+    out.push_back(torch::stable::empty_like(net.weights[l]));
+    out.push_back(torch::stable::empty_like(net.biases[l]));
+  }
+  return out;
+}
+
+int read_order(const char* op, int64_t order) {
+  require(order >= 0 && order <= kMaxOrder, op, ": order must be in [0, ", kMaxOrder, "], got ",
+          order);
+  return static_cast<int>(order);
+}
+
+std::tuple<Tensor, Tensor> mlp_derivative(const Tensor& x, const Tensor& v, Tensors weights,
+                                          Tensors biases, int64_t activation, double param,
+                                          int64_t order_, bool keep) {
+  const Net net("mlp_derivative", x, weights, biases, activation, param);
+  const int order = read_order(net.op, order_);
+  net.check("v", v, {net.batch, net.inputs});
+  Tensor out = new_tensor(x, {net.batch, net.outputs});
+  Tensor kept = new_tensor(x, {keep ? net.batch * KeptJets(net, order).row : 0});
+  dispatch_floating(net.dtype, net.op, [&](auto zero) {
+    derivative_forward<decltype(zero)>(net, x, v, order, out, keep ? &kept : nullptr);
+  });
+  return {out, kept};
+}
+
+Tensors mlp_derivative_backward(const Tensor& g, const Tensor& kept, const Tensor& x,
+                                const Tensor& v, Tensors weights, Tensors biases,
+                                int64_t activation, double param, int64_t order_) {
+  const Net net("mlp_derivative_backward", x, weights, biases, activation, param);
+  const int order = read_order(net.op, order_);
+  net.check("v", v, {net.batch, net.inputs});
+  net.check("g", g, {net.batch, net.outputs});
+  net.check("kept", kept, {net.batch * KeptJets(net, order).row});
+  Tensor x_bar = torch::stable::empty_like(x), v_bar = torch::stable::empty_like(x);
+  Tensors parameters = new_gradients(net);
+  dispatch_floating(net.dtype, net.op, [&](auto zero) {
+    derivative_backward<decltype(zero)>(net, x, v, order, g, kept, x_bar, v_bar, parameters);
+  });
+  Tensors out{x_bar, v_bar};
+  out.insert(out.end(), parameters.begin(), parameters.end());
+  return out;
+}
+
+std::tuple<Tensor, Tensor> mlp_series(const Tensor& x, Tensors weights, Tensors biases,
+                                      int64_t activation, double param, int64_t order_, bool keep) {
+  const Net net("mlp_series", x, weights, biases, activation, param);
+  const int order = read_order(net.op, order_);
+  require(net.inputs == net.outputs, net.op, ": the net must have as many outputs as inputs");
+  Tensor out = new_tensor(x, {order + 1, net.batch, net.inputs});
+  Tensor kept = new_tensor(x, {keep ? net.batch * KeptSeries(net, order).row : 0});
+  dispatch_floating(net.dtype, net.op, [&](auto zero) {
+    series_forward<decltype(zero)>(net, x, order, out, keep ? &kept : nullptr);
+  });
+  return {out, kept};
+}
+
+Tensors mlp_series_backward(const Tensor& g, const Tensor& kept, const Tensor& x,
+                            const Tensor& out, Tensors weights, Tensors biases,
+                            int64_t activation, double param, int64_t order_) {
+  const Net net("mlp_series_backward", x, weights, biases, activation, param);
+  const int order = read_order(net.op, order_);
+  require(net.inputs == net.outputs, net.op, ": the net must have as many outputs as inputs");
+  net.check("out", out, {order + 1, net.batch, net.inputs});
+  net.check("g", g, {order + 1, net.batch, net.inputs});
+  net.check("kept", kept, {net.batch * KeptSeries(net, order).row});
+  Tensor x_bar = torch::stable::empty_like(x);
+  Tensors parameters = new_gradients(net);
+  dispatch_floating(net.dtype, net.op, [&](auto zero) {
+    series_backward<decltype(zero)>(net, out, order, g, kept, x_bar, parameters);
+  });
+  Tensors found{x_bar};
+  found.insert(found.end(), parameters.begin(), parameters.end());
+  return found;
+}
+
+// The Laplacian's or, with `close`, the trace's forward pass: value, tangents (if all), second
+// derivatives or trace, and what is kept.
+std::tuple<Tensor, Tensor, Tensor, Tensor> tangents(const Net& net, const Tensor& x,
+                                                    const Tensor& rows, const Tensor* close,
+                                                    bool all, bool keep) {
+  const Tangents t(net, rows, all, close);
+  Tensor value = new_tensor(x, {net.batch, net.outputs});
+  Tensor moved = new_tensor(x, {all ? net.batch : 0, t.count, net.outputs});
+  Tensor second = t.trace ? new_tensor(x, {net.batch}) : torch::stable::empty_like(value);
+  Tensor kept = new_tensor(x, {keep ? net.batch * t.kept_row : 0});
+  dispatch_floating(net.dtype, net.op, [&](auto zero) {
+    tangents_forward<decltype(zero)>(t, x, rows, close, value, moved, second,
+                                     keep ? &kept : nullptr);
+  });
+  return {value, moved, second, kept};
+}
+
+Tensors tangents_derivative(const Net& net, const Tensor& g_value, const Tensor* g_moved,
+                            const Tensor& g_second, const Tensor& kept, const Tensor& x,
+                            const Tensor& rows, const Tensor* close) {
+  const Tangents t(net, rows, g_moved != nullptr, close);
+  net.check("g_value", g_value, {net.batch, net.outputs});
+  if (t.all) net.check("g_moved", *g_moved, {net.batch, t.count, net.outputs});
+  if (t.trace)
+    net.check("g_second", g_second, {net.batch});
+  else
+    net.check("g_second", g_second, {net.batch, net.outputs});
+  net.check("kept", kept, {net.batch * t.kept_row});
+  TangentsBars bars{&g_value,
+                    g_moved,
+                    &g_second,
+                    torch::stable::empty_like(x),
+                    torch::stable::empty_like(rows),
+                    t.trace ? torch::stable::empty_like(*close) : new_tensor(x, {0}),
+                    new_gradients(net)};
+  dispatch_floating(net.dtype, net.op, [&](auto zero) {
+    tangents_backward<decltype(zero)>(t, x, rows, close, kept, bars);
+  });
+  Tensors out{bars.x, bars.rows};
+  if (t.trace) out.push_back(bars.close);
+  out.insert(out.end(), bars.parameters.begin(), bars.parameters.end());
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_laplacian(const Tensor& x, const Tensor& rows,
+                                                         Tensors weights, Tensors biases,
+                                                         int64_t activation, double param,
+                                                         bool gradient, bool keep) {
+  const Net net("mlp_laplacian", x, weights, biases, activation, param);
+  return tangents(net, x, rows, nullptr, gradient, keep);
+}
+
+Tensors mlp_laplacian_backward(const Tensor& g_value, std::optional<Tensor> g_moved,
+                               const Tensor& g_lap, const Tensor& kept, const Tensor& x,
+                               const Tensor& rows, Tensors weights, Tensors biases,
+                               int64_t activation, double param) {
+  const Net net("mlp_laplacian_backward", x, weights, biases, activation, param);
+  return tangents_derivative(net, g_value, g_moved ? &*g_moved : nullptr, g_lap, kept, x, rows,
+                             nullptr);
+}
+
+std::tuple<Tensor, Tensor, Tensor> mlp_divergence(const Tensor& x, const Tensor& rows,
+                                                  const Tensor& close, Tensors weights,
+                                                  Tensors biases, int64_t activation, double param,
+                                                  bool keep) {
+  const Net net("mlp_divergence", x, weights, biases, activation, param);
+  auto [value, moved, trace, kept] = tangents(net, x, rows, &close, false, keep);
+  return {value, trace, kept};
+}
+
+Tensors mlp_divergence_backward(const Tensor& g_value, const Tensor& g_trace, const Tensor& kept,
+                                const Tensor& x, const Tensor& rows, const Tensor& close,
+                                Tensors weights, Tensors biases, int64_t activation,
+                                double param) {
+  const Net net("mlp_divergence_backward", x, weights, biases, activation, param);
+  return tangents_derivative(net, g_value, nullptr, g_trace, kept, x, rows, &close);
+}
+
+}  // namespace
+}  // namespace ct::mlp
+
+STABLE_TORCH_LIBRARY_IMPL(ctorch, CPU, m) {
+  if (!ct::mlp::has_gemm()) return;  // then the operators have their references alone
+  m.impl("mlp_derivative", TORCH_BOX(&ct::mlp::mlp_derivative));
+  m.impl("mlp_derivative_backward", TORCH_BOX(&ct::mlp::mlp_derivative_backward));
+  m.impl("mlp_series", TORCH_BOX(&ct::mlp::mlp_series));
+  m.impl("mlp_series_backward", TORCH_BOX(&ct::mlp::mlp_series_backward));
+  m.impl("mlp_laplacian", TORCH_BOX(&ct::mlp::mlp_laplacian));
+  m.impl("mlp_laplacian_backward", TORCH_BOX(&ct::mlp::mlp_laplacian_backward));
+  m.impl("mlp_divergence", TORCH_BOX(&ct::mlp::mlp_divergence));
+  m.impl("mlp_divergence_backward", TORCH_BOX(&ct::mlp::mlp_divergence_backward));
+}

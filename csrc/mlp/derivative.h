@@ -1,0 +1,125 @@
+// d^K/ds^K f(x + s v): all coefficients of a block of samples through all layers, and back.
+#pragma once
+
+#include "net.h"
+
+namespace ct::mlp {
+namespace {
+
+// Where the preactivations of a block's hidden layers are kept for the way back.
+struct KeptJets {
+  KeptJets(const Net& net, int order) : order(order) {
+    for (int l = 0; l + 1 < net.depth; ++l) {
+      begin.push_back(row);
+      row += (degree(l) + 1) * net.weights[l].size(0);
+    }
+  }
+  // the first layer's preactivation is linear in s
+  int degree(int layer) const { return layer == 0 ? std::min(order, 1) : order; }
+
+  int order;
+  std::vector<int64_t> begin;
+  int64_t row = 0;  // numbers a sample
+};
+
+inline Blocks derivative_blocks(const Net& net, int order, int64_t element, bool backward) {
+  const int64_t planes = (order + 1) * (backward ? 5 : 2);
+  return Blocks(net.batch, planes * net.widest * element, 16);
+}
+
+template <typename T>
+T factorial(int n) {
+  T product = 1;
+  for (int i = 2; i <= n; ++i) product *= i;
+  return product;
+}
+
+template <typename T>
+void derivative_forward(const Net& net, const Tensor& x, const Tensor& v, int order, Tensor& out,
+                        Tensor* kept) {
+  const auto layers = net.layers<T>();
+  const KeptJets places(net, order);
+  // what is kept is read by blocks of the backward pass
+  const Blocks blocks = derivative_blocks(net, order, sizeof(T), kept != nullptr);
+  const int64_t planes = order + 1, room = planes * blocks.size * net.widest;
+  const int64_t ends = 2 * blocks.size * net.inputs;
+  const auto& loop = loops<T>();
+  for_blocks<T>(blocks, 2 * room + ends, [&](int64_t block, T* scratch) {
+    const int64_t begin = blocks.first(block), r = blocks.samples(block), d = net.inputs;
+    T *z = scratch, *h = scratch + room, *seed = h + room;
+    T* keep = kept == nullptr ? nullptr : data<T>(*kept) + begin * places.row;
+    std::copy_n(data<T>(x) + begin * d, r * d, seed);
+    if (order > 0) std::copy_n(data<T>(v) + begin * d, r * d, seed + r * d);
+    const T* rows = seed;
+    for (int l = 0; l + 1 < net.depth; ++l) {
+      const Layer<T>& layer = layers[l];
+      const int degree = places.degree(l);
+      if (keep != nullptr) z = keep + places.begin[l] * r;
+      multiply_transposed<T>((degree + 1) * r, layer.out, layer.in, rows, layer.weight, z);
+      add_bias(z, layer.bias, r, layer.out);
+      const int64_t plane = r * layer.out;
+      JetTask<T> task{net.activation, static_cast<T>(net.param), order, degree,
+                      l + 2 == net.depth ? order : 0, plane, {z, plane}, {h, plane}, {}, {}};
+      loop.jet(task);
+      rows = h;
+    }
+    const Layer<T>& last = layers.back();
+    T* to = data<T>(out) + begin * last.out;
+    multiply_transposed<T>(r, last.out, last.in, h, last.weight, to, factorial<T>(order));
+    if (order == 0) add_bias(to, last.bias, r, last.out);
+  });
+}
+
+template <typename T>
+void derivative_backward(const Net& net, const Tensor& x, const Tensor& v, int order,
+                         const Tensor& g, const Tensor& kept, Tensor& x_bar, Tensor& v_bar,
+                         std::vector<Tensor>& parameters) {
+  const auto layers = net.layers<T>();
+  const KeptJets places(net, order);
+  const Blocks blocks = derivative_blocks(net, order, sizeof(T), true);
+  const int64_t room = (order + 1) * blocks.size * net.widest;
+  std::vector<Tensor*> into;
+  for (Tensor& p : parameters) into.push_back(&p);
+  Sums<T> sums(blocks, into);
+  const auto& loop = loops<T>();
+  const int last = net.depth - 1;
+  sums.run(blocks, 4 * room, [&](int64_t block, T* scratch, int64_t lane) {
+    const int64_t begin = blocks.first(block), r = blocks.samples(block), d = net.inputs;
+    T *h = scratch, *h_bar = h + room, *z_bar = h_bar + room, *next_bar = z_bar + room;
+    const T *keep = data<T>(kept) + begin * places.row, *of_out = data<T>(g) + begin * net.outputs;
+    const T scale = factorial<T>(order);
+    multiply<T>(r, layers[last].in, net.outputs, of_out, layers[last].weight, h_bar, scale);
+    if (order == 0 && layers[last].bias != nullptr)
+      add_rows(sums.of(lane, 2 * last + 1), of_out, r, net.outputs);
+    for (int l = last - 1; l >= 0; --l) {
+      const Layer<T>& layer = layers[l];
+      const int64_t plane = r * layer.out;
+      const int degree = places.degree(l), first = l == last - 1 ? order : 0;
+      JetTask<T> task{net.activation, static_cast<T>(net.param), order, degree, first, plane,
+                      {keep + places.begin[l] * r, plane}, {h, plane}, {h_bar, plane},
+                      {z_bar, plane}};
+      loop.jet_derivative(task);
+      if (first > 0 || order == 0)  // of the layer above
+        multiply_outer<T>(net.outputs, layer.out, r, of_out, h, sums.of(lane, 2 * last), 1, scale);
+      else
+        multiply_outer<T>(layers[l + 1].out, layer.out, (order + 1) * r, next_bar, h,
+                          sums.of(lane, 2 * (l + 1)), 1);
+      if (layer.bias != nullptr) add_rows(sums.of(lane, 2 * l + 1), z_bar, r, layer.out);
+      if (l > 0)
+        multiply<T>((order + 1) * r, layer.in, layer.out, z_bar, layer.weight, h_bar);
+      std::swap(z_bar, next_bar);
+    }
+    const Layer<T>& layer = layers[0];  // its cotangents are in next_bar
+    const T* rows[] = {data<T>(x) + begin * d, data<T>(v) + begin * d};
+    Tensor* bars[] = {&x_bar, &v_bar};
+    for (int k = 0; k <= places.degree(0); ++k) {
+      const T* bar = next_bar + k * r * layer.out;
+      multiply_outer<T>(layer.out, d, r, bar, rows[k], sums.of(lane, 0), 1);
+      multiply<T>(r, d, layer.out, bar, layer.weight, data<T>(*bars[k]) + begin * d);
+    }
+    if (order == 0) std::fill_n(data<T>(v_bar) + begin * d, r * d, T(0));
+  });
+}
+
+}  // namespace
+}  // namespace ct::mlp

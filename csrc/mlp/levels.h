@@ -1,0 +1,100 @@
+// The loops of the kernels, compiled once for each instruction set; the best one is chosen at the
+// first use.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "tasks.h"
+
+#define CT_MLP_INLINE __attribute__((always_inline)) inline
+
+// Calls Family<Op>::call for the activation of that number. No lambda: it would not be compiled for
+// the instruction set of its surroundings.
+#define CT_MLP_BY_ACTIVATION(activation, Family, call) \
+  switch (activation) {                                \
+    case Activation::kIdentity:                        \
+      return Family<Identity>::call;                   \
+    case Activation::kRelu:                            \
+      return Family<Relu>::call;                       \
+    case Activation::kTanh:                            \
+      return Family<Tanh>::call;                       \
+    case Activation::kSigmoid:                         \
+      return Family<Sigmoid>::call;                    \
+    case Activation::kSoftplus:                        \
+      return Family<Softplus>::call;                   \
+    case Activation::kExp:                             \
+      return Family<Exp>::call;                        \
+    case Activation::kSin:                             \
+      return Family<Sin>::call;                        \
+    case Activation::kSilu:                            \
+      return Family<Silu>::call;                       \
+    case Activation::kGelu:                            \
+      return Family<Gelu>::call;                       \
+    default:                                           \
+      return Family<GeluTanh>::call;                   \
+  }
+
+#if defined(__GNUC__)  // these vectors are never passed between functions that are not inlined
+#pragma GCC diagnostic ignored "-Wpsabi"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of series whose order it does not know
+#endif
+
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__x86_64__)
+#define CT_MLP_HAS_LEVELS 1
+#define CT_MLP_UNROLL 0  // not for the few machines that know no AVX2
+#else
+#define CT_MLP_UNROLL 1
+#endif
+
+#define CT_MLP_LEVEL baseline
+#define CT_MLP_BYTES 16
+#include "loops.h"
+#undef CT_MLP_LEVEL
+#undef CT_MLP_BYTES
+
+#if defined(CT_MLP_HAS_LEVELS)
+#undef CT_MLP_UNROLL
+#define CT_MLP_UNROLL 1
+
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v3")
+#define CT_MLP_LEVEL v3
+#define CT_MLP_BYTES 32
+#include "loops.h"
+#undef CT_MLP_LEVEL
+#undef CT_MLP_BYTES
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4")
+#define CT_MLP_LEVEL v4
+#define CT_MLP_BYTES 64
+#include "loops.h"
+#undef CT_MLP_LEVEL
+#undef CT_MLP_BYTES
+#pragma GCC pop_options
+
+#endif
+
+namespace ct::mlp {
+namespace {
+
+template <typename T>
+Loops<T> choose_loops() {
+#if defined(CT_MLP_HAS_LEVELS)
+  if (__builtin_cpu_supports("x86-64-v4")) return v4::loops<T>();
+  if (__builtin_cpu_supports("x86-64-v3")) return v3::loops<T>();
+#endif
+  return baseline::loops<T>();
+}
+
+template <typename T>
+const Loops<T>& loops() {
+  static const Loops<T> chosen = choose_loops<T>();
+  return chosen;
+}
+
+}  // namespace
+}  // namespace ct::mlp

@@ -1,0 +1,205 @@
+// Vectors and the elementary functions of them, to the last bits of float32 and float64.
+//
+// Written with the compiler's vector types. Part of levels.h, which includes it once for each
+// instruction set: no include guard, and no includes of its own.
+
+namespace ct::mlp::CT_MLP_LEVEL {
+namespace {
+
+typedef float FloatVector __attribute__((vector_size(CT_MLP_BYTES)));
+typedef double DoubleVector __attribute__((vector_size(CT_MLP_BYTES)));
+typedef int32_t IntVector __attribute__((vector_size(CT_MLP_BYTES)));
+typedef int64_t LongVector __attribute__((vector_size(CT_MLP_BYTES)));
+
+template <typename T>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  using Vector = FloatVector;
+  using Integer = IntVector;
+  static constexpr int kCount = CT_MLP_BYTES / 4, kMantissa = 23, kBias = 127;
+  static constexpr int32_t kAbs = 0x7fffffff;
+  static constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: added, it rounds to an integer
+  static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;
+  static constexpr float kExpMax = 88.0f, kExpMin = -87.0f, kTanhMax = 20.0f;
+  static constexpr int kExpTerms = 7, kLogTerms = 8, kSinTerms = 5;
+  static constexpr float kSinMax = 8000.0f;
+  static constexpr float kHalfPi[3] = {1.5703125f, 4.83751296997e-4f, 7.54978994e-8f};
+};
+template <>
+struct Lanes<double> {
+  using Vector = DoubleVector;
+  using Integer = LongVector;
+  static constexpr int kCount = CT_MLP_BYTES / 8, kMantissa = 52, kBias = 1023;
+  static constexpr int64_t kAbs = 0x7fffffffffffffff;
+  static constexpr double kMagic = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kLn2Hi = 6.93147180369123816490e-01, kLn2Lo = 1.90821492927058770002e-10;
+  static constexpr double kExpMax = 709.0, kExpMin = -708.0, kTanhMax = 44.0;
+  static constexpr int kExpTerms = 13, kLogTerms = 17, kSinTerms = 9;
+  static constexpr double kSinMax = 1e5;
+  static constexpr double kHalfPi[3] = {1.57079632673412561417e+00, 6.07710050630396597660e-11,
+                                        2.02226624879595063154e-21};
+};
+
+template <typename T>
+using Vector = typename Lanes<T>::Vector;
+template <typename T>
+using Integer = typename Lanes<T>::Integer;
+
+template <typename T>
+CT_MLP_INLINE Vector<T> splat(T value) {
+  return value - Vector<T>{};
+}
+
+template <typename T>
+CT_MLP_INLINE Vector<T> load(const T* from) {
+  Vector<T> x;
+  std::memcpy(&x, from, sizeof(x));
+  return x;
+}
+
+template <typename T>
+CT_MLP_INLINE void store(T* to, const Vector<T>& x) {
+  std::memcpy(to, &x, sizeof(x));
+}
+
+// The first few lanes; the others are zero.
+template <typename T>
+CT_MLP_INLINE Vector<T> load(const T* from, int lanes) {
+  Vector<T> x{};
+  std::memcpy(&x, from, lanes * sizeof(T));
+  return x;
+}
+
+template <typename T>
+CT_MLP_INLINE void store(T* to, const Vector<T>& x, int lanes) {
+  std::memcpy(to, &x, lanes * sizeof(T));
+}
+
+template <typename T>
+CT_MLP_INLINE Vector<T> absolute(const Vector<T>& x) {
+  return (Vector<T>)((Integer<T>)x & Lanes<T>::kAbs);
+}
+
+template <typename T>
+CT_MLP_INLINE Vector<T> with_sign(const Vector<T>& size, const Vector<T>& sign) {
+  return (Vector<T>)((Integer<T>)size | ((Integer<T>)sign & ~Lanes<T>::kAbs));
+}
+
+// NaN stays NaN in both.
+template <typename T>
+CT_MLP_INLINE Vector<T> at_most(const Vector<T>& x, T limit) {
+  const Vector<T> bound = splat<T>(limit);
+  return x > bound ? bound : x;
+}
+
+template <typename T>
+CT_MLP_INLINE Vector<T> at_least(const Vector<T>& x, T limit) {
+  const Vector<T> bound = splat<T>(limit);
+  return x < bound ? bound : x;
+}
+
+template <typename T>
+struct ExpParts {
+  Vector<T> scale, rest;  // exp(x) = scale * (1 + rest), scale a power of two
+};
+
+// x within the range of exp: x = k ln 2 + r, and the Taylor polynomial of exp(r) - 1, |r| < 0.35.
+template <typename T>
+CT_MLP_INLINE ExpParts<T> exp_parts(const Vector<T>& x) {
+  using L = Lanes<T>;
+  const Vector<T> shifted = x * T(1.4426950408889634) + L::kMagic, k = shifted - L::kMagic;
+  const Vector<T> r = (x - k * L::kLn2Hi) - k * L::kLn2Lo;
+  Vector<T> p = splat<T>(T(kInverseFactorial[L::kExpTerms]));
+#pragma GCC unroll 16
+  for (int j = L::kExpTerms - 1; j >= 2; --j) p = p * r + T(kInverseFactorial[j]);
+  const Integer<T> bits = ((Integer<T>)shifted + L::kBias) << L::kMantissa;
+  return {(Vector<T>)bits, r + r * (p * r)};
+}
+
+template <typename T>
+CT_MLP_INLINE Vector<T> exponential(const Vector<T>& x) {
+  const Vector<T> within = at_least<T>(at_most<T>(x, Lanes<T>::kExpMax), Lanes<T>::kExpMin);
+  const ExpParts<T> e = exp_parts<T>(within);
+  return e.scale + e.scale * e.rest;
+}
+
+// By expm1(2|x|), which keeps small x exact.
+template <typename T>
+CT_MLP_INLINE Vector<T> hyperbolic_tangent(const Vector<T>& x) {
+  const ExpParts<T> e = exp_parts<T>(at_most<T>(2 * absolute<T>(x), Lanes<T>::kTanhMax));
+  const Vector<T> grown = e.scale * e.rest + (e.scale - 1);
+  return with_sign<T>(grown / (grown + 2), x);
+}
+
+template <typename T>
+CT_MLP_INLINE Vector<T> logistic(const Vector<T>& x) {
+  return 1 / (1 + exponential<T>(-x));
+}
+
+// log(1 + t) for t in [0, 1], as 2 artanh(t / (2 + t)).
+template <typename T>
+CT_MLP_INLINE Vector<T> log1p_of_fraction(const Vector<T>& t) {
+  const Vector<T> s = t / (2 + t), square = s * s;
+  constexpr int kTerms = Lanes<T>::kLogTerms;
+  Vector<T> p = splat<T>(T(1) / (2 * kTerms - 1));
+#pragma GCC unroll 20
+  for (int j = kTerms - 1; j >= 1; --j) p = p * square + T(1) / (2 * j - 1);
+  return 2 * s * p;
+}
+
+template <typename T>
+CT_MLP_INLINE Vector<T> log_of_one_plus_exp(const Vector<T>& x) {
+  return at_least<T>(x, T(0)) + log1p_of_fraction<T>(exponential<T>(-absolute<T>(x)));
+}
+
+template <typename T>
+struct SinCos {
+  Vector<T> sin, cos;
+};
+
+template <typename T>
+CT_MLP_INLINE SinCos<T> sine_and_cosine(const Vector<T>& x) {
+  using L = Lanes<T>;
+  const Vector<T> shifted = x * T(0.6366197723675814) + L::kMagic, k = shifted - L::kMagic;
+  const Vector<T> r = ((x - k * L::kHalfPi[0]) - k * L::kHalfPi[1]) - k * L::kHalfPi[2];
+  const Vector<T> square = r * r;
+  Vector<T> s = splat<T>(T(1)), c = splat<T>(T(1));
+#pragma GCC unroll 16
+  for (int j = L::kSinTerms; j >= 1; --j) {
+    s = 1 - s * square * (T(1) / (2 * j * (2 * j + 1)));
+    c = 1 - c * square * (T(1) / (2 * j * (2 * j - 1)));
+  }
+  s = s * r;
+  const Integer<T> quadrant = (Integer<T>)shifted;
+  const Integer<T> odd = -(quadrant & 1), one = Integer<T>{} + 1;
+  const Integer<T> flip_sin = ((quadrant >> 1) & one) << (8 * sizeof(T) - 1);
+  const Integer<T> flip_cos = (((quadrant + 1) >> 1) & one) << (8 * sizeof(T) - 1);
+  const Integer<T> sin = (odd & (Integer<T>)c) | (~odd & (Integer<T>)s);
+  const Integer<T> cos = (odd & (Integer<T>)s) | (~odd & (Integer<T>)c);
+  SinCos<T> out{(Vector<T>)(sin ^ flip_sin), (Vector<T>)(cos ^ flip_cos)};
+  const Integer<T> far = absolute<T>(x) > splat<T>(L::kSinMax);
+  bool any = false;
+  for (int i = 0; i < L::kCount; ++i) any |= far[i] != 0;
+  if (any)
+    for (int i = 0; i < L::kCount; ++i)
+      out.sin[i] = std::sin(x[i]), out.cos[i] = std::cos(x[i]);
+  return out;
+}
+
+// Distribution function of the standard normal, by the C library.
+template <typename T>
+CT_MLP_INLINE Vector<T> normal_cdf(const Vector<T>& x) {
+  Vector<T> y;
+  for (int i = 0; i < Lanes<T>::kCount; ++i)
+    y[i] = T(0.5) * std::erfc(x[i] * T(-0.7071067811865475244));
+  return y;
+}
+
+template <typename T>
+CT_MLP_INLINE Vector<T> normal_pdf(const Vector<T>& x) {
+  return exponential<T>(T(-0.5) * x * x) * T(0.3989422804014326779);
+}
+
+}  // namespace
+}  // namespace ct::mlp::CT_MLP_LEVEL

@@ -1,0 +1,252 @@
+"""The forward Laplacian: value, gradient and Laplacian of a function in one pass."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from ctorch.autodiff import _lap_rows as forms
+from ctorch.autodiff._lap import Lap
+from ctorch.autodiff._propagated import propagate
+from ctorch.autodiff._seeds import Seeds, seeds_of
+from ctorch.ops._op import transforms_active
+
+Function = Callable[..., Any]
+
+# Rows of a chunk of samples should stay in a core's cache; on a GPU a chunk only bounds memory.
+# In bytes.
+_CACHE = 2 << 20
+_CUDA_MEMORY = 1 << 29
+
+_sizes: weakref.WeakKeyDictionary[Any, dict[Any, int]] = weakref.WeakKeyDictionary()
+_independent: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class Laplacian(NamedTuple):
+    """What ``laplacian`` returns.
+
+    Attributes:
+        value: ``f(x)``, ``[..., *out]``.
+        gradient: ``df/dx``, ``[..., *out, d]``.
+        laplacian: ``sum_ij A_ij d^2 f / dx_i dx_j``, ``[..., *out]``.
+    """
+
+    value: Tensor
+    gradient: Tensor
+    laplacian: Tensor
+
+
+def laplacian(
+    f: Function,
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    directions: Tensor | None = None,
+    chunk_size: int | None = -1,
+) -> Laplacian:
+    """Value, gradient and Laplacian of ``f`` at each of a batch of points, in one forward pass.
+
+    The pass carries the value, its derivatives along ``d`` seeds and the Laplacian through ``f``:
+    ``d + 2`` times the cost of ``f``'s linear maps, where a loop over Hessian-vector products takes
+    about ``4 d`` times. It finds by itself what it can save: derivatives that are the same for all
+    samples (up to the first nonlinear function) are held once; where ``f`` views ``x`` as
+    ``[..., N, k]`` (N electrons), features of one of the N, or of pairs of them, hold derivatives
+    by their own ``k`` (or ``2 k``) coordinates alone, up to where features mix. The batch passes in
+    chunks that stay in cache. Differentiable (once, by autograd) in ``x`` and ``f``'s parameters.
+
+    Args:
+        f: ``[..., d] -> [...]``, made of torch functions, ``nn.Module`` among them; or
+            ``[..., d] -> [..., *out]``, each output with derivatives of its own. It acts on each
+            sample alone.
+        x: ``[..., d]``, floating point.
+        weight: the matrix ``A`` of ``sum_ij A_ij d_i d_j``: ``[d, d]`` symmetric, or
+            ``[..., d, d]`` with a matrix for each sample, or its diagonal ``[d]``. Default: the
+            unit matrix. Fewer nonzero eigenvalues make the pass cheaper. A diagonal and a positive
+            definite matrix are differentiable.
+        directions: in place of ``weight``: ``[R, d]`` or ``[R, ..., d]``, the vectors ``v_r`` of a
+            sum of second directional derivatives ``sum_r d^2/ds^2 f(x + s v_r)``.
+        chunk_size: how many entries of ``x``'s first dim pass at a time; -1: as many as fit in
+            cache, by the measured size of ``f``'s derivatives; None: all of them.
+
+    Returns:
+        ``(value, gradient, laplacian)``: ``[..., *out]``, ``[..., *out, d]``, ``[..., *out]``. The
+        gradient is that of ``f``, whatever the weight.
+
+    Raises:
+        TypeError, ValueError: arguments do not fit, or ``f`` mixes samples.
+        MissingRuleError: ``f`` calls a torch function without a rule; the message names it.
+
+    Source: Li et al., "A computational framework for neural network-based variational Monte Carlo
+    with Forward Laplacian" (2024); Dangel et al., "Collapsing Taylor Mode" (2025).
+
+    Example:
+        >>> import torch, ctorch
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> value, gradient, lap = ctorch.laplacian(lambda x: (x**3).sum(-1), x)
+        >>> lap
+        tensor([18., 42.])
+    """
+    _check_x(f, x)
+    _check_chunk(chunk_size)
+    seeds = seeds_of(x, weight, directions)
+    parts = [_pass(f, x, part, chunk_size) for part in (seeds.positive, seeds.negative) if part]
+    if not parts:
+        parts = [_pass(f, x, Seeds(x.new_zeros(1, *x.shape)), chunk_size)]
+        seeds.gradient = None
+    value, rows, lap = parts[0]
+    if len(parts) == 2:
+        lap = lap - parts[1][2]
+    elif seeds.positive is None:
+        lap = -lap
+    gradient = rows.movedim(0, -1) if seeds.gradient is not None else _gradient(f, x)
+    if seeds.gradient is not None and seeds.gradient is not True:
+        gradient = gradient / seeds.gradient
+    return Laplacian(value, gradient, lap)
+
+
+# ---- one pass
+
+
+def _pass(
+    f: Function, x: Tensor, seeds: Seeds, chunk_size: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``f(x)``, its derivatives along seeds ``[R, .., *out]`` and the sum of its second ones."""
+    single = x.ndim < 2 or x.shape[0] < 2 or transforms_active() or is_compiling()
+    if single:
+        return _whole(f, x, seeds)
+    key = _key(f)
+    where = (tuple(x.shape[1:]), x.dtype, len(seeds.rows))
+    count = x.shape[0]
+    known = _sizes.get(key, {}).get(where) if key is not None else None
+    chunk = _chunk(x, known if known else _guess(x, seeds)) if chunk_size == -1 else chunk_size
+    chunk = count if chunk is None else min(chunk, count)
+    outputs = []
+    begin = 0
+    while begin < count:
+        end = min(count, begin + chunk)
+        forms.METER.largest = 0
+        outputs.append(_whole(f, x[begin:end], seeds.narrowed(x, begin, end)))
+        if not begin:
+            _check_independent(f, x, outputs[0][0])
+            if not known:
+                known = -(-forms.METER.largest // (end - begin))
+                if key is not None:
+                    _sizes.setdefault(key, {})[where] = known
+                if chunk_size == -1:
+                    chunk = _chunk(x, known, count - end)
+        begin = end
+    if len(outputs) == 1:
+        return outputs[0]
+    values, rows, laps = zip(*outputs, strict=True)
+    return torch.cat(values), torch.cat(rows, 1), torch.cat(laps)
+
+
+def _whole(f: Function, x: Tensor, seeds: Seeds) -> tuple[Tensor, Tensor, Tensor]:
+    out = propagate(f, Lap(x, seeds.rows, None, (), seeds.scales))
+    batch = x.shape[:-1]
+    if not isinstance(out, (Lap, Tensor)):
+        raise TypeError(f"f: expected to return one tensor, got {type(out).__name__}")
+    if out.shape[: len(batch)] != batch:
+        raise ValueError(
+            f"f: expected [..., d] -> [...]; for x of shape {tuple(x.shape)} it returned "
+            f"{tuple(out.shape)}, which does not begin with {tuple(batch)}. Samples (all dims but "
+            f"the last) must be kept apart: reduce over the last dims alone"
+        )
+    if isinstance(out, Tensor):  # a constant
+        zero = torch.zeros_like(out)
+        return out, zero.expand(len(seeds.rows), *out.shape), zero
+    return out.value, out.dense().expand(-1, *out.shape), out.laplacian()
+
+
+def _gradient(f: Function, x: Tensor) -> Tensor:
+    """The gradient by reverse mode, where rows along the seeds do not hold it."""
+    value, pull = cast(Any, torch.func.vjp(f, x))
+    batch = x.ndim - 1
+    if value.ndim == batch:
+        return pull(torch.ones_like(value))[0]
+    shape = value.shape[batch:]
+    basis = torch.eye(shape.numel(), dtype=value.dtype, device=value.device)
+    basis = basis.reshape(-1, *(1,) * batch, *shape).expand(-1, *value.shape)
+    rows = [pull(e)[0] for e in basis]
+    return torch.stack(rows, -2).unflatten(-2, shape)
+
+
+# ---- chunks
+
+
+def _key(f: Any) -> Any:
+    """What to remember a function by: the code, so that a new closure is known again."""
+    f = getattr(f, "__func__", f)
+    key = getattr(f, "__code__", f)
+    try:
+        weakref.ref(key)
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _guess(x: Tensor, seeds: Seeds) -> int:
+    """Elements of the largest rows of one sample, before they have been measured."""
+    return len(seeds.rows) * 16 * x[0].numel()
+
+
+def _chunk(x: Tensor, elements: int, left: int | None = None) -> int:
+    """Entries of the first dim whose rows fit in cache, in chunks of about one size."""
+    left = x.shape[0] if left is None else left
+    budget = _CUDA_MEMORY if x.is_cuda else _CACHE
+    fit = max(1, budget // max(1, elements * x.element_size()))
+    return max(1, -(-left // -(-left // fit))) if left else 1
+
+
+def _check_independent(f: Function, x: Tensor, values: Tensor) -> None:
+    """Refuses a function that shows to compute a sample's value from other samples."""
+    with contextlib.suppress(TypeError):  # of what cannot be hashed
+        if f in _independent:
+            return
+    with torch.no_grad():
+        alone = f(x[:1])
+        expected, tolerance = values[:1].detach(), 1e-5 if x.dtype == torch.float64 else 1e-2
+        if not _close(alone, expected, tolerance) and _close(alone, f(x[:1]), tolerance):
+            raise ValueError(
+                "f: expected a function that acts on each sample alone, but its value at x[0] "
+                "depends on the other samples (batch statistics, a reduction over the first dim): "
+                "keep samples apart, and put normalization layers into eval mode"
+            )
+    with contextlib.suppress(TypeError):
+        _independent.add(f)
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, tolerance, tolerance, equal_nan=True)
+
+
+# ---- arguments
+
+
+def _check_x(f: Any, x: Any) -> None:
+    if not callable(f):
+        raise TypeError(f"f: expected a function, got {type(f).__name__}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"x: expected a real floating point dtype, got {x.dtype}")
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x: expected shape [..., d] with d >= 1, got {tuple(x.shape)}")
+
+
+def _check_chunk(chunk_size: Any) -> None:
+    if chunk_size is None:
+        return
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
+        raise TypeError(f"chunk_size: expected an int or None, got {type(chunk_size).__name__}")
+    if chunk_size != -1 and chunk_size < 1:
+        raise ValueError(
+            f"chunk_size: expected >= 1, -1 (automatic) or None (all), got {chunk_size}"
+        )

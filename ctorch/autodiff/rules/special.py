@@ -1,0 +1,317 @@
+"""Rules of special functions.
+
+Some come from their slope. The rest come from their own Taylor coefficients at the value, by the
+recurrence that follows from the function's differential equation (``compose``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ctorch.autodiff._propagated import constant, rule, value_of
+from ctorch.autodiff.rules._common import as_tensor, compose, finite, masked, total
+
+_ROOT_PI = math.sqrt(math.pi)
+_ROOT_2 = math.sqrt(2.0)
+
+
+# ---- normal distribution
+
+
+@rule("erfc", torch.special.erfc)
+def erfc(x: Any) -> Any:
+    return x.integrate(torch.erfc(x.value), torch.exp(-(x * x)) * (-2 / _ROOT_PI))
+
+
+@rule(torch.special.ndtr)
+def ndtr(x: Any) -> Any:
+    slope = torch.exp(x * x * -0.5) * (1 / (_ROOT_2 * _ROOT_PI))
+    return x.integrate(torch.special.ndtr(x.value), slope)
+
+
+@rule(torch.special.log_ndtr)
+def log_ndtr(x: Any) -> Any:
+    """Its slope r solves ``r' = -r (x + r)``."""
+    value = x.value
+    slope = [(_ROOT_2 / _ROOT_PI) / torch.special.erfcx(-value / _ROOT_2)]
+    for n in range(x.order - 1):
+        change = value * slope[n] + _square_at(slope, n)
+        if n:
+            change = change + slope[n - 1]
+        slope.append(-change / (n + 1))
+    return compose(x, lambda n: slope[n - 1] / n if n else torch.special.log_ndtr(value))
+
+
+@rule(torch.special.erfcx)
+def erfcx(x: Any) -> Any:
+    """``y' = 2 x y - 2 / sqrt(pi)``."""
+    value = x.value
+    y = [torch.special.erfcx(value)]
+    for n in range(x.order):
+        change = 2 * value * y[n]
+        change = change + 2 * y[n - 1] if n else change - 2 / _ROOT_PI
+        y.append(change / (n + 1))
+    return compose(x, lambda n: y[n])
+
+
+@rule("erfinv", torch.special.erfinv)
+def erfinv(x: Any) -> Any:
+    return _inverse_normal(x, torch.erfinv(x.value), _ROOT_PI / 2, 1.0)
+
+
+@rule(torch.special.ndtri)
+def ndtri(x: Any) -> Any:
+    return _inverse_normal(x, torch.special.ndtri(x.value), _ROOT_2 * _ROOT_PI, 0.5)
+
+
+def _inverse_normal(x: Any, value: Tensor, scale: float, rate: float) -> Any:
+    """The y with ``y' = scale * exp(rate * y^2)``: y' is a series g with ``g' = 2 rate g y y'``."""
+    y = [value]
+    slope = [scale * torch.exp(rate * value * value)]
+    for n in range(x.order):
+        y.append(slope[n] / (n + 1))
+        square = [(k + 1) * _square_at(y, k + 1) for k in range(n + 1)]  # derivative of y^2
+        rest = total([square[k] * slope[n - k] for k in range(n + 1)])
+        slope.append(rest * (rate / (n + 1)))
+    return compose(x, lambda n: y[n])
+
+
+def _square_at(series: list[Tensor], n: int) -> Tensor:
+    return total([series[k] * series[n - k] for k in range(n + 1)])
+
+
+# ---- gamma functions
+
+
+@rule("digamma", torch.special.digamma, torch.special.psi)
+def digamma(x: Any) -> Any:
+    return polygamma(0, x)
+
+
+@rule("lgamma", torch.special.gammaln)
+def lgamma(x: Any) -> Any:
+    value = x.value
+
+    def coefficient(n: int) -> Tensor:
+        return _polygamma(n - 1, value) / math.factorial(n) if n else torch.lgamma(value)
+
+    return compose(x, coefficient)
+
+
+@rule(torch.polygamma, torch.special.polygamma)
+def polygamma(n: int, x: Any) -> Any:
+    value = x.value
+    return compose(x, lambda k: _polygamma(n + k, value) / math.factorial(k))
+
+
+@rule(Tensor.polygamma)
+def polygamma_method(x: Any, n: int) -> Any:
+    return polygamma(n, x)
+
+
+def _polygamma(n: int, value: Tensor) -> Tensor:
+    return torch.digamma(value) if n == 0 else torch.polygamma(n, value)
+
+
+@rule("mvlgamma", torch.special.multigammaln)
+def mvlgamma(x: Any, p: int) -> Any:
+    parts = [torch.lgamma(x - 0.5 * j) for j in range(p)]
+    return total(parts) + 0.25 * p * (p - 1) * math.log(math.pi)
+
+
+# ---- Bessel functions: coefficients from those of integer order
+
+
+@rule("i0", torch.special.i0)
+def i0(x: Any) -> Any:
+    return compose(x, _bessel_coefficients(x.value, 0, x.order))
+
+
+@rule(torch.special.i1)
+def i1(x: Any) -> Any:
+    return compose(x, _bessel_coefficients(x.value, 1, x.order))
+
+
+@rule(torch.special.i0e)
+def i0e(x: Any) -> Any:
+    return torch.special.i0(x) * torch.exp(-torch.abs(x))
+
+
+@rule(torch.special.i1e)
+def i1e(x: Any) -> Any:
+    return torch.special.i1(x) * torch.exp(-torch.abs(x))
+
+
+def _bessel_coefficients(x: Tensor, m: int, order: int) -> Callable[[int], Tensor]:
+    """``I_m^(n) = 2^-n sum_k binom(n, k) I_(m - n + 2 k)``."""
+    bessel = [_bessel(x, n) for n in range(m + order + 1)]
+
+    def coefficient(n: int) -> Tensor:
+        terms = [math.comb(n, k) * bessel[abs(m - n + 2 * k)] for k in range(n + 1)]
+        return total(terms) / (2**n * math.factorial(n))
+
+    return coefficient
+
+
+def _bessel(x: Tensor, n: int) -> Tensor:
+    """``I_n(x)``: torch's for n < 2, a power series up to |x| = 12, the recurrence in n beyond."""
+    if n < 2:
+        return torch.special.i1(x) if n else torch.special.i0(x)
+    small = x.detach().abs() < 12
+    near = torch.where(small, x, torch.ones_like(x)) / 2
+    term = near**n / math.factorial(n)
+    series = term
+    for k in range(1, 40):
+        term = term * near * near / (k * (n + k))
+        series = series + term
+    far = torch.where(small, torch.full_like(x, 12.0), x)
+    below, above = torch.special.i0(far), torch.special.i1(far)
+    for k in range(1, n):
+        below, above = above, below - (2 * k / far) * above
+    return torch.where(small, series, above)
+
+
+# ---- logarithms
+
+
+@rule("logaddexp")
+def logaddexp(x: Any, y: Any) -> Any:
+    top = finite(torch.maximum(*torch.broadcast_tensors(value_of(x), value_of(y))))
+    return torch.log(torch.exp(x - top) + torch.exp(y - top)) + top
+
+
+@rule("logaddexp2")
+def logaddexp2(x: Any, y: Any) -> Any:
+    return logaddexp(x * math.log(2), y * math.log(2)) * (1 / math.log(2))
+
+
+@rule("logit", torch.special.logit)
+def logit(x: Any, eps: float | None = None) -> Any:
+    if eps is not None:
+        x = torch.clamp(x, eps, 1 - eps)
+    return x.integrate(torch.logit(x.value), torch.reciprocal(x * (1 - x)))
+
+
+@rule("xlogy", torch.special.xlogy)
+def xlogy(x: Any, y: Any) -> Any:
+    x, y = _where_used(x, y, 0.0)
+    return x * torch.log(y)
+
+
+@rule(torch.special.xlog1py)
+def xlog1py(x: Any, y: Any) -> Any:
+    x, y = _where_used(x, y, -1.0)
+    return x * torch.log1p(y)
+
+
+def _where_used(x: Any, y: Any, lowest: float) -> tuple[Any, Any]:
+    """Keeps the logarithm of ``y - lowest`` finite where the factor is zero."""
+    like = x if constant(y) else y
+    x, y = as_tensor(x, like), as_tensor(y, like)
+    unused = (value_of(x) == 0) & (value_of(y) <= lowest)
+    return x, torch.where(unused, lowest + 1.0, y)
+
+
+@rule(torch.special.entr)
+def entr(x: Any) -> Any:
+    inside = x.value > 0
+    y = torch.where(inside, x, 1.0)
+    rest = torch.special.entr(x.value.detach())
+    return masked(-(y * torch.log(y)), inside).shift(torch.where(inside, 0.0, rest))
+
+
+# ---- angles
+
+
+@rule("sinc", torch.special.sinc)
+def sinc(x: Any) -> Any:
+    """Near zero by its power series: the quotient would lose all digits of the derivatives."""
+    z = x * math.pi
+    near = z.value.detach().abs() < 2
+    small = masked(z, near)
+    square = small.times(small)
+    series = square * (-1.0 / math.factorial(31))
+    for k in range(14, 0, -1):
+        series = series.shift((-1.0) ** k / math.factorial(2 * k + 1)).times(square)
+    far = torch.where(near, 1.0, z)
+    return torch.where(near, series.shift(1.0), torch.sin(far) / far)
+
+
+@rule("deg2rad")
+def deg2rad(x: Any) -> Any:
+    return x * (math.pi / 180)
+
+
+@rule("rad2deg")
+def rad2deg(x: Any) -> Any:
+    return x * (180 / math.pi)
+
+
+# ---- softmax and logsumexp: the largest value is taken out, as a constant
+
+
+@rule("softmax", torch.special.softmax)
+def softmax(x: Any, dim: int, dtype: Any = None) -> Any:
+    if dtype is not None:
+        x = x.to(dtype)
+    if x.ndim == 0:
+        return softmax(x.unsqueeze(0), 0).squeeze(0)
+    at = dim if dim < 0 else dim - x.ndim
+    powers = torch.exp(x.shift(-finite(x.value.amax(at, keepdim=True))))
+    return powers.times(torch.reciprocal(powers.sum(at, keepdim=True)))
+
+
+@rule("log_softmax", torch.special.log_softmax)
+def log_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
+    if dtype is not None:
+        x = x.to(dtype)
+    if x.ndim == 0:
+        return x - x
+    x = x.shift(-finite(x.value.amax(dim, keepdim=True)))
+    return x - torch.log(torch.exp(x).sum(dim, keepdim=True))
+
+
+def _default_dim(x: Any, dim: int | None) -> int:
+    if dim is None:
+        raise TypeError("dim: softmax without dim is deprecated in torch; give it")
+    return dim
+
+
+@rule(F.softmax)
+def f_softmax(x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
+    return softmax(x, _default_dim(x, dim), dtype)
+
+
+@rule(F.log_softmax)
+def f_log_softmax(x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
+    return log_softmax(x, _default_dim(x, dim), dtype)
+
+
+@rule(F.softmin)
+def softmin(x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
+    return softmax(-x, _default_dim(x, dim), dtype)
+
+
+@rule("logsumexp", torch.special.logsumexp)
+def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
+    top = finite(x.value.amax(dim, keepdim=True))
+    y = torch.log(torch.exp(x.shift(-top)).sum(dim, keepdim=True)).shift(top)
+    if keepdim:
+        return y
+    return y.squeeze(dim if isinstance(dim, int) else tuple(dim))
+
+
+@rule(F.gumbel_softmax)
+def gumbel_softmax(x: Any, tau: float = 1, hard: bool = False, eps: float = 0, dim: int = -1) -> Any:
+    noise = -torch.empty_like(x.value).exponential_().log()
+    soft = softmax((x + noise) / tau, dim)
+    if not hard:
+        return soft
+    at = soft.value.argmax(dim, keepdim=True)
+    return soft.shift(torch.zeros_like(soft.value).scatter_(dim, at, 1.0) - soft.value.detach())
