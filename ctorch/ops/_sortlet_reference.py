@@ -28,7 +28,7 @@ def sortlet(scores: Tensor, gap: int) -> tuple[Tensor, Tensor]:
     total = torch.where(skip, 0.0, _log(torch.where(skip, 1.0, gaps), gap)).sum(-1)
     any_tied, poison = any_tied[..., 0], _poison(scores)
     logabs = torch.where(any_tied, total - torch.inf, total) + poison
-    sign = torch.where(any_tied, 0, _parity(order)) + poison
+    sign = torch.where(any_tied, 0, parity(order)) + poison
     return sign.to(scores.dtype), logabs.to(scores.dtype)
 
 
@@ -139,7 +139,7 @@ class _Term:
         self.order, gaps = _sort(scores)
         unit = torch.where(gaps < SMALL, 1.0, _phi(gaps, gap)).detach()
         size = torch.exp(shift.double() + unit.log().sum(-1))
-        self.scale = _parity(self.order) * size + _poison(scores)
+        self.scale = parity(self.order) * size + _poison(scores)
         ratio = _phi(gaps, gap) / unit
         self.ratio = _behind(1.0, ratio)
         sech2 = 1 - torch.tanh(gaps) ** 2 if gap == TANH else torch.ones_like(gaps)
@@ -167,7 +167,7 @@ def _poison(scores: Tensor) -> Tensor:
     return torch.where(scores.isnan().any(-1), torch.nan, 0.0).double()
 
 
-def _parity(order: Tensor) -> Tensor:
+def parity(order: Tensor) -> Tensor:
     """1 or -1, the sign of each permutation."""
     n = order.shape[-1]
     if n <= 64:  # inversions

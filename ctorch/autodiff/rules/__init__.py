@@ -22,5 +22,6 @@ from ctorch.autodiff.rules import recurrent as recurrent
 from ctorch.autodiff.rules import reductions as reductions
 from ctorch.autodiff.rules import resampling as resampling
 from ctorch.autodiff.rules import shapes as shapes
+from ctorch.autodiff.rules import sortlet as sortlet
 from ctorch.autodiff.rules import special as special
 from ctorch.autodiff.rules import _writing as _writing  # last: from the rules of the others
