@@ -566,7 +566,8 @@ __global__ void term_kernel(Task<T> task) {
     task.sign[list] = known_term(task, list);
 }
 
-__global__ inline void clear_kernel(unsigned long long* swaps, int64_t lists) {
+template <typename T>
+__global__ void clear_kernel(T* swaps, int64_t lists) {
   for (int64_t list = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; list < lists;
        list += static_cast<int64_t>(gridDim.x) * kThreads)
     swaps[list] = 0;
