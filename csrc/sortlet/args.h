@@ -78,9 +78,9 @@ class Lists {
     int32_t device_type;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(scores_.get(), &device_type));
     AtenTensorHandle made = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
-                                                    sizes.data(), strides.data(), dtype, device_type,
-                                                    scores_.get_device_index(), &made));
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                 dtype, device_type, scores_.get_device_index(), &made));
     return Tensor(made);
   }
 

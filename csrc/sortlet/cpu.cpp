@@ -1,6 +1,6 @@
-// Sortlet kernels for the CPU. Short lists go sixteen at a time through a sorting network, long ones
-// one at a time through a radix sort; threads share out lists. No list looks at another one, so that
-// results do not depend on the number of threads.
+// Sortlet kernels for the CPU. Short lists go sixteen at a time through a sorting network, long
+// ones one at a time through a radix sort; threads share out lists. No list looks at another one,
+// so that results do not depend on the number of threads.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>

@@ -39,8 +39,8 @@ void run_long(const Lists& lists, const Task<T>& task, cudaStream_t stream) {
   const unsigned rows = blocks(task.lists, kMaxRows);
   CT_LAUNCH((clear_kernel<unsigned long long>), blocks(groups(task.lists, kThreads)), kThreads, 0,
             stream, sort.swaps, task.lists);
-  CT_LAUNCH((tile_kernel<T>), dim3(blocks(groups(task.n, kTile), int64_t{1} << 30), rows),
-            kThreads, 0, stream, sort);
+  CT_LAUNCH((tile_kernel<T>), dim3(blocks(groups(task.n, kTile), int64_t{1} << 30), rows), kThreads,
+            0, stream, sort);
   for (int64_t width = kTile; width < task.n; width *= 2) {
     CT_LAUNCH((merge_kernel<T>), dim3(blocks(groups(task.n, kThreads)), rows), kThreads, 0, stream,
               sort, width);

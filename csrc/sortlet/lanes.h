@@ -3,15 +3,17 @@
 // NaN, an infinite or a tiny gap are marked, and done again by rows.h.
 #pragma once
 
-#include <memory>
+#include <type_traits>
+#include <vector>
 
 #include "task.h"
 
 namespace ct::sortlet {
 
 constexpr int kLanes = 16;
-constexpr int kAlways = 64;     // lists up to this length come here, however few
-// Lists up to this one come where they fill the lanes. A product of as many mantissas cannot overflow.
+constexpr int kAlways = 64;  // lists up to this length come here, however few
+// Lists up to this one come where they fill the lanes. A product of as many mantissas cannot
+// overflow.
 constexpr int kLongest = 1024;
 
 template <typename T>
@@ -34,19 +36,23 @@ struct Block {
 
   explicit Block(int64_t n) {
     const size_t line = 64, wide = n * kLanes * sizeof(double), narrow = n * kLanes * sizeof(T);
-    memory = std::make_unique<char[]>(4 * wide + 3 * narrow + line);
-    char* next = memory.get() + (line - reinterpret_cast<uintptr_t>(memory.get()) % line) % line;
+    const size_t shortest = n * kLanes * sizeof(uint16_t);
+    // Kept by each thread: fresh pages at every call would cost more than the work.
+    static thread_local std::vector<char> memory;
+    const size_t size = 4 * wide + 3 * narrow + shortest + line;
+    if (memory.size() < size) memory.resize(size);
+    char* next = memory.data() + (line - reinterpret_cast<uintptr_t>(memory.data()) % line) % line;
     const auto take = [&](auto*& lanes, size_t size) {
       lanes = reinterpret_cast<std::remove_reference_t<decltype(lanes)>>(next);
       next += size;
     };
     take(key, narrow), take(index, narrow), take(value, narrow);
-    take(slope, wide), take(curve, wide), take(part, wide), take(sum, wide);
+    take(slope, wide), take(curve, wide), take(part, wide), take(sum, wide), take(order, shortest);
   }
 
-  std::unique_ptr<char[]> memory;
   Lanes<T> key, value;
   Lanes<Index> index;
+  uint16_t* order;  // of each list, once sorted
   Lanes<double> slope, curve, part, sum;
   alignas(64) Index odd[kLanes];
   alignas(64) double sign[kLanes];
@@ -103,6 +109,9 @@ CT_GAP void sort(Block<T>& b, int n) {
       if (q == p) break;
     }
   CT_EACH_LANE b.sign[l] = b.odd[l] != 0 ? -1.0 : 1.0;
+  if (kIndexed)
+    for (int i = 0; i < n; ++i)
+      for (int l = 0; l < kLanes; ++l) b.order[l * n + i] = static_cast<uint16_t>(b.index[i][l]);
 }
 
 // Slopes and curves of all gaps, the logarithm of the product of phi, and which lists go again.
@@ -129,13 +138,15 @@ CT_GAP void gaps(Block<T>& b, int n, double* size) {
   for (int l = 0; l < kLanes; ++l) b.again[l] = plain[l] == 0;
 }
 
-// value[i][l] = v at score i of list l, in sorted order.
+// value[i][l] = v at score i of list l, in sorted order. A loop over lanes would become gather
+// instructions, which are slow on many machines.
 template <typename T>
 CT_GAP void gather(Block<T>& b, const Task<T>& task, const T* v) {
   const int n = static_cast<int>(task.n);
-  for (int l = 0; l < kLanes; ++l) {
-    const T* from = v + (b.first + (l < b.lanes ? l : b.lanes - 1)) * task.n;
-    for (int i = 0; i < n; ++i) b.value[i][l] = from[b.index[i][l]];
+  for (int l = 0; l < b.lanes; ++l) {
+    const T* from = v + (b.first + l) * task.n;
+    const uint16_t* order = b.order + l * task.n;
+    for (int i = 0; i < n; ++i) b.value[i][l] = from[order[i]];
   }
 }
 
@@ -159,7 +170,8 @@ CT_GAP void spread(Block<T>& b, const Task<T>& task) {
     CT_EACH_LANE b.value[i][l] = static_cast<T>(b.part[i - 1][l] - b.part[i][l]);
   for (int l = 0; l < b.lanes; ++l) {
     T* to = task.of_scores + (b.first + l) * task.n;
-    for (int i = 0; i < n; ++i) to[b.index[i][l]] = b.value[i][l];
+    const uint16_t* order = b.order + l * task.n;
+    for (int i = 0; i < n; ++i) to[order[i]] = b.value[i][l];
   }
 }
 
@@ -187,8 +199,7 @@ CT_GAP void lanes_derivatives(Block<T>& b, const Task<T>& task) {
       continue;
     }
     CT_EACH_LANE {
-      const double d =
-          static_cast<double>(b.value[i + 1][l]) - static_cast<double>(b.value[i][l]);
+      const double d = static_cast<double>(b.value[i + 1][l]) - static_cast<double>(b.value[i][l]);
       const double slope = b.slope[i][l];
       along[l] += slope * d;
       b.part[i][l] = g[l] * (b.curve[i][l] - slope * slope) * d;
@@ -217,7 +228,7 @@ CT_GAP void lanes_laplacian(Block<T>& b, const Task<T>& task) {
   gather(b, task, task.lap);
   for (int i = 0; i + 1 < n; ++i)
     CT_EACH_LANE linear[l] += b.slope[i][l] * (static_cast<double>(b.value[i + 1][l]) -
-                                              static_cast<double>(b.value[i][l]));
+                                               static_cast<double>(b.value[i][l]));
   CT_EACH_LANE of_log[l] = of_ratio[l] = linear[l];
   for (int64_t r = 0; r < task.rows; ++r) {
     gather(b, task, task.jacobian + r * task.lists * task.n);
@@ -257,8 +268,7 @@ CT_GAP void lanes_term(Block<T>& b, const Task<T>& task) {
   gather(b, task, task.v);
   alignas(64) double along[kLanes] = {}, behind[kLanes] = {};
   for (int i = 0; i + 1 < n; ++i) CT_EACH_LANE {
-      const double d =
-          static_cast<double>(b.value[i + 1][l]) - static_cast<double>(b.value[i][l]);
+      const double d = static_cast<double>(b.value[i + 1][l]) - static_cast<double>(b.value[i][l]);
       b.sum[i][l] = along[l];  // of all before
       b.part[i][l] = b.slope[i][l] * d;
       b.curve[i][l] *= d;
@@ -267,8 +277,7 @@ CT_GAP void lanes_term(Block<T>& b, const Task<T>& task) {
   for (int i = n - 2; i >= 0; --i) CT_EACH_LANE {
       const double others = b.sum[i][l] + behind[l];
       behind[l] += b.part[i][l];
-      b.part[i][l] =
-          g[l] * scale[l] * (b.slope[i][l] * (others + u[l]) + b.curve[i][l]);
+      b.part[i][l] = g[l] * scale[l] * (b.slope[i][l] * (others + u[l]) + b.curve[i][l]);
     }
   CT_EACH_LANE along[l] = scale[l] * (u[l] + along[l]);
   put(b, task.of_g, along);

@@ -25,9 +25,8 @@ Tensor sortlet_term(const Tensor& scores, const Tensor& shift_, const Tensor& si
 Tensor sortlet_gradient(const Tensor& scores, const Tensor& g_, int64_t kind) {
   const Lists lists("sortlet_gradient", scores, kind);
   const Tensor g = lists.read("g", g_, false), of_scores = lists.make(true);
-  run_as(lists, kGradient, kind, [&]<typename T>(Task<T>& task) {
-    task.g = in<T>(g), task.of_scores = out<T>(of_scores);
-  });
+  run_as(lists, kGradient, kind,
+         [&]<typename T>(Task<T>& task) { task.g = in<T>(g), task.of_scores = out<T>(of_scores); });
   return of_scores;
 }
 
@@ -74,8 +73,7 @@ std::tuple<Tensor, Tensor, Tensor> sortlet_term_hessian(const Tensor& scores, co
   const Lists lists("sortlet_term_hessian", scores, kind);
   const Tensor shift = lists.read("shift", shift_, false), g = lists.read("g", g_, false);
   const Tensor v = lists.read("v", v_, true), u = lists.read("u", u_, false);
-  const Tensor of_scores = lists.make(true), of_shift = lists.make(false),
-               of_g = lists.make(false);
+  const Tensor of_scores = lists.make(true), of_shift = lists.make(false), of_g = lists.make(false);
   run_as(lists, kTermHessian, kind, [&]<typename T>(Task<T>& task) {
     task.shift = in<T>(shift), task.g = in<T>(g), task.v = in<T>(v), task.u = in<T>(u);
     task.of_scores = out<T>(of_scores), task.of_shift = out<T>(of_shift);
@@ -85,9 +83,8 @@ std::tuple<Tensor, Tensor, Tensor> sortlet_term_hessian(const Tensor& scores, co
 }
 
 std::tuple<Tensor, Tensor, Tensor> sortlet_term_laplacian(const Tensor& scores,
-                                                          const Tensor& shift_,
-                                                          const Tensor& rows_, const Tensor& lap_,
-                                                          int64_t kind) {
+                                                          const Tensor& shift_, const Tensor& rows_,
+                                                          const Tensor& lap_, int64_t kind) {
   const Lists lists("sortlet_term_laplacian", scores, kind);
   const Tensor shift = lists.read("shift", shift_, false);
   const Tensor rows = lists.read("rows", rows_, true, true), lap = lists.read("lap", lap_, true);
@@ -101,12 +98,12 @@ std::tuple<Tensor, Tensor, Tensor> sortlet_term_laplacian(const Tensor& scores,
   return {value, slopes, of_ratio};
 }
 
-#define CT_SORTLET_IMPLS(m)                                                              \
-  m.impl("sortlet", TORCH_BOX(&ct::sortlet::sortlet));                                   \
-  m.impl("sortlet_gradient", TORCH_BOX(&ct::sortlet::sortlet_gradient));                 \
-  m.impl("sortlet_hessian", TORCH_BOX(&ct::sortlet::sortlet_hessian));                   \
-  m.impl("sortlet_laplacian", TORCH_BOX(&ct::sortlet::sortlet_laplacian));               \
-  m.impl("sortlet_term", TORCH_BOX(&ct::sortlet::sortlet_term));                         \
-  m.impl("sortlet_term_gradient", TORCH_BOX(&ct::sortlet::sortlet_term_gradient));       \
-  m.impl("sortlet_term_hessian", TORCH_BOX(&ct::sortlet::sortlet_term_hessian));         \
+#define CT_SORTLET_IMPLS(m)                                                        \
+  m.impl("sortlet", TORCH_BOX(&ct::sortlet::sortlet));                             \
+  m.impl("sortlet_gradient", TORCH_BOX(&ct::sortlet::sortlet_gradient));           \
+  m.impl("sortlet_hessian", TORCH_BOX(&ct::sortlet::sortlet_hessian));             \
+  m.impl("sortlet_laplacian", TORCH_BOX(&ct::sortlet::sortlet_laplacian));         \
+  m.impl("sortlet_term", TORCH_BOX(&ct::sortlet::sortlet_term));                   \
+  m.impl("sortlet_term_gradient", TORCH_BOX(&ct::sortlet::sortlet_term_gradient)); \
+  m.impl("sortlet_term_hessian", TORCH_BOX(&ct::sortlet::sortlet_term_hessian));   \
   m.impl("sortlet_term_laplacian", TORCH_BOX(&ct::sortlet::sortlet_term_laplacian));

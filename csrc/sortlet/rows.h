@@ -169,8 +169,7 @@ class Row {
     bool tied = false;
     for (int64_t i = 0; i < count(); ++i) tied = tied || gap(i) == 0;
     task_.sign[list_] = tied ? T(0) : T(sign_);
-    task_.logabs[list_] =
-        tied ? -std::numeric_limits<T>::infinity() : static_cast<T>(log_size(0));
+    task_.logabs[list_] = tied ? -std::numeric_limits<T>::infinity() : static_cast<T>(log_size(0));
   }
 
   // From derivatives in the gaps, in `parts`, to derivatives in the scores.
@@ -319,8 +318,8 @@ class Row {
 
   void fill_nan() {
     const T nan = std::numeric_limits<T>::quiet_NaN();
-    for (T* of_list : {task_.sign, task_.logabs, task_.of_shift, task_.of_g, task_.of_log,
-                       task_.of_ratio})
+    for (T* of_list :
+         {task_.sign, task_.logabs, task_.of_shift, task_.of_g, task_.of_log, task_.of_ratio})
       if (of_list != nullptr) of_list[list_] = nan;
     if (task_.of_scores != nullptr)
       std::fill(task_.of_scores + begin_, task_.of_scores + begin_ + n_, nan);

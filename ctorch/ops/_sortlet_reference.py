@@ -51,9 +51,7 @@ def hessian(scores: Tensor, g: Tensor, v: Tensor, gap: int) -> tuple[Tensor, Ten
     return of_g.to(scores.dtype), of_scores.to(scores.dtype)
 
 
-def laplacian(
-    scores: Tensor, rows: Tensor, lap: Tensor, gap: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def laplacian(scores: Tensor, rows: Tensor, lap: Tensor, gap: int) -> tuple[Tensor, Tensor, Tensor]:
     """From rows and Laplacian of the scores: those of logabs, and the Laplacian of psi over psi."""
     order, gaps = _sort(scores)
     slope, curve = _log_slopes(gaps, gap)
@@ -232,7 +230,7 @@ def _ratio_curve(gaps: Tensor, gap: int) -> Tensor:
 
 
 def _scan(x: Tensor) -> Tensor:
-    """Products of all elements up to each one; unlike torch.cumprod's, derivatives survive zeros."""
+    """Products of all elements up to each one; right at zeros, at any order of derivatives."""
     step = 1
     while step < x.shape[-1]:
         x = torch.cat([x[..., :step], x[..., step:] * x[..., :-step]], -1)

@@ -121,7 +121,7 @@ def of_reference(name: str, floating: int) -> dict[str, Function]:
 
     def backward(args: Args, needed: Sequence[bool], *grads: Tensor | None) -> Args:
         inputs, rest = args[:floating], args[floating:]
-        outs, pull = torch.func.vjp(lambda *xs: function(*xs, *rest), *inputs)
+        outs, pull = _vjp(lambda *xs: function(*xs, *rest), *inputs)
         return (*pull(_filled(grads, outs)), *(None for _ in rest))
 
     def jvp(args: Args, tangents: Args) -> Args:
@@ -134,18 +134,23 @@ def of_reference(name: str, floating: int) -> dict[str, Function]:
 
 def _pushed(f: Function, inputs: Args, tangents: Args) -> Args:
     """A jvp by two vjps: forward mode of torch would run below the level that asks."""
-    outs, pull = torch.func.vjp(f, *inputs)
+    outs, pull = _vjp(f, *inputs)
     zeros = tuple(torch.zeros_like(out) for out in outs)
-    _, push = torch.func.vjp(lambda *cotangents: pull(cotangents), *zeros)
+    _, push = _vjp(lambda *cotangents: pull(cotangents), *zeros)
     result: Args = push(_filled(tangents, inputs))
     return result
+
+
+def _vjp(f: Function, *inputs: Tensor) -> tuple[Any, Function]:
+    outs, pull = torch.func.vjp(f, *inputs)[:2]
+    return outs, pull
 
 
 # ---- batching
 
 
 def mapped(leads: Sequence[int], out_leads: Sequence[int]) -> Function:
-    """The batching rule of an operator whose tensors share their dims but the last one and the first.
+    """The batching rule of an operator whose tensors share all dims but the first or the last.
 
     Args:
         leads: for each tensor, at which dim the shared ones begin: 1 where there are rows.

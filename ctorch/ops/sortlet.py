@@ -27,8 +27,8 @@ GAPS = {"linear": reference.LINEAR, "tanh": reference.TANH}
 def sortlet(scores: Tensor, gap: str = "linear") -> tuple[Tensor, Tensor]:
     """Sign and log magnitude of an antisymmetric function of scores, in O(N log N).
 
-    ``psi = sign(pi) * prod_i phi(a[i+1] - a[i])``, where ``a`` are the scores in ascending order and
-    ``pi`` is the permutation that sorts them. Exchanging two scores changes the sign alone.
+    ``psi = sign(pi) * prod_i phi(a[i+1] - a[i])``, where ``a`` are the scores in ascending order
+    and ``pi`` is the permutation that sorts them. Exchanging two scores changes the sign alone.
 
     psi is continuously differentiable, and smooth but where scores tie: there second derivatives
     jump (with ``"tanh"`` by a factor ``1 - tanh^2`` of the neighboring gaps less); of two scores it
@@ -65,8 +65,7 @@ def sortlet(scores: Tensor, gap: str = "linear") -> tuple[Tensor, Tensor]:
         (tensor([ 1., -1.]), tensor([-0.2877, -0.2877]))
     """
     if has_torch_function((scores,)):
-        result = handle_torch_function(sortlet, (scores,), scores, gap)
-        return cast("tuple[Tensor, Tensor]", result)
+        return handle_torch_function(sortlet, (scores,), scores, gap)
     number = _check(scores, gap)
     sign, logabs = log_sortlet(scores, number)
     return sign.detach(), logabs
@@ -79,8 +78,8 @@ def sum_of_sortlets(
 
     Nothing overflows, however large or small the terms are. Derivatives are the true ones of the
     sum: where scores of one term tie, that term is zero but its gradient is not. Where the sum is
-    zero the result is ``(0, -inf)``, with gradient 0 by convention. Second derivatives at a tie, where
-    they jump, are those of the polynomial on one side.
+    zero the result is ``(0, -inf)``, with gradient 0 by convention. Second derivatives at a tie,
+    where they jump, are those of the polynomial on one side.
 
     Args:
         scores: ``[..., K, N]``, float32 or float64.
@@ -106,8 +105,7 @@ def sum_of_sortlets(
     """
     if has_torch_function((scores, log_coeff, sign)):
         given = (scores, log_coeff, sign)
-        result = handle_torch_function(sum_of_sortlets, given, scores, log_coeff, sign, gap)
-        return cast("tuple[Tensor, Tensor]", result)
+        return handle_torch_function(sum_of_sortlets, given, scores, log_coeff, sign, gap)
     number = _check(scores, gap)
     log_coeff, factor = check_terms(scores, log_coeff, sign)
     of_terms, logs = log_sortlet(scores.detach(), number)
@@ -133,7 +131,9 @@ def check_terms(
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
         if x.dtype != scores.dtype:
-            raise TypeError(f"{name} must have the dtype of the scores, {scores.dtype}; got {x.dtype}")
+            raise TypeError(
+                f"{name} must have the dtype of the scores, {scores.dtype}; got {x.dtype}"
+            )
         try:
             parts.append(x.expand(shape))
         except RuntimeError:

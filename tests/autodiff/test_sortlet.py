@@ -84,8 +84,12 @@ def test_the_laplacian_is_differentiable(make, x):
 def test_coefficients_alone_may_carry_derivatives(x):
     scores = torch.randn(5, 3, 4, dtype=F64)
     w = torch.linspace(-1, 1, 24, dtype=F64).reshape(8, 3)
-    f = lambda x: ctorch.sum_of_sortlets(scores[: x.shape[0]] if x.ndim > 1 else scores[0], x @ w)[1]
-    value, gradient, lap = ctorch.laplacian(f, x)
+
+    def f(x: Tensor) -> Tensor:
+        of_x = scores[: x.shape[0]] if x.ndim > 1 else scores[0]
+        return ctorch.sum_of_sortlets(of_x, x @ w)[1]
+
+    _, gradient, lap = ctorch.laplacian(f, x)
     expected = torch.autograd.functional.hessian(f, x[0]).trace()
     assert_close(lap[0], expected, rtol=1e-12, atol=1e-12)
     v = torch.ones_like(x)
@@ -94,7 +98,7 @@ def test_coefficients_alone_may_carry_derivatives(x):
 
 @pytest.mark.parametrize("width", [1e-6, 1e-100, 0.0])
 def test_nothing_cancels_near_a_tie_of_one_term(width):
-    """The Laplacian of a sum, where a term's own logarithm has second derivatives of 1 / width^2."""
+    """The Laplacian of a sum, one term of which has derivatives of 1 / width^2 in its log."""
     base = torch.tensor([[0.0, 0.0, 1.0], [0.5, -1.0, 1.5]], dtype=F64)
     slope = torch.tensor([[[0.3, 1.0, 0.2], [0.1, 0.4, -0.5]]], dtype=F64)
 
@@ -131,9 +135,14 @@ def test_the_ratio_is_finite_where_the_logarithm_has_lost_all_digits():
 def test_a_tied_gap_contributes_nothing_to_a_series(gap):
     x = torch.tensor([0.0, 2.0, 0.0, 5.0], dtype=F64)
     v = torch.tensor([1.0, 0.5, 2.0, -1.0], dtype=F64)
-    f = lambda x: ctorch.sortlet(x, gap)[1]
     phi = torch.tanh if gap == "tanh" else lambda g: g
-    sorted_gaps = lambda s: phi(torch.stack([2 - 1.5 * s, 3 - 1.5 * s])).log().sum()
+
+    def f(x: Tensor) -> Tensor:
+        return ctorch.sortlet(x, gap)[1]
+
+    def sorted_gaps(s: Tensor) -> Tensor:
+        return phi(torch.stack([2 - 1.5 * s, 3 - 1.5 * s])).log().sum()
+
     s = torch.zeros((), dtype=F64)
     for order in (1, 2, 3):
         expected = ctorch.derivative(sorted_gaps, s, torch.ones_like(s), order)
@@ -142,7 +151,9 @@ def test_a_tied_gap_contributes_nothing_to_a_series(gap):
 
 
 def test_a_zero_sum_has_derivatives_zero():
-    f = lambda x: ctorch.sum_of_sortlets(x.unflatten(-1, (2, 3)), torch.zeros(2, dtype=F64))[1]
+    def f(x: Tensor) -> Tensor:
+        return ctorch.sum_of_sortlets(x.unflatten(-1, (2, 3)), torch.zeros(2, dtype=F64))[1]
+
     x = torch.tensor([[1.0, 1.0, 1.0, 2.0, 2.0, 2.0]], dtype=F64)
     value, gradient, lap = ctorch.laplacian(f, x)
     assert value == -torch.inf

@@ -111,8 +111,7 @@ void serial(const Task<double>& task) {
 void check(int64_t count, int64_t n, int kind, std::vector<Op> ops = {}) {
   Lists lists(count, n, kind);
   if (ops.empty())
-    ops = {kLog,          kGradient,    kHessian,      kLaplacian,
-           kTermGradient, kTermHessian, kTermLaplacian};
+    ops = {kLog, kGradient, kHessian, kLaplacian, kTermGradient, kTermHessian, kTermLaplacian};
   const bool is_long = n > kShort;
   std::unique_ptr<Sort> sort = is_long ? std::make_unique<Sort>(lists) : nullptr;
   for (const Op op : ops) {

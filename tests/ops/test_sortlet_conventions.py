@@ -49,7 +49,9 @@ def test_any_permutation_changes_the_sign_by_its_parity(n, dtype):
         for order, sign in zip(orders.tolist(), signs.tolist(), strict=True):
             assert sign == parity(order)
         expected = x.double().diff().log().sum().to(dtype)
-        assert_close(logs, expected.expand(count), rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-5)
+        assert_close(
+            logs, expected.expand(count), rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-5
+        )
 
 
 def parity(order: list[int]) -> int:
@@ -72,9 +74,10 @@ def test_once_but_not_twice_continuously_differentiable_at_a_tie(gap, at):
         """psi and two derivatives where the first two scores are u apart."""
         x = torch.tensor([0.0, 0.0, *others], dtype=F64) + u * v
         sign = ctorch.sortlet(x, gap)[0].item()
-        value, first, second = ctorch.jet(
-            lambda x: ctorch.sortlet(x, gap)[1].exp(), (x,), ([v, 0 * v],)
-        )[0], *ctorch.jet(lambda x: ctorch.sortlet(x, gap)[1].exp(), (x,), ([v, 0 * v],))[1]
+        value, first, second = (
+            ctorch.jet(lambda x: ctorch.sortlet(x, gap)[1].exp(), (x,), ([v, 0 * v],))[0],
+            *ctorch.jet(lambda x: ctorch.sortlet(x, gap)[1].exp(), (x,), ([v, 0 * v],))[1],
+        )
         return sign * value.item(), sign * first.item(), sign * second.item()
 
     below, above = along(-1e-7), along(1e-7)
@@ -103,8 +106,17 @@ def test_a_tie_gives_zero_and_a_finite_gradient(n, dtype, gap):
     (g,) = torch.autograd.grad(logabs, x)
     # Only the gap below the tie and the one above it pull; equal scores keep their order.
     w = 1.0 if gap == "linear" else 2 / math.sinh(2)
-    assert_close(g[:3].double(), torch.tensor([w, -w, 0.0 if n == 3 else -0.5 * (gap == "linear")
-                                              - (gap == "tanh") * 2 / math.sinh(4)], dtype=F64))
+    assert_close(
+        g[:3].double(),
+        torch.tensor(
+            [
+                w,
+                -w,
+                0.0 if n == 3 else -0.5 * (gap == "linear") - (gap == "tanh") * 2 / math.sinh(4),
+            ],
+            dtype=F64,
+        ),
+    )
     assert g.isfinite().all()
 
 
@@ -115,8 +127,12 @@ def test_nan_spoils_its_own_list_alone(n):
     x.requires_grad_()
     sign, logabs = ctorch.sortlet(x)
     (g,) = torch.autograd.grad(logabs.sum(), x)
-    assert sign[0].isnan() and logabs[0].isnan() and g[0].isnan().all()
-    assert sign[1] == 1 and logabs[1] == 0 and g[1].isfinite().all()
+    assert sign[0].isnan()
+    assert logabs[0].isnan()
+    assert g[0].isnan().all()
+    assert sign[1] == 1
+    assert logabs[1] == 0
+    assert g[1].isfinite().all()
 
 
 def test_infinite_scores():
@@ -149,14 +165,16 @@ def test_the_smallest_gaps_that_there_are():
         assert_close(logabs.item(), math.log(tiny), rtol=1e-6, atol=0)
         (g,) = torch.autograd.grad(logabs, x, create_graph=True)
         (h,) = torch.autograd.grad(g[2], x)
-        assert not g.isnan().any() and not h.isnan().any()
+        assert not g.isnan().any()
+        assert not h.isnan().any()
 
 
 def test_no_score_or_one():
     for n in (0, 1):
         x = torch.zeros(3, n, requires_grad=True)
         sign, logabs = ctorch.sortlet(x)
-        assert sign.tolist() == [1, 1, 1] and logabs.tolist() == [0, 0, 0]
+        assert sign.tolist() == [1, 1, 1]
+        assert logabs.tolist() == [0, 0, 0]
         assert torch.autograd.grad(logabs.sum(), x)[0].tolist() == [[0] * n] * 3
     assert ctorch.sortlet(torch.zeros(0, 4))[1].shape == (0,)
 
@@ -197,10 +215,13 @@ def test_a_sum_of_zeros():
     x = torch.zeros(2, 3, 4, requires_grad=True)
     c = torch.zeros(3, requires_grad=True)
     sign, logabs = ctorch.sum_of_sortlets(x, c)
-    assert sign.tolist() == [0, 0] and logabs.tolist() == [-math.inf] * 2
+    assert sign.tolist() == [0, 0]
+    assert logabs.tolist() == [-math.inf] * 2
     for g in torch.autograd.grad(logabs.sum(), (x, c)):
         assert (g == 0).all()
-    assert ctorch.sum_of_sortlets(torch.zeros(2, 0, 4), torch.zeros(0))[1].tolist() == [-math.inf] * 2
+    assert (
+        ctorch.sum_of_sortlets(torch.zeros(2, 0, 4), torch.zeros(0))[1].tolist() == [-math.inf] * 2
+    )
 
 
 @pytest.mark.parametrize("size", [-1e4, 1e4])
