@@ -77,8 +77,7 @@ def main():
     chosen = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)  # of tensors as small as these, threads make more work than they do
-    steps = 300 if chosen.quick else 1500
-    net = Net(terms=16)
+    steps, net = 300 if chosen.quick else 1500, Net(terms=16)
     adam = torch.optim.Adam(net.parameters(), 1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     for step in range(steps + 1):
