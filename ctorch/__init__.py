@@ -18,6 +18,8 @@ from ctorch.ode import odeint_adjoint as odeint_adjoint
 from ctorch.ode import odeint_dense as odeint_dense
 from ctorch.ode import odeint_event as odeint_event
 from ctorch.ode import solve_ode as solve_ode
+from ctorch.ops.sortlet import sortlet as sortlet
+from ctorch.ops.sortlet import sum_of_sortlets as sum_of_sortlets
 
 _PARTS = ("compat", "nn", "testing", "training")
 

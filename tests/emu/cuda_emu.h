@@ -75,17 +75,48 @@ inline void __syncthreads() {
 #endif
 }
 
+namespace emu {
+
+inline Warp& warp() { return *block->warps[threadIdx.x / kWarp]; }
+
+// The value that lane `source` of the warp has; its own where `source` is negative.
+template <typename T>
+T exchange(T value, int source) {
+  static_assert(sizeof(T) <= sizeof(double));
+  Warp& all = warp();
+  std::memcpy(&all.slot[threadIdx.x % kWarp], &value, sizeof(T));
+  all.together.arrive_and_wait();
+  T result = value;
+  if (source >= 0) std::memcpy(&result, &all.slot[source], sizeof(T));
+  all.together.arrive_and_wait();
+  return result;
+}
+
+inline int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
+
+}  // namespace emu
+
+inline void __syncwarp() { emu::warp().together.arrive_and_wait(); }
+
 template <typename T>
 T __shfl_down_sync(unsigned, T value, int offset, int width = emu::kWarp) {
-  static_assert(sizeof(T) <= sizeof(double));
-  emu::Warp& warp = *emu::block->warps[threadIdx.x / emu::kWarp];
-  const int lane = static_cast<int>(threadIdx.x) % emu::kWarp;
-  std::memcpy(&warp.slot[lane], &value, sizeof(T));
-  warp.together.arrive_and_wait();
-  T result = value;
-  if (lane % width + offset < width) std::memcpy(&result, &warp.slot[lane + offset], sizeof(T));
-  warp.together.arrive_and_wait();
-  return result;
+  const bool inside = emu::lane() % width + offset < width;
+  return emu::exchange(value, inside ? emu::lane() + offset : -1);
+}
+
+template <typename T>
+T __shfl_up_sync(unsigned, T value, int offset) {
+  return emu::exchange(value, emu::lane() - offset);
+}
+
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return emu::exchange(value, emu::lane() ^ mask);
+}
+
+template <typename T>
+T __shfl_sync(unsigned, T value, int source) {
+  return emu::exchange(value, source);
 }
 
 inline unsigned long long atomicOr(unsigned long long* to, unsigned long long bits) {

@@ -23,6 +23,7 @@ from ctorch.autodiff.rules import recurrent as recurrent
 from ctorch.autodiff.rules import reductions as reductions
 from ctorch.autodiff.rules import resampling as resampling
 from ctorch.autodiff.rules import shapes as shapes
+from ctorch.autodiff.rules import sortlet as sortlet
 from ctorch.autodiff.rules import special as special
 
 _writing.register()  # from the rules of the others
