@@ -41,7 +41,9 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of series whose order it does not know
 #endif
 
-#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__x86_64__)
+#if defined(CT_SANITIZE)  // one level and plain loops: compilers take minutes to check all others
+#define CT_MLP_UNROLL 0
+#elif defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__x86_64__)
 #define CT_MLP_HAS_LEVELS 1
 #define CT_MLP_UNROLL 0  // not for the few machines that know no AVX2
 #else
