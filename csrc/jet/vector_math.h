@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "polynomials.h"
 
@@ -51,7 +52,9 @@ struct VectorMath {
   using F = Float<T>;
   using Int = typename F::Int;
   typedef T V __attribute__((vector_size(kBytes)));
+  using UInt = std::make_unsigned_t<Int>;
   typedef Int I __attribute__((vector_size(kBytes)));
+  typedef UInt U __attribute__((vector_size(kBytes)));
 
   static constexpr T kInf = std::numeric_limits<T>::infinity();
 
@@ -65,11 +68,15 @@ struct VectorMath {
 
   CT_VECTOR I shifted_down(I x, int by) { return x >> by; }
 
+  // The bits of NaN and infinity overflow in these, and what comes of it is thrown away.
+  CT_VECTOR I plus(I a, I b) { return (I)((U)a + (U)b); }
+  CT_VECTOR I minus(I a, I b) { return (I)((U)a - (U)b); }
+
   // 2^n for exponents of normal numbers.
-  CT_VECTOR V power_of_two(I n) { return (V)((n + F::kBias) << F::kMantissa); }
+  CT_VECTOR V power_of_two(I n) { return (V)((U)plus(n, I{} + F::kBias) << F::kMantissa); }
 
   // Whole numbers far below 2^kMantissa, and back.
-  CT_VECTOR V from_int(I n) { return (V)(n + (I)all(F::kMagic)) - F::kMagic; }
+  CT_VECTOR V from_int(I n) { return (V)plus(n, (I)all(F::kMagic)) - F::kMagic; }
 
   template <int kTerms>
   CT_VECTOR V polynomial(V x, const T (&c)[kTerms]) {
@@ -82,7 +89,7 @@ struct VectorMath {
   // x = n ln 2 + r with |r| <= ln(2) / 2; x is within the range of exp.
   CT_VECTOR V reduce_exp(V x, I* n) {
     const V shifted = x * T(1.44269504088896340736) + F::kMagic;
-    *n = (I)shifted - (I)all(F::kMagic);
+    *n = minus((I)shifted, (I)all(F::kMagic));
     const V whole = shifted - F::kMagic;
     return (x - whole * F::kLn2High) - whole * F::kLn2Low;
   }
@@ -155,7 +162,7 @@ struct VectorMath {
 
   // log for positive normal numbers.
   CT_VECTOR V log_normal(V x, V exponent) {
-    const I bits = (I)x + (F::kOne - F::kRootHalf);
+    const I bits = plus((I)x, I{} + (F::kOne - F::kRootHalf));
     exponent += from_int(shifted_down(bits, F::kMantissa) - F::kBias);
     const V m = (V)((bits & ((Int(1) << F::kMantissa) - 1)) + F::kRootHalf);
     const V f = m - T(1), s = f / (T(2) + f), z = s * s, half = T(0.5) * f * f;
@@ -182,7 +189,7 @@ struct VectorMath {
   // Sine and cosine of arguments up to kHuge.
   CT_VECTOR void sin_cos(V x, V* sine, V* cosine) {
     const V shifted = x * T(0.636619772367581343076) + F::kMagic, n = shifted - F::kMagic;
-    const I quadrant = (I)shifted - (I)all(F::kMagic);
+    const I quadrant = minus((I)shifted, (I)all(F::kMagic));
     V r = x - n * F::kHalfPi[0];
     r = r - n * F::kHalfPi[1];
     r = r - n * F::kHalfPi[2];
