@@ -63,6 +63,7 @@ class TestUnary(TaylorObligations):
             lambda x: reference.unary(x, *args),
             (x,),
             name=f"{name}, order {order}, level {level}, last {last}",
+            slack=4.0**level,
         )
 
     def problems(self) -> list[Problem]:
