@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ctorch._numbers import as_int
 from ctorch.autodiff._blocks import alone, block_size
 from ctorch.autodiff._propagated import MissingRuleError, propagate
 from ctorch.autodiff._tangents import Tangents
@@ -229,8 +230,10 @@ def _count(method: str, probes: int | None, d: int, noise: Tensor | None) -> int
             probes = noise.shape[0] // share[1] * share[0]
         else:
             probes = 1 if method == "hutchinson" else 6
-    if isinstance(probes, bool) or not isinstance(probes, int):
+    number = as_int(probes)
+    if number is None:
         raise TypeError(f"probes: expected an int, got {type(probes).__name__}")
+    probes = number
     if probes < share[0] or probes % share[0]:
         multiple = f"a multiple of {share[0]}, " if share[0] > 1 else ""
         raise ValueError(f'probes: method="{method}" takes {multiple}>= {share[0]}, got {probes}')

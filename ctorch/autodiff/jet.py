@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ctorch.autodiff._arguments import whole
 from ctorch.autodiff._jet import Jet, pad
 from ctorch.autodiff._propagated import Propagated, propagate
 from ctorch.autodiff.mlp import mlp_for
@@ -106,7 +107,7 @@ def derivative(
         tensor(6.)
     """
     if isinstance(v, Tensor) and not isinstance(order, (tuple, list)):
-        return _along(f, x, v, cast(int, order))
+        return _along(f, x, v, whole("order", order, 0))
     if (
         isinstance(v, Tensor)
         or not isinstance(order, (tuple, list))
@@ -116,10 +117,9 @@ def derivative(
         raise ValueError(
             "v and order: give one direction and one order, or tuples of as many of each"
         )
-    for k in order:
-        _check_order(k)
-    keep = [i for i, k in enumerate(order) if k > 0]
-    orders, directions = [order[i] for i in keep], [v[i] for i in keep]
+    numbers = [whole(f"order[{i}]", k, 0) for i, k in enumerate(order)]
+    keep = [i for i, k in enumerate(numbers) if k > 0]
+    orders, directions = [numbers[i] for i in keep], [v[i] for i in keep]
     if len(keep) <= 1:
         return _along(f, x, directions[0] if keep else v[0], sum(orders))
     total = sum(orders)
@@ -137,7 +137,6 @@ def derivative(
 
 def _along(f: Function, x: Tensor, v: Tensor, order: int) -> Any:
     """``d^order/ds^order f(x + s v)``."""
-    _check_order(order)
     _check_tensor("x", x)
     _check_tensor("v", v)
     if v.shape != x.shape or v.dtype != x.dtype:
@@ -249,10 +248,3 @@ def factorial(k: int) -> float:
             f"gives Taylor coefficients of any order"
         )
     return float(math.factorial(k))
-
-
-def _check_order(order: Any) -> None:
-    if isinstance(order, bool) or not isinstance(order, int):
-        raise TypeError(f"order: expected an int, got {type(order).__name__}")
-    if order < 0:
-        raise ValueError(f"order: expected >= 0, got {order}")

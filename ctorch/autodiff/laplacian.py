@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from ctorch._numbers import as_int
 from ctorch.autodiff import _lap_rows as forms
 from ctorch.autodiff._lap import Lap
 from ctorch.autodiff._propagated import MissingRuleError, propagate
@@ -96,7 +97,7 @@ def laplacian(
         tensor([18., 42.])
     """
     _check_x(f, x)
-    _check_chunk(chunk_size)
+    chunk_size = _check_chunk(chunk_size)
     seeds = seeds_of(x, weight, directions)
     parts = [_pass(f, x, part, chunk_size) for part in (seeds.positive, seeds.negative) if part]
     if not parts:
@@ -287,12 +288,12 @@ def _check_x(f: Any, x: Any) -> None:
         raise ValueError(f"x: expected shape [..., d] with d >= 1, got {tuple(x.shape)}")
 
 
-def _check_chunk(chunk_size: Any) -> None:
+def _check_chunk(chunk_size: Any) -> int | None:
     if chunk_size is None:
-        return
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
+        return None
+    number = as_int(chunk_size)
+    if number is None:
         raise TypeError(f"chunk_size: expected an int or None, got {type(chunk_size).__name__}")
-    if chunk_size != -1 and chunk_size < 1:
-        raise ValueError(
-            f"chunk_size: expected >= 1, -1 (automatic) or None (all), got {chunk_size}"
-        )
+    if number != -1 and number < 1:
+        raise ValueError(f"chunk_size: expected >= 1, -1 (automatic) or None (all), got {number}")
+    return number

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ctorch.autodiff._arguments import whole
 from ctorch.autodiff._propagated import Propagated
 from ctorch.autodiff._stream import Stream, Tape
 
@@ -47,7 +48,7 @@ def taylor_series(func: Function, t: float | Tensor, y: Any, order: int) -> Any:
         >>> ctorch.taylor_series(lambda t, y: y, 0.0, torch.ones(()), 4)  # exp(t) = sum t^k / k!
         tensor([1.0000, 1.0000, 0.5000, 0.1667, 0.0417])
     """
-    _check_order(order)
+    order = whole("order", order, 0)
     leaves, tree = pytree.tree_flatten(y)
     for leaf in leaves:
         _check_state(leaf)
@@ -179,10 +180,3 @@ def _check_state(y: Any) -> None:
         raise TypeError(f"y: expected tensors, got {type(y).__name__}")
     if not (y.is_floating_point() or y.is_complex()):
         raise TypeError(f"y: expected floating point, got {y.dtype}: use y.double()")
-
-
-def _check_order(order: Any) -> None:
-    if isinstance(order, bool) or not isinstance(order, int):
-        raise TypeError(f"order: expected an int, got {type(order).__name__}")
-    if order < 0:
-        raise ValueError(f"order: expected >= 0, got {order}")

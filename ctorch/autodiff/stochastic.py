@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ctorch._numbers import as_int
+from ctorch.autodiff._arguments import whole
 from ctorch.autodiff._jet import Jet
 from ctorch.autodiff._propagated import propagate
 from ctorch.autodiff.jet import derivative
@@ -69,7 +71,7 @@ def stochastic_laplacian(
     """
     if method not in ("sparse", "rademacher", "gaussian"):
         raise ValueError(f"method: expected sparse, rademacher or gaussian, got {method!r}")
-    d = _check(x, samples)
+    d, samples = _check(x), whole("samples", samples, 1)
     shape, share = (samples, *x.shape), 1.0
     if method == "sparse":
         if samples > d:
@@ -97,7 +99,8 @@ def stochastic_bilaplacian(
     and errors are those of ``stochastic_laplacian``; the variance is that of
     ``D^4 f(v, v, v, v) / 3`` over ``samples``.
     """
-    _check(x, samples)
+    _check(x)
+    samples = whole("samples", samples, 1)
     shape = (samples, *x.shape)
     v = torch.randn(shape, dtype=x.dtype, device=x.device, generator=generator)
     value, fourth = _directional(f, x, v, 4)
@@ -133,13 +136,10 @@ def stochastic_operator(
         TypeError, ValueError: arguments do not fit.
         MissingRuleError: see ``ctorch.jet``.
     """
-    d = _check(x, samples)
-    kept = [(tuple(sorted(alpha)), float(c)) for alpha, c in terms.items() if c != 0]
+    d, samples = _check(x), whole("samples", samples, 1)
+    kept = [(_coordinates_of(alpha, d), float(c)) for alpha, c in terms.items() if c != 0]
     if not kept:
         raise ValueError("terms: expected at least one with a coefficient other than 0")
-    for alpha, _ in kept:
-        if not alpha or not all(isinstance(i, int) and 0 <= i < d for i in alpha):
-            raise ValueError(f"terms: expected coordinates 0 to {d - 1}, got {alpha}")
     weights = torch.tensor([abs(c) for _, c in kept], dtype=torch.float64)
     total = float(weights.sum())
     drawn = torch.multinomial(weights, samples, replacement=True, generator=generator)
@@ -191,6 +191,15 @@ def _coordinates(x: Tensor, samples: int, generator: torch.Generator | None) -> 
     )
 
 
+def _coordinates_of(alpha: Any, d: int) -> tuple[int, ...]:
+    """The coordinates by which a term differentiates, in order."""
+    numbers = [as_int(i) for i in alpha] if isinstance(alpha, tuple) else []
+    found = sorted(i for i in numbers if i is not None and 0 <= i < d)
+    if not found or len(found) != len(numbers):
+        raise ValueError(f"terms: expected tuples of coordinates 0 to {d - 1}, got {alpha!r}")
+    return tuple(found)
+
+
 def _deviation(draws: Tensor, known: bool = False) -> Tensor:
     """Standard deviation over the draws; a single one leaves it open."""
     if known:
@@ -200,13 +209,9 @@ def _deviation(draws: Tensor, known: bool = False) -> Tensor:
     return draws.std(0)
 
 
-def _check(x: Tensor, samples: int) -> int:
+def _check(x: Tensor) -> int:
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
     if not x.is_floating_point() or x.ndim == 0:
         raise ValueError(f"x: expected floating point [..., d], got {x.dtype}, {tuple(x.shape)}")
-    if isinstance(samples, bool) or not isinstance(samples, int):
-        raise TypeError(f"samples: expected an int, got {type(samples).__name__}")
-    if samples < 1:
-        raise ValueError(f"samples: expected >= 1, got {samples}")
     return x.shape[-1]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ctorch._numbers import as_int
 from ctorch.autodiff.series import taylor_series
 from ctorch.ode.continuous import ContinuousAdjoint
 from ctorch.ode.solution import Solution
@@ -47,15 +48,16 @@ def taylor(order: int = 3, *, batch_dims: int = 1) -> Regularizer:
         >>> print(f"{penalty[0].item():.4f}")  # (1 - exp(-2)) / 2
         0.4323
     """
-    if isinstance(order, bool) or not isinstance(order, int):
+    number = as_int(order)
+    if number is None:
         raise TypeError(f"order must be an int, but is {type(order).__name__}.")
-    if order < 1:
-        raise ValueError(f"order must be at least 1, but is {order}.")
+    if number < 1:
+        raise ValueError(f"order must be at least 1, but is {number}.")
 
     def penalty(func: Field, t: Any, y: Any) -> tuple[Any, Tensor]:
-        series = taylor_series(func, t, y, order)
+        series = taylor_series(func, t, y, number)
         slope = pytree.tree_map(lambda c: c[1], series)
-        highest = pytree.tree_map(lambda c: float(math.factorial(order)) * c[order], series)
+        highest = pytree.tree_map(lambda c: float(math.factorial(number)) * c[number], series)
         return slope, _mean_square(highest, batch_dims)
 
     return Regularizer(penalty, batch_dims)
@@ -123,9 +125,10 @@ class Regularizer:
         batch_dims: int = 1,
         begin: Callable[[], Callable[..., tuple[Any, Tensor]]] | None = None,
     ) -> None:
-        if isinstance(batch_dims, bool) or not isinstance(batch_dims, int) or batch_dims < 0:
+        number = as_int(batch_dims)
+        if number is None or number < 0:
             raise ValueError(f"batch_dims must be an int, at least 0, but is {batch_dims!r}.")
-        self.penalty, self.batch_dims, self.begin = penalty, batch_dims, begin
+        self.penalty, self.batch_dims, self.begin = penalty, number, begin
 
     def __call__(self, func: Field) -> Regularized:
         """The field of ``(y, r)``: the state's, and the rate of the penalty.

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ctorch._exceptions import ArgumentError
+from ctorch._numbers import as_int
 from ctorch.autodiff.series import taylor_series
 from ctorch.ode.continuous import ContinuousAdjoint
 from ctorch.ode.field import Stage, UnexpectedGraph
@@ -84,13 +85,14 @@ def choose_order(problem: Problem, option: Any, fixed: bool) -> int:
     """
     if option is not None:
         lowest = 1 if fixed else LOWEST
-        if isinstance(option, bool) or not isinstance(option, int):
+        number = as_int(option)
+        if number is None:
             raise TypeError(f"options['order'] must be an int, but is {type(option).__name__}.")
-        if not lowest <= option <= HIGHEST:
+        if not lowest <= number <= HIGHEST:
             raise ArgumentError(
-                f"options['order'] must be from {lowest} to {HIGHEST}, but is {option}."
+                f"options['order'] must be from {lowest} to {HIGHEST}, but is {number}."
             )
-        return option
+        return number
     rtol, atol = (float(x.min()) for x in (problem.tolerances.rtol, problem.tolerances.atol))
     eps = max(rtol if rtol > 0 else atol, torch.finfo(problem.layout.dtype).eps)
     return max(4, math.ceil(1 - 0.5 * math.log(min(eps, 1.0))))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import ctorch
+from ctorch.autodiff import stochastic_bilaplacian, stochastic_laplacian, stochastic_operator
 
 F64 = torch.float64
 
@@ -128,3 +132,66 @@ def test_shared_rows_of_an_empty_batch_are_joined():
         return torch.cat([pairs, pairs.norm(dim=-1, keepdim=True)], -1).sum((-1, -2))
 
     assert ctorch.laplacian(f, points(0, 6)).gradient.shape == (0, 6)
+
+
+# ---- whole numbers
+
+
+def scalar(x: torch.Tensor) -> torch.Tensor:
+    return x.sin().prod(-1)
+
+
+def draw() -> dict[str, Any]:
+    return {"generator": torch.Generator().manual_seed(0)}
+
+
+def taylor_solve(n: Any) -> torch.Tensor:
+    times = torch.tensor([0.0, 0.5], dtype=F64)
+    return ctorch.solve_ode(
+        lambda t, y: -y, points(2), times, method="taylor", rtol=0.1, options={"order": n}
+    ).y
+
+
+def penalty(n: Any) -> torch.Tensor:
+    regularizer = ctorch.ode.regularizers.taylor(n, batch_dims=n)
+    times = torch.tensor([0.0, 0.5], dtype=F64)
+    return regularizer.solve(lambda t, y: -y, points(6).reshape(2, 3, 3), times)[1]
+
+
+WHOLE = {
+    "derivative": lambda n: ctorch.derivative(torch.sin, points(2), points(2), n),
+    "mixed": lambda n: ctorch.derivative(torch.sin, points(2), (points(2), points(2)), (n, 1)),
+    "series": lambda n: ctorch.taylor_series(lambda t, y: y.sin(), 0.0, points(2), n),
+    "laplacian": lambda n: ctorch.laplacian(scalar, points(5), chunk_size=n).laplacian,
+    "divergence": lambda n: ctorch.divergence(
+        torch.sin, points(2), "hutchinson", probes=n, **draw()
+    )[1],
+    "samples": lambda n: stochastic_laplacian(scalar, points(2), n, **draw()).estimate,
+    "fourth": lambda n: stochastic_bilaplacian(scalar, points(2), n, **draw()).estimate,
+    "terms": lambda n: (
+        stochastic_operator(scalar, points(2), {(0, n): 1.0, (n,): 2.0}, n, **draw()).estimate
+    ),
+    "solver": taylor_solve,
+    "penalty": penalty,
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("two", [np.int64(2), np.uint8(2), torch.tensor(2)], ids=repr)
+def test_whole_numbers_of_other_libraries_are_taken(name, two):
+    assert WHOLE[name](two).equal(WHOLE[name](2))
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize(
+    "given", [True, np.bool_(True), torch.tensor(True), 2.0, np.float64(2), "2"], ids=repr
+)
+def test_what_is_not_a_whole_number_is_refused(name, given):
+    with pytest.raises((TypeError, ValueError), match=r"an int|coordinates|order"):
+        WHOLE[name](given)
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE.keys() - {"laplacian"}))
+def test_negative_numbers_are_refused(name):
+    with pytest.raises(ValueError, match=r">= [01]|at least|coordinates|from 2"):
+        WHOLE[name](np.int64(-1))

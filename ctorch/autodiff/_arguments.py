@@ -1,0 +1,21 @@
+"""Checks that several derivative operators share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ctorch._numbers import as_int
+
+
+def whole(name: str, given: Any, least: int) -> int:
+    """A whole number from ``least`` on, given as an int or as what Python takes for one.
+
+    Raises:
+        TypeError, ValueError: it is none, or too small.
+    """
+    number = as_int(given)
+    if number is None:
+        raise TypeError(f"{name}: expected an int, got {type(given).__name__}")
+    if number < least:
+        raise ValueError(f"{name}: expected >= {least}, got {number}")
+    return number
