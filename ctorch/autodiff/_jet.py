@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from ctorch._shapes import broadcast_shapes
+from ctorch.autodiff import _dtypes as dtypes
+from ctorch.autodiff._dtypes import KERNEL_DTYPES
 from ctorch.autodiff._propagated import Propagated, constant
 from ctorch.ops import jet as ops
 from ctorch.ops._op import transforms_active
@@ -98,26 +100,28 @@ class Jet(Propagated):
 
     def unary(self, name: str, param: float = 0.0) -> Jet:
         if self.dtype not in KERNEL_DTYPES:
-            return self._unary_of(name, param)
+            found = dtypes.unary(self.coefficients, name, self.order, param)
+            return Jet(found, self.order)
         return Jet(ops.unary(self.coefficients, name, self.order, param), self.order)
 
     def integrate(self, value: Tensor, slope: Any) -> Jet:
         if self.degree == 0 or self.order == 0:
             return Jet(value.unsqueeze(0), self.order)
-        weights = torch.arange(1, self.order + 1, dtype=self.dtype, device=self.device)
+        real = dtypes.real_of(self.dtype)
+        weights = torch.arange(1, self.order + 1, dtype=real, device=self.device)
         weights = weights.reshape(-1, *(1,) * self.ndim)
         change = self.coefficients[1:] * weights[: self.degree]
         if constant(slope):
             rest = change * slope
         else:
             top = min(self.order, self.degree + slope.degree) - 1
-            rest = ops.mul(change, slope.coefficients, top)
+            rest = dtypes.product(change, slope.coefficients, top)
         return Jet(torch.cat([value.unsqueeze(0), rest / weights[: rest.shape[0]]]), self.order)
 
     def times(self, other: Jet) -> Jet:
         degree = min(self.order, self.degree + other.degree)
         if self.dtype not in KERNEL_DTYPES or other.dtype is not self.dtype:
-            return Jet(plain_mul(self.coefficients, other.coefficients, degree), self.order)
+            return Jet(dtypes.product(self.coefficients, other.coefficients, degree), self.order)
         return Jet(ops.mul(self.coefficients, other.coefficients, degree), self.order)
 
     def over(self, other: Jet) -> Jet:
@@ -126,22 +130,6 @@ class Jet(Propagated):
         if other.degree == 0:
             return Jet(ops.mul(self.coefficients, 1 / other.coefficients), self.order)
         return Jet(ops.div(self.coefficients, other.coefficients, self.order), self.order)
-
-    def _unary_of(self, name: str, param: float) -> Jet:
-        """In dtypes that have no kernels."""
-        if not self.dtype.is_complex:
-            wide = Jet(self.coefficients.float(), self.order).unary(name, param)
-            return Jet(wide.coefficients.to(self.dtype), self.order)
-        if name != "reciprocal":
-            raise TypeError(f"{name} of complex values has no rule; use their real and imag parts")
-        first = 1 / self.coefficients[0]
-        change = Jet(-first * self.coefficients[1:], self.order)
-        result = [first]  # y = y_0 + (-y_0 change) y
-        for k in range(1, self.order + 1):
-            js = range(1, min(k, self.degree) + 1)
-            terms = [change.coefficients[j - 1] * result[k - j] for j in js]
-            result.append(torch.stack(terms).sum(0) if terms else torch.zeros_like(first))
-        return Jet(torch.stack(result), self.order)
 
     @classmethod
     def bilinear(cls, fn: Function, a: Jet, b: Jet) -> Jet:
@@ -158,18 +146,6 @@ class Jet(Propagated):
 
     def _assign(self, other: Jet) -> None:
         self.coefficients = other.coefficients
-
-
-KERNEL_DTYPES = (torch.float32, torch.float64)
-
-
-def plain_mul(a: Tensor, b: Tensor, degree: int) -> Tensor:
-    """Coefficients of a product, of any dtypes."""
-    orders = []
-    for k in range(degree + 1):
-        js = range(max(0, k + 1 - b.shape[0]), min(k, a.shape[0] - 1) + 1)
-        orders.append(torch.stack([a[j] * b[k - j] for j in js]).sum(0))
-    return torch.stack(orders)
 
 
 def pad(stack: Tensor, order: int) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ctorch._shapes import broadcast_shapes
+from ctorch.autodiff import _dtypes as dtypes
 from ctorch.autodiff import _lap_rows as forms
 from ctorch.autodiff._propagated import Propagated, constant
-from ctorch.ops import jet as ops
 
 Function = Callable[..., Any]
 
@@ -240,14 +240,4 @@ def laplacian_unary(
     """An elementwise function of value, rows and Laplacian; by a kernel, if the dtype has one."""
     if rows.dtype is not x.dtype:  # a bias raised the value's alone, under autocast
         rows, lap = rows.to(x.dtype), None if lap is None else lap.to(x.dtype)
-    if x.dtype in (torch.float32, torch.float64):
-        return ops.laplacian_unary(x, rows, lap, name, param)
-    if not x.is_complex():
-        parts = (x.float(), rows.float(), None if lap is None else lap.float())
-        y, rows, lap = ops.laplacian_unary(*parts, name, param)
-        return y.to(x.dtype), rows.to(x.dtype), lap.to(x.dtype)
-    if name != "reciprocal":
-        raise TypeError(f"{name} of complex values has no rule; use their real and imag parts")
-    y = 1 / x
-    second = 2 * y * forms.squared(rows, x.shape)
-    return y, -y * y * rows, y * y * (second if lap is None else second - lap)
+    return dtypes.laplacian_unary(x, rows, lap, name, param)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctorch.autodiff._dtypes import HALF
+
 
 @dataclass
 class Seeds:
@@ -94,6 +96,12 @@ def _of_diagonal(x: Tensor, weight: Tensor) -> SignedSeeds:
 
 
 def _of_matrix(x: Tensor, weight: Tensor) -> SignedSeeds:
+    if weight.dtype in HALF:  # which torch decomposes in float32 alone
+        seeds = _of_matrix(x.float(), weight.float())
+        for part in (seeds.positive, seeds.negative):
+            if part is not None:
+                part.rows = part.rows.to(x.dtype)
+        return seeds
     factor, info = torch.linalg.cholesky_ex(weight)
     if not bool(info.any()) and bool(_well(factor.detach())):
         return SignedSeeds(_columns(x, factor))

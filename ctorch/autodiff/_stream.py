@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.utils import _pytree as pytree
 
+from ctorch.autodiff import _dtypes as dtypes
 from ctorch.autodiff._jet import Jet
 from ctorch.autodiff._propagated import RULES, Propagated, constant
 from ctorch.ops import jet as ops
@@ -212,11 +213,10 @@ class Stream(Propagated):
 
     def unary(self, name: str, param: float = 0.0) -> Stream:
         x = self.node
-        value = ops.unary_last(self.value.unsqueeze(0), name, param)  # checks; what follows is bare
-        number = ops.NUMBER[name]
+        value = dtypes.unary(self.value.unsqueeze(0), name, 0, param, last=True)
 
         def step(k: int) -> Tensor:
-            return cast(Tensor, ops.jet_unary(x.padded(k), number, k, param, 0, True))
+            return dtypes.unary(x.padded(k), name, k, param, last=True)
 
         return self.then(value, step, degree=0 if x.degree == 0 else math.inf)
 
@@ -230,7 +230,8 @@ class Stream(Propagated):
             last, first = x.top(k), max(1, k - s.top(k))
             if last < first:
                 return torch.zeros_like(value)
-            weights = torch.arange(first, last + 1, dtype=value.dtype, device=value.device) / k
+            real = dtypes.real_of(value.dtype)
+            weights = torch.arange(first, last + 1, dtype=real, device=value.device) / k
             change = x.between(first, last) * weights.reshape(-1, *(1,) * value.ndim)
             return _inner(change, s.downward(k - first, k - last))
 
@@ -330,7 +331,9 @@ def _meeting(a: Node, b: Node, k: int) -> tuple[Tensor, Tensor]:
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """``sum_j a_j b_j``; the shapes broadcast."""
-    if a.dtype is b.dtype and a.dtype in (torch.float32, torch.float64):
+    if a.dtype is b.dtype and not a.dtype.is_complex:
+        if a.dtype in dtypes.HALF:
+            return _inner(a.float(), b.float()).to(a.dtype)
         return cast(Tensor, ops.jet_correlate(a, b, 0)[0])
     ndim = max(a.ndim, b.ndim)
     a, b = (x.reshape(x.shape[0], *(1,) * (ndim - x.ndim), *x.shape[1:]) for x in (a, b))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ctorch._numbers import as_int
 from ctorch.autodiff._blocks import alone, block_size
+from ctorch.autodiff._dtypes import HALF
 from ctorch.autodiff._propagated import MissingRuleError, propagate
 from ctorch.autodiff._tangents import Tangents
 from ctorch.autodiff.mlp import mlp_for
@@ -180,35 +181,42 @@ def _hutch_plus_plus(f: Field, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def _xtrace(f: Field, x: Tensor, v: Tensor, rotated: bool) -> tuple[Tensor, Tensor]:
     k, d = v.shape[0], x.shape[-1]
     value, sketch = jacobian_products(f, x, v)  # [k, ..., d]
+    sketch, v = _wide(sketch), _wide(v)
+    dtype = v.dtype
     with torch.no_grad():
         q, r = torch.linalg.qr(sketch.detach().movedim(0, -1))  # [..., d, k], [..., k, k]
         # s_i: the direction within the range that the sketch without probe i does not reach
-        eps = torch.finfo(x.dtype).eps * r.abs().amax((-2, -1), keepdim=True)
-        eye = torch.eye(k, dtype=x.dtype, device=x.device)
+        eps = torch.finfo(dtype).eps * r.abs().amax((-2, -1), keepdim=True)
+        eye = torch.eye(k, dtype=dtype, device=x.device)
         diagonal = r.diagonal(dim1=-2, dim2=-1)
-        sign = torch.where(diagonal < 0, -1.0, 1.0).to(x.dtype)
-        r = r + (eps + torch.finfo(x.dtype).tiny) * torch.diag_embed(sign)
+        sign = torch.where(diagonal < 0, -1.0, 1.0).to(dtype)
+        r = r + (eps + torch.finfo(dtype).tiny) * torch.diag_embed(sign)
         s = torch.linalg.solve_triangular(r.mT, eye, upper=False)  # columns of R^-T
         s = s / torch.linalg.vector_norm(s, dim=-2, keepdim=True)
         probes = v.movedim(0, -1)  # [..., d, k]
         w = q.mT @ probes
         w = w - s * (s * w).sum(-2, keepdim=True)  # the part of probe i that its subspace takes
         rest = probes - q @ w
-        scale = torch.ones((), dtype=x.dtype, device=x.device)
+        scale = torch.ones((), dtype=dtype, device=x.device)
         if rotated and d > k:  # what is left of a probe has any direction, whatever its length
             scale = (d - k + 1) / rest.square().sum(-2)
-    basis = q.movedim(-1, 0)
+    basis = q.movedim(-1, 0).to(x.dtype)
     _, products = jacobian_products(f, x, basis)  # [k, ..., d]
-    z = products.movedim(0, -1)
+    z = _wide(products).movedim(0, -1)
     h = q.mT @ z
     inside = h.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) - (s * (h @ s)).sum(-2)
     outside = (rest * (sketch.movedim(0, -1) - z @ w)).sum(-2)
-    return value, (inside + scale * outside).mean(-1)
+    return value, (inside + scale * outside).mean(-1).to(x.dtype)
 
 
 def _orthonormal(rows: Tensor) -> Tensor:
     """An orthonormal basis of the span of the rows ``[k, ..., d]``, of the same shape."""
-    return torch.linalg.qr(rows.movedim(0, -1))[0].movedim(-1, 0)
+    return torch.linalg.qr(_wide(rows).movedim(0, -1))[0].movedim(-1, 0).to(rows.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision as float32: torch decomposes no others."""
+    return x.float() if x.dtype in HALF else x
 
 
 def _inner(q: Tensor, rows: Tensor) -> Tensor:

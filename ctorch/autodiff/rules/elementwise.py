@@ -13,7 +13,7 @@ from ctorch.autodiff._propagated import RULES, constant, rule
 from ctorch.autodiff.rules._common import as_tensor
 from ctorch.ops.jet import UNARY
 
-_OWN_RULES = ("pow", "gelu", "gelu_tanh", "silu", "softplus", "exp", "mish", "logsigmoid")
+_OWN_RULES = ("pow", "gelu", "gelu_tanh", "silu", "softplus", "mish", "logsigmoid")
 
 
 def kernel(name: str) -> Any:
@@ -38,14 +38,6 @@ for _alias, _name in (
     (torch.special.log1p, "log1p"),
 ):
     rule(_alias)(kernel(_name))
-
-
-@rule("exp")
-def exp(x: Any) -> Any:
-    if x.dtype.is_complex:
-        size, angle = torch.exp(x.real), x.imag
-        return torch.complex(size * torch.cos(angle), size * torch.sin(angle))
-    return x.unary("exp")
 
 
 @rule("square")
