@@ -61,14 +61,14 @@ def jet(
         >>> bool((d3 + x.cos()).abs() < 1e-12)
         True
     """
-    stacks, order = _stacks(primals, series, factorial_scaled)
+    stacks, order, scale = _stacks(primals, series, factorial_scaled)
     out = propagate(f, *(Jet(stack, order) for stack in stacks))
     leaves, tree = pytree.tree_flatten(out, is_leaf=_is_leaf)
     values, derivatives = [], []
     for leaf in leaves:
         stack = _stack_of(leaf, order)
         values.append(stack[0] if isinstance(stack, Tensor) else stack)
-        derivatives.append(_unstack(stack, order, factorial_scaled))
+        derivatives.append(_unstack(stack, scale))
     return tree.unflatten(values), tree.unflatten(derivatives)
 
 
@@ -127,7 +127,7 @@ def derivative(
     for j, weight in _interpolation(tuple(orders)).items():
         direction = sum(n * d for n, d in zip(j, directions, strict=True) if n)
         part = _along(f, x, cast(Tensor, direction), total)
-        scale = weight / factorial(total)
+        scale = weight / factorial(total, x.dtype)
         if result is None:
             result = pytree.tree_map(lambda a, w=scale: w * a, part)
         else:
@@ -145,17 +145,17 @@ def _along(f: Function, x: Tensor, v: Tensor, order: int) -> Any:
         )
     if order == 0:
         return f(x)
-    net = mlp_for(f, x)
+    scale = _Scale(order, x.dtype)
+    net = None if scale.exponent else mlp_for(f, x)
     if net is not None:
         return mlp.derivative(net, x, v, order)
-    out = propagate(f, Jet(torch.stack([x, v]), order))
-    factor = factorial(order)
+    out = propagate(f, Jet(torch.stack([x, scale.step(v)]), order))
 
     def pick(leaf: Any) -> Any:
         if isinstance(leaf, Jet):
             if leaf.degree < order:
                 return torch.zeros_like(leaf.value)
-            return leaf.coefficients[order] * factor
+            return leaf.coefficients[order] * scale.factor(order)
         return torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf
 
     return pytree.tree_map(pick, out, is_leaf=_is_leaf)
@@ -193,7 +193,7 @@ def _is_leaf(x: Any) -> bool:
 
 def _stacks(
     primals: Sequence[Any], series: Sequence[Any], factorial_scaled: bool
-) -> tuple[list[Tensor], int]:
+) -> tuple[list[Tensor], int, _Scale | None]:
     for name, given in (("primals", primals), ("series", series)):
         if not isinstance(given, (tuple, list)):
             raise TypeError(f"{name}: expected a tuple, got {type(given).__name__}")
@@ -211,10 +211,11 @@ def _stacks(
                     f"series[{i}][{k}]: expected {tuple(x.shape)}, {x.dtype} as its primal, "
                     f"got {tuple(term.shape)}, {term.dtype}"
                 )
-        if factorial_scaled:
-            terms = [term / factorial(k) if k > 1 else term for k, term in enumerate(terms, 1)]
+        scale = _Scale(order, x.dtype) if factorial_scaled else None
+        if scale is not None:
+            terms = [term / scale.factor(k) for k, term in enumerate(terms, 1)]
         stacks.append(torch.stack([x, *terms]))
-    return stacks, order
+    return stacks, order, scale
 
 
 def _stack_of(leaf: Any, order: int) -> Any:
@@ -224,13 +225,13 @@ def _stack_of(leaf: Any, order: int) -> Any:
     return pad(leaf.unsqueeze(0), order) if isinstance(leaf, Tensor) else leaf
 
 
-def _unstack(stack: Any, order: int, factorial_scaled: bool) -> Any:
+def _unstack(stack: Any, scale: _Scale | None) -> Any:
     if not isinstance(stack, Tensor):
         return stack
     terms = stack.unbind(0)[1:]
-    if not factorial_scaled:
+    if scale is None:
         return list(terms)
-    return [term * factorial(k) if k > 1 else term for k, term in enumerate(terms, 1)]
+    return [term * scale.factor(k) for k, term in enumerate(terms, 1)]
 
 
 def _check_tensor(name: str, x: Any) -> None:
@@ -240,11 +241,54 @@ def _check_tensor(name: str, x: Any) -> None:
         raise TypeError(f"{name}: expected floating point, got {x.dtype}")
 
 
-def factorial(k: int) -> float:
-    """``k!`` as a float, which a tensor can be multiplied by: above 20! an int cannot."""
-    if k > 170:
+def factorial(k: int, dtype: torch.dtype) -> float:
+    """``k!`` as a float, which a tensor can be multiplied by: above 20! an int cannot.
+
+    Raises:
+        ValueError: it is beyond the dtype.
+    """
+    largest = torch.finfo(dtype).max
+    if math.factorial(k) > int(largest):
         raise ValueError(
-            f"order: {k}! is beyond float64, expected <= 170; jet(..., factorial_scaled=False) "
-            f"gives Taylor coefficients of any order"
+            f"order: {k}! is beyond {dtype}, which reaches {largest:.1e}; taylor_series and "
+            f"jet(..., factorial_scaled=False) give Taylor coefficients, which stay small"
         )
     return float(math.factorial(k))
+
+
+class _Scale:
+    """Another unit for a series' parameter, where factorials leave the range of a dtype.
+
+    Coefficients of ``f(x(2^e s))`` are ``2^(e k) / k!`` times the derivatives: a factor that stays
+    moderate where ``1 / k!`` alone would underflow and ``k!`` overflow. As a power of two it rounds
+    nothing. Low orders need none, e = 0.
+
+    Raises:
+        ValueError: no unit will do.
+    """
+
+    def __init__(self, order: int, dtype: torch.dtype) -> None:
+        info = torch.finfo(dtype)
+        self.exponent = 0
+        if math.lgamma(order + 1) > 0.5 * math.log(info.max):
+            self.exponent = round(math.lgamma(order + 1) / math.log(2) / order)
+            # k! / 2^(e k) is least where k = 2^e
+            least = math.lgamma(2.0**self.exponent + 1) - 2.0**self.exponent * self._rate
+            most = math.lgamma(order + 1) - order * self._rate
+            if least < math.log(info.tiny) or most > math.log(info.max):
+                raise ValueError(
+                    f"order: derivatives of order {order} are beyond {dtype}; taylor_series and "
+                    f"jet(..., factorial_scaled=False) give Taylor coefficients, which stay small"
+                )
+
+    @property
+    def _rate(self) -> float:
+        return self.exponent * math.log(2)
+
+    def step(self, v: Tensor) -> Tensor:
+        """A direction in the new unit."""
+        return v * 2.0**self.exponent if self.exponent else v
+
+    def factor(self, k: int) -> float:
+        """What turns coefficient k into the derivative: ``k! / 2^(e k)``."""
+        return math.factorial(k) / (1 << self.exponent * k)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ctorch._numbers import as_int
+from ctorch.autodiff.jet import factorial
 from ctorch.autodiff.series import taylor_series
 from ctorch.ode.continuous import ContinuousAdjoint
 from ctorch.ode.solution import Solution
@@ -57,7 +58,7 @@ def taylor(order: int = 3, *, batch_dims: int = 1) -> Regularizer:
     def penalty(func: Field, t: Any, y: Any) -> tuple[Any, Tensor]:
         series = taylor_series(func, t, y, number)
         slope = pytree.tree_map(lambda c: c[1], series)
-        highest = pytree.tree_map(lambda c: float(math.factorial(number)) * c[number], series)
+        highest = pytree.tree_map(lambda c: factorial(number, c.dtype) * c[number], series)
         return slope, _mean_square(highest, batch_dims)
 
     return Regularizer(penalty, batch_dims)

@@ -244,3 +244,71 @@ def test_conversion_of_a_number_that_carries_derivatives_names_the_remedy():
     x = torch.rand(3)
     with pytest.raises(TypeError, match=r"torch\.stack"):
         derivative(lambda z: torch.tensor([z[0], z[1]]), x, x, 1)
+
+
+# ---- orders whose factorials leave the range of the dtype
+
+
+@pytest.mark.parametrize(
+    ("dtype", "order"),
+    [
+        (torch.float32, 21),
+        (torch.float32, 36),
+        (torch.float32, 101),
+        (torch.float64, 99),
+        (torch.float64, 201),
+    ],
+)
+def test_high_orders_neither_overflow_nor_vanish(dtype, order):
+    """sin, whose derivatives are 1 at most, and a plain MLP with slopes of about one."""
+    x = torch.tensor([[0.3], [1.2]], dtype=dtype)
+    v = torch.ones_like(x)
+    exact = torch.sin(x.double() + order * math.pi / 2)
+    tolerance = {"rtol": 0, "atol": 1e3 * torch.finfo(dtype).eps}
+    found = ctorch.derivative(torch.sin, x, v, order)
+    assert_close(found.double(), exact, **tolerance)
+    series = [v, *[torch.zeros_like(x)] * (order - 1)]
+    found = ctorch.jet(torch.sin, (x,), (series,))[1]
+    assert_close(found[-1].double(), exact, **tolerance)
+    assert_close(found[2], -torch.cos(x))
+    assert_close(
+        found[order // 2].double(),
+        torch.sin(x.double() + (order // 2 + 1) * math.pi / 2),
+        **tolerance,
+    )
+
+
+@pytest.mark.parametrize(("dtype", "order"), [(torch.float32, 40), (torch.float64, 180)])
+def test_high_orders_of_a_recognized_network(dtype, order):
+    """Slopes so small that the derivative is of order one: s = 2 / pi keeps tanh's pole at k!."""
+    net = nn.Sequential(nn.Linear(1, 1), nn.Tanh(), nn.Linear(1, 1, bias=False)).to(dtype)
+    slope = math.exp(-math.lgamma(order + 1) / order) * math.pi / 2
+    with torch.no_grad():
+        net[0].weight.fill_(slope)
+        net[0].bias.fill_(0.0)
+        net[2].weight.fill_(1.0)
+    x = torch.tensor([[0.25]], dtype=dtype)
+    found = ctorch.derivative(net, x, torch.ones_like(x), order)
+    wide = [
+        torch.tensor([[0.25 * slope]], dtype=torch.float64),
+        torch.ones(1, 1, dtype=torch.float64),
+    ]
+    coefficients = ctorch.jet(
+        torch.tanh, wide[:1], [[wide[1], *[0 * wide[1]] * (order - 1)]], factorial_scaled=False
+    )[1]  # of tanh(z), whose k-th is about (2 / pi)^k
+    exact = coefficients[-1] * (math.pi / 2) ** order
+    assert_close(found.double(), exact, rtol=1e3 * torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: ctorch.derivative(torch.sin, x, x, 600),
+        lambda x: ctorch.jet(torch.sin, (x,), ([x] * 600,)),
+        lambda x: ctorch.derivative(torch.sin, x, (x, x), (20, 20)),
+        lambda x: ctorch.ode.regularizers.taylor(40)(lambda t, y: y)(0.0, (x[None], x.sum())),
+    ],
+)
+def test_orders_beyond_all_range_name_the_remedy(call):
+    with pytest.raises(ValueError, match=r"order: .*float32.*factorial_scaled=False"):
+        call(torch.ones(2))
