@@ -226,12 +226,21 @@ INTRODUCTION = """# What has been checked
 Operators, small compositions and modules, under each derivative operator, in float64, beside
 reverse mode over reverse mode of the same functions in elementary operations. "right": relative
 error below 1e-10 at every order; "no rule": refused with an error that names the operator
-(`divergence` warns, and goes by reverse mode); "refused": batch statistics mix samples, and a
-sample's Laplacian is not defined. A wrong number would stand here as "**wrong**".
+(`divergence` warns, and goes by reverse mode); "refused": with an error that says why not. A wrong
+number would stand here as "**wrong**".
 
 This page is written by `python -m tests.autodiff.test_coverage` from measurements, and a test
 compares it with the measurements. What PyTorch's own nested derivatives give for the second list is
 on [the page about them](taylor_mode_and_torch.md).
+"""
+
+FOOTNOTE = """[^mixes]: In training, batch norm takes mean and variance from the batch: the value of
+    a sample depends on all others. `laplacian` and `divergence` give one number for each sample, by
+    this sample's own coordinates; where samples mix there is no such number. So both refuse such a
+    function on a batch of samples (`ValueError`, with the remedy `eval()`, which takes the running
+    statistics). In the column of `divergence` the whole batch is *one* sample, flattened, where the
+    divergence is defined, and right. `jet`, `derivative` and `taylor_series` differentiate along a
+    curve of whole batches, where samples may mix.
 """
 
 
@@ -252,7 +261,8 @@ def table(operators: tuple[Operator, ...]) -> list[str]:
         verdicts = {name: _verdict(lambda f=f, op=op: f(op)) for name, f in COLUMNS.items()}
         for name, verdict in verdicts.items():
             rights[name] += verdict == "right"
-        lines.append(f"| `{op.name}` | " + " | ".join(verdicts.values()) + " |")
+        note = "[^mixes]" if op.name == MIXES else ""
+        lines.append(f"| `{op.name}`{note} | " + " | ".join(verdicts.values()) + " |")
     total = [f"**{n} of {len(operators)}**" for n in rights.values()]
     return [*lines, "| right | " + " | ".join(total) + " |"]
 
@@ -260,7 +270,14 @@ def table(operators: tuple[Operator, ...]) -> list[str]:
 def page() -> str:
     parts = [INTRODUCTION, "## The list of 46 on which other tools were judged", ""]
     parts += table(PEER_LIST)
-    parts += ["", "## The list of 58 on which PyTorch was judged", "", *table(TORCH_LIST), ""]
+    parts += [
+        "",
+        "## The list of 58 on which PyTorch was judged",
+        "",
+        *table(TORCH_LIST),
+        "",
+        FOOTNOTE,
+    ]
     return "\n".join(parts)
 
 
