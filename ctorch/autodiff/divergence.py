@@ -20,6 +20,7 @@ from ctorch.ops import mlp
 Field = Callable[[Tensor], Tensor]
 
 METHODS = ("exact", "hutchinson", "hutch++", "xtrace", "hollow")
+PRODUCTS = {"hutchinson": 1, "hutch++": 1.5, "xtrace": 2}  # with the Jacobian, for each probe drawn
 DISTRIBUTIONS = ("rademacher", "gaussian", "sphere")
 
 
@@ -50,7 +51,8 @@ def divergence(
             ``"xtrace"``: the same idea with every probe used for both, leave-one-out (Epperly,
             Tropp and Webber 2024, section 2); unbiased.
         probes: products with the Jacobian a sample is granted: default 1 for ``"hutchinson"``, 6
-            for ``"hutch++"`` (a multiple of 3) and ``"xtrace"`` (even).
+            for ``"hutch++"`` (a multiple of 3) and ``"xtrace"`` (even). Where these two are granted
+            d of them or more, they are ``"exact"``, at the cost of d.
         distribution: of the probes, ``"rademacher"`` (signs; the least variance of independent
             entries), ``"gaussian"`` or ``"sphere"`` (uniform directions of length sqrt(d)).
         noise: the caller's own probes ``[probes, *x.shape]`` in place of drawn ones, so that they
@@ -81,11 +83,13 @@ def divergence(
         if probes is not None or noise is not None:
             raise ValueError('probes, noise: method="exact" uses none')
         return _exact(f, x)
-    count = _count(method, probes, d, noise)
+    count = _count(method, probes, noise)
     v = _noise(x, count, distribution, noise, generator)
     if method == "hutchinson":
         value, products = jacobian_products(f, x, v)
         return value, (v * products).sum(-1).mean(0)
+    if count * PRODUCTS[method] >= d:
+        return _exact(f, x)
     if method == "hutch++":
         return _hutch_plus_plus(f, x, v)
     return _xtrace(f, x, v, rotated=distribution != "rademacher" and noise is None)
@@ -137,10 +141,10 @@ def _exact(f: Field, x: Tensor) -> tuple[Tensor, Tensor]:
     if net is not None and net.weights[-1].shape[0] == x.shape[-1]:
         return mlp.divergence(net, x)
     d = x.shape[-1]
-    seeds = torch.eye(d, dtype=x.dtype, device=x.device)
-    batch, size = x.shape[:-1].numel(), block_size(f, d)
     if d == 0:
         return f(x), x.sum(-1)
+    seeds = torch.eye(d, dtype=x.dtype, device=x.device)
+    batch, size = x.shape[:-1].numel(), block_size(f, d)
     if batch > size:
         with torch.no_grad():
             value = f(x.clone())  # which f may write into
@@ -230,7 +234,7 @@ def _combine(q: Tensor, weights: Tensor) -> Tensor:
 # ---- probes
 
 
-def _count(method: str, probes: int | None, d: int, noise: Tensor | None) -> int:
+def _count(method: str, probes: int | None, noise: Tensor | None) -> int:
     """How many probe vectors a method draws."""
     share = {"hutchinson": (1, 1), "hutch++": (3, 2), "xtrace": (2, 1)}[method]
     if probes is None:
@@ -245,13 +249,7 @@ def _count(method: str, probes: int | None, d: int, noise: Tensor | None) -> int
     if probes < share[0] or probes % share[0]:
         multiple = f"a multiple of {share[0]}, " if share[0] > 1 else ""
         raise ValueError(f'probes: method="{method}" takes {multiple}>= {share[0]}, got {probes}')
-    count = probes // share[0] * share[1]
-    subspace = count // 2 if method == "hutch++" else count if method == "xtrace" else 0
-    if subspace > d:
-        raise ValueError(
-            f'probes: {probes} span {subspace} directions of {d}; use fewer, or method="exact"'
-        )
-    return count
+    return probes // share[0] * share[1]
 
 
 def _noise(

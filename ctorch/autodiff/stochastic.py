@@ -54,9 +54,9 @@ def stochastic_laplacian(
         x: ``[..., d]``.
         samples: directions n for each sample of ``x``.
         method: with Hessian H,
-            ``"sparse"``: n coordinates without replacement, n <= d. Variance
-            ``d^2 (1 - n/d) S^2 / n`` with ``S^2`` the variance of the diagonal of H: exact for
-            ``n = d``, and best where the diagonal is even.
+            ``"sparse"``: n coordinates without replacement. Variance ``d^2 (1 - n/d) S^2 / n`` with
+            ``S^2`` the variance of the diagonal of H: best where the diagonal is even. From
+            ``n = d`` on exact, by each coordinate once.
             ``"rademacher"``: random signs; variance ``2 sum_{i != j} H_ij^2 / n``, exact where H is
             diagonal.
             ``"gaussian"``: variance ``2 |H|_F^2 / n``.
@@ -72,10 +72,10 @@ def stochastic_laplacian(
     if method not in ("sparse", "rademacher", "gaussian"):
         raise ValueError(f"method: expected sparse, rademacher or gaussian, got {method!r}")
     d, samples = _check(x), whole("samples", samples, 1)
+    if method == "sparse":
+        samples = min(samples, d)
     shape, share = (samples, *x.shape), 1.0
     if method == "sparse":
-        if samples > d:
-            raise ValueError(f"samples: coordinates are drawn without replacement, {samples} > {d}")
         v = _coordinates(x, samples, generator)
         share = d / samples
     elif method == "rademacher":
@@ -214,4 +214,6 @@ def _check(x: Tensor) -> int:
         raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
     if not x.is_floating_point() or x.ndim == 0:
         raise ValueError(f"x: expected floating point [..., d], got {x.dtype}, {tuple(x.shape)}")
+    if x.shape[-1] == 0:
+        raise ValueError(f"x: expected [..., d] with d >= 1, got {tuple(x.shape)}")
     return x.shape[-1]
