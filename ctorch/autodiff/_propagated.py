@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -297,7 +298,8 @@ def register_jet_rule(
         The rule.
 
     Raises:
-        TypeError: ``function`` or ``rule`` cannot be called.
+        TypeError: ``function`` or ``rule`` cannot be called; ``function`` does not dispatch, so
+            that its rule would never be used; ``kind`` is no kind of value.
 
     Example:
         >>> import torch, ctorch
@@ -310,8 +312,38 @@ def register_jet_rule(
     for name, given in (("function", function), ("rule", rule)):
         if not callable(given):
             raise TypeError(f"{name}: expected something callable, got {type(given).__name__}")
+    if kind is not None and not (isinstance(kind, type) and issubclass(kind, Propagated)):
+        raise TypeError(f"kind: expected ctorch.autodiff.Jet, Lap or None, got {kind!r}")
+    overload = getattr(function, "_opoverload", None)  # of torch.library.custom_op
+    if overload is not None:
+        function = overload.overloadpacket
+    if not _dispatches(function):
+        raise TypeError(
+            f"function: {_name(function)} does not dispatch through __torch_function__: it runs as "
+            f"it is, and a rule for it would never be used. Derivative operators go through what "
+            f"it calls; give the rule to the one among these that has none, make it an operator "
+            f"by torch.library.custom_op, or let it dispatch: "
+            f"f = torch.overrides.wrap_torch_function(lambda x: (x,))(f), called and registered "
+            f"under that name"
+        )
     _register(function, kind=kind)(rule)
     return rule
+
+
+def _dispatches(function: Any) -> bool:
+    """Whether a function asks its arguments for a rule."""
+    if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return True
+    if isinstance(function, types.FunctionType):  # in Python: says so itself, or torch lists it
+        return (
+            "handle_torch_function" in function.__code__.co_names
+            or function in torch.overrides.get_testing_overrides()
+        )
+    if isinstance(function, types.BuiltinFunctionType):
+        return (function.__module__ or "torch").partition(".")[0] == "torch"
+    if isinstance(function, types.MethodWrapperType):  # the __get__ of an attribute
+        function = function.__self__
+    return getattr(function, "__objclass__", None) in Tensor.__mro__[:-1]  # a method of tensors
 
 
 _running = threading.local()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 
@@ -226,6 +227,64 @@ def test_a_rule_of_one_kind_comes_first():
 def test_what_cannot_be_called_is_no_rule():
     with pytest.raises(TypeError, match="rule"):
         register_jet_rule(torch.tanh, 3)
+    with pytest.raises(TypeError, match="kind"):
+        register_jet_rule(torch.tanh, torch.tanh, kind="Lap")
+
+
+def plain(x):
+    return x**3
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x**3
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        plain,
+        functools.partial(torch.pow, exponent=3),
+        torch.nn.Tanh(),
+        torch.nn.Tanh,
+        math.sin,
+        np.sin,
+        torch.nn.functional.tanh,  # which calls a method that has a rule
+        torch.func.vmap(plain),
+        Cube.apply,
+    ],
+    ids=str,
+)
+def test_a_function_that_does_not_dispatch_takes_no_rule(function):
+    before = dict(RULES)
+    with pytest.raises(TypeError, match=r"does not dispatch.*wrap_torch_function"):
+        register_jet_rule(function, plain)
+    assert before == RULES
+
+
+def test_the_remedies_for_functions_that_do_not_dispatch_work():
+    @torch.library.custom_op("ctorch_tests::cube_again", mutates_args=())
+    def cube(x: torch.Tensor) -> torch.Tensor:
+        return x**3
+
+    wrapped = torch.overrides.wrap_torch_function(lambda x: (x,))(lambda x: x.detach() ** 3)
+    for function in (cube, wrapped):
+        register_jet_rule(function, plain)
+        same(function(value(3)), value(3) ** 3)
+
+
+def test_functions_of_torch_take_rules():
+    """Of each make: compiled, methods, in Python with dispatch within or through others."""
+    functions = (torch.lgamma, F.softplus, F.max_pool2d, torch.Tensor.cumsum, torch.Tensor.__add__)
+    functions += (torch.einsum, F.softmax, torch.linalg.inv, torch.fft.fft, torch.special.i0)
+    functions += (torch.Tensor.mT.__get__, torch._C._nn.gelu)
+    before = dict(RULES)
+    for function in functions:
+        register_jet_rule(function, before.get(function, plain))
+        if function not in before:
+            del RULES[function]
+    assert before == RULES
 
 
 # ---- state and randomness
