@@ -85,11 +85,13 @@ class Solution:
 
     def __call__(self, t: float | Tensor) -> Any:
         """The state at any time of the solved interval. ``t``: number or tensor of any shape [*S]
-        -> [*S, *shape].
+        -> [*S, *shape]. Numbers are taken in float64.
 
         Raises:
             ValueError: the solve had not ``dense=True``, or ``t`` lies outside the interval.
         """
         if self.dense is None:
             raise ValueError("this solution has no continuous form: solve with dense=True.")
-        return self.dense(torch.as_tensor(t))
+        if not isinstance(t, Tensor):  # of numbers torch makes float32, too coarse for times
+            t = torch.as_tensor(t, dtype=torch.float64)
+        return self.dense(t)

@@ -6,6 +6,7 @@ import math
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -164,6 +165,19 @@ def test_dense_output_is_as_accurate_as_the_steps(reverse: bool) -> None:
         COUPLED.func, COUPLED.y0(float(t[0])), t[0], t[1], method="taylor", rtol=1e-10, atol=1e-10
     )
     torch.testing.assert_close(whole(many), rows, rtol=1e-11, atol=1e-12)
+
+
+def test_dense_output_takes_numbers_in_float64() -> None:
+    """0.1 in float32 is off by 1.5e-9, and so is exp there."""
+    how: dict[str, Any] = {"dense": True, "rtol": 1e-14, "atol": 1e-14}
+    times = torch.tensor([0.0, 1.0], dtype=F64)
+    for method in ("taylor", "dopri8"):
+        sol = ctorch.solve_ode(
+            lambda t, y: y, torch.ones(1, dtype=F64), times, method=method, **how
+        )
+        for t in (0.1, [0.1, 0.3], np.float64(0.1), np.array([0.1]), torch.tensor(0.1, dtype=F64)):
+            exact = torch.as_tensor(np.exp(np.asarray(t)), dtype=F64)
+            torch.testing.assert_close(sol(t)[..., 0], exact, rtol=1e-12, atol=0)
 
 
 def test_repeated_times_and_a_single_time_are_served() -> None:
