@@ -44,7 +44,7 @@ def solve(request: Request, bar: Callable[[float], None] | None) -> tuple[Run, T
     """Solve ``request`` with one step size for each sample. Returns the run, its rows and the
     problem.
     """
-    _check_built(request)
+    check_built(request)
     problem = request.problem()
     problem.progress = bar
     job = BatchedJob(problem, request.coefficients())
@@ -55,8 +55,9 @@ def solve(request: Request, bar: Callable[[float], None] | None) -> tuple[Run, T
     return run, rows, problem
 
 
-def _check_built(request: Request) -> None:
-    if request.method not in methods.ADAPTIVE:
+def check_built(request: Request) -> None:
+    """Refuses what a batched solve cannot do yet."""
+    if request.method not in (*methods.ADAPTIVE, *methods.TAYLOR):
         raise NotImplementedError(
             f"batched=True with method {request.method!r} is not built yet: steps of the same"
             " length for all samples"

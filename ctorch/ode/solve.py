@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ctorch._eager import eager
 from ctorch._exceptions import ArgumentError
-from ctorch.ode import adams, arguments, continuous, methods, scipy_solver, taylor
+from ctorch.ode import adams, arguments, batched_taylor, continuous, methods, scipy_solver, taylor
 from ctorch.ode import batched as batched_solve
 from ctorch.ode.arguments import number
 from ctorch.ode.coefficients import coefficients
@@ -82,7 +82,7 @@ def solve_ode(
             outputs), or "none". The exact ones are the derivative of the steps as they were taken,
             step sizes held fixed, and can be differentiated again.
         batched: every sample (first dimension) steps on its own, with its own error control;
-            adaptive methods only.
+            adaptive methods and "taylor" only.
         controller: of the step size: "i" (default), "pi" (default of a batched solve), "pid" or a
             ``StepController``.
         events: function(s) ``g(t, y, *args)`` or ``Event``s; the solve ends at the first zero
@@ -205,7 +205,8 @@ class Request:
     def solve(self, bar: Callable[[float], None] | None = None) -> tuple[Run, Tensor, Problem]:
         """Returns the run, its rows with their graph, and the problem."""
         if self.layout.batched:
-            return batched_solve.solve(self, bar)
+            by_taylor = self.method in methods.TAYLOR
+            return (batched_taylor if by_taylor else batched_solve).solve(self, bar)
         problem = self.problem()
         problem.progress = bar
         if problem.watch is not None:

@@ -98,6 +98,19 @@ def choose_order(problem: Problem, option: Any, fixed: bool) -> int:
     return max(4, math.ceil(1 - 0.5 * math.log(min(eps, 1.0))))
 
 
+def coefficients(problem: Problem, t: Tensor, y: Tensor, order: int) -> Tensor:
+    """Taylor coefficients of the packed state, [p + 1, *shape]."""
+    field, layout = problem.field, problem.layout
+    func, args = field.func, field.args
+    if args:
+        func = lambda t, y: field.func(t, y, *args)  # noqa: E731
+    found = taylor_series(func, t, layout.unpack(y), order)
+    if layout.plain:
+        return found  # type: ignore[no-any-return]
+    parts = [pytree.tree_map(lambda s, k=k: s[k], found) for k in range(order + 1)]
+    return torch.stack([layout.pack(part) for part in parts])
+
+
 @dataclasses.dataclass(frozen=True)
 class Now:
     """Where a solve stands.
@@ -259,22 +272,12 @@ class TaylorLoop:
 
     def _series(self, now: Now, y: Tensor, moving: Tensor | None) -> Tensor:
         """Taylor coefficients of the packed state, [p + 1, *shape]."""
-        problem, field, layout = self.problem, self.problem.field, self.problem.layout
+        problem = self.problem
         value = problem.direction * now.tau
         if now.jumps:
             value = self._beside(value, problem.direction * math.inf)
         t = problem.time(value) if moving is None else problem.follow(moving, value)
-        func, args = field.func, field.args
-        if args:
-            func = lambda t, y: field.func(t, y, *args)  # noqa: E731
-        found = taylor_series(func, t, layout.unpack(y), self.order)
-        if layout.plain:
-            c = found
-        else:
-            orders = range(self.order + 1)
-            c = torch.stack(
-                [layout.pack(pytree.tree_map(lambda s, k=k: s[k], found)) for k in orders]
-            )
+        c = coefficients(problem, t, y, self.order)
         if self.kept == "none" and c.requires_grad and torch.is_grad_enabled():
             raise UnexpectedGraph(Stage(t, y, c[1]))
         return c
