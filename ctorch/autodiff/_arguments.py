@@ -19,3 +19,9 @@ def whole(name: str, given: Any, least: int) -> int:
     if number < least:
         raise ValueError(f"{name}: expected >= {least}, got {number}")
     return number
+
+
+def function(name: str, given: Any) -> None:
+    """Refuses what cannot be called."""
+    if not callable(given):
+        raise TypeError(f"{name}: expected a function, got {type(given).__name__}")

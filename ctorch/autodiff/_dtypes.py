@@ -44,10 +44,8 @@ def unary(x: Tensor, name: str, order: int, param: float = 0.0, last: bool = Fal
         )
     if name == "acosh":  # by its own formula: (x^2 - 1)^(-1/2) has another branch
         series = reference.coefficients(x)
-        parts = [
-            reference.power(reference.shifted(series, shift), -0.5, order) for shift in (-1, 1)
-        ]
-        slope = reference.product(*parts, order)
+        below, above = (reference.power(reference.shifted(series, a), -0.5, order) for a in (-1, 1))
+        slope = reference.product(below, above, order)
         y = reference.integral(torch.acosh(x[0]), slope, series, order)
         return y[order] if last else reference.stack(y, order)
     return reference.unary(x, number, order, param, 0, last)

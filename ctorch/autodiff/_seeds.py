@@ -154,6 +154,8 @@ def _check(x: Tensor, weight: Any) -> None:
     if tuple(weight.shape) not in shapes:
         allowed = ", ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
         raise ValueError(f"weight: expected one of {allowed}, got {list(weight.shape)}")
+    if not bool(weight.detach().isfinite().all()):
+        raise ValueError("weight: expected finite entries, got NaN or infinity among them")
     if weight.ndim > 1:
         matrix = weight.detach()
         gap = (matrix - matrix.mT).abs().max()

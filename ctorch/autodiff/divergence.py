@@ -112,6 +112,8 @@ def jacobian_products(f: Field, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor
     if not isinstance(value, Tensor) or value.shape != x.shape:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"f: expected to return the shape of x, {tuple(x.shape)}, got {got}")
+    if not value.is_floating_point():
+        raise TypeError(f"f: expected to return floating point, got {value.dtype}")
     return value, products
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ctorch.autodiff._arguments import whole
+from ctorch.autodiff._arguments import function, whole
 from ctorch.autodiff._jet import Jet, pad
 from ctorch.autodiff._propagated import Propagated, propagate
 from ctorch.autodiff.mlp import mlp_for
@@ -61,6 +61,7 @@ def jet(
         >>> bool((d3 + x.cos()).abs() < 1e-12)
         True
     """
+    function("f", f)
     stacks, order, scale = _stacks(primals, series, factorial_scaled)
     out = propagate(f, *(Jet(stack, order) for stack in stacks))
     leaves, tree = pytree.tree_flatten(out, is_leaf=_is_leaf)
@@ -106,6 +107,9 @@ def derivative(
         >>> ctorch.derivative(f, torch.tensor([3.0, 5.0]), (e[0], e[1]), (1, 1))
         tensor(6.)
     """
+    function("f", f)
+    if not isinstance(v, (Tensor, tuple, list)):
+        raise TypeError(f"v: expected a tensor or a tuple of tensors, got {type(v).__name__}")
     if isinstance(v, Tensor) and not isinstance(order, (tuple, list)):
         return _along(f, x, v, whole("order", order, 0))
     if (
@@ -118,6 +122,9 @@ def derivative(
             "v and order: give one direction and one order, or tuples of as many of each"
         )
     numbers = [whole(f"order[{i}]", k, 0) for i, k in enumerate(order)]
+    _check_tensor("x", x)
+    for i, direction in enumerate(v):
+        _check_direction(f"v[{i}]", direction, x)
     keep = [i for i, k in enumerate(numbers) if k > 0]
     orders, directions = [numbers[i] for i in keep], [v[i] for i in keep]
     if len(keep) <= 1:
@@ -138,11 +145,7 @@ def derivative(
 def _along(f: Function, x: Tensor, v: Tensor, order: int) -> Any:
     """``d^order/ds^order f(x + s v)``."""
     _check_tensor("x", x)
-    _check_tensor("v", v)
-    if v.shape != x.shape or v.dtype != x.dtype:
-        raise ValueError(
-            f"v: expected {tuple(x.shape)}, {x.dtype} as x, got {tuple(v.shape)}, {v.dtype}"
-        )
+    _check_direction("v", v, x)
     if order == 0:
         return f(x)
     scale = _Scale(order, x.dtype)
@@ -239,6 +242,14 @@ def _check_tensor(name: str, x: Any) -> None:
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
     if not (x.is_floating_point() or x.is_complex()):
         raise TypeError(f"{name}: expected floating point, got {x.dtype}")
+
+
+def _check_direction(name: str, v: Any, x: Tensor) -> None:
+    _check_tensor(name, v)
+    if v.shape != x.shape or v.dtype != x.dtype:
+        raise ValueError(
+            f"{name}: expected {tuple(x.shape)}, {x.dtype} as x, got {tuple(v.shape)}, {v.dtype}"
+        )
 
 
 def factorial(k: int, dtype: torch.dtype) -> float:

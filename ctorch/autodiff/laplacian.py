@@ -177,6 +177,8 @@ def _whole(f: Function, x: Tensor, seeds: Seeds) -> tuple[Tensor, Tensor, Tensor
     batch = x.shape[:-1]
     if not isinstance(out, (Lap, Tensor)):
         raise TypeError(f"f: expected to return one tensor, got {type(out).__name__}")
+    if not (out.is_floating_point() or out.is_complex()):
+        raise TypeError(f"f: expected to return floating point, got {out.dtype}")
     if out.shape[: len(batch)] != batch:
         raise ValueError(
             f"f: expected [..., d] -> [...]; for x of shape {tuple(x.shape)} it returned "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ctorch.autodiff._arguments import whole
+from ctorch.autodiff._arguments import function, whole
 from ctorch.autodiff._propagated import Propagated
 from ctorch.autodiff._stream import Stream, Tape
 
@@ -48,6 +48,7 @@ def taylor_series(func: Function, t: float | Tensor, y: Any, order: int) -> Any:
         >>> ctorch.taylor_series(lambda t, y: y, 0.0, torch.ones(()), 4)  # exp(t) = sum t^k / k!
         tensor([1.0000, 1.0000, 0.5000, 0.1667, 0.0417])
     """
+    function("func", func)
     order = whole("order", order, 0)
     leaves, tree = pytree.tree_flatten(y)
     for leaf in leaves:
@@ -133,10 +134,12 @@ def _time(t: float | Tensor, y: Tensor, tape: Tape) -> Stream:
         raise TypeError("t: values of two derivative operators meet: do not nest them")
     real = y.real.dtype if y.is_complex() else y.dtype  # Dynamo knows no dtype.to_real
     if isinstance(t, Tensor):
-        if not (t.is_floating_point() or t.ndim == 0):
+        if not (t.is_floating_point() or t.ndim == 0) or t.dtype == torch.bool or t.is_complex():
             raise TypeError(f"t: expected a number or a floating point tensor, got {t.dtype}")
         start = t.to(y.device, real)
     else:
+        if isinstance(t, (bool, str)) or not hasattr(t, "__float__"):
+            raise TypeError(f"t: expected a number or a tensor, got {type(t).__name__}")
         start = torch.full((), float(t), dtype=real, device=y.device)
     time = tape.input(start, degree=1)
     time.node.append(torch.ones_like(start))

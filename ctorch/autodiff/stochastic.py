@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ctorch._numbers import as_int
-from ctorch.autodiff._arguments import whole
+from ctorch.autodiff._arguments import function, whole
 from ctorch.autodiff._jet import Jet
 from ctorch.autodiff._propagated import propagate
 from ctorch.autodiff.jet import derivative
@@ -71,7 +71,7 @@ def stochastic_laplacian(
     """
     if method not in ("sparse", "rademacher", "gaussian"):
         raise ValueError(f"method: expected sparse, rademacher or gaussian, got {method!r}")
-    d, samples = _check(x), whole("samples", samples, 1)
+    d, samples = _check(f, x), whole("samples", samples, 1)
     if method == "sparse":
         samples = min(samples, d)
     shape, share = (samples, *x.shape), 1.0
@@ -99,7 +99,7 @@ def stochastic_bilaplacian(
     and errors are those of ``stochastic_laplacian``; the variance is that of
     ``D^4 f(v, v, v, v) / 3`` over ``samples``.
     """
-    _check(x)
+    _check(f, x)
     samples = whole("samples", samples, 1)
     shape = (samples, *x.shape)
     v = torch.randn(shape, dtype=x.dtype, device=x.device, generator=generator)
@@ -136,10 +136,17 @@ def stochastic_operator(
         TypeError, ValueError: arguments do not fit.
         MissingRuleError: see ``ctorch.jet``.
     """
-    d, samples = _check(x), whole("samples", samples, 1)
+    d, samples = _check(f, x), whole("samples", samples, 1)
+    if not isinstance(terms, Mapping):
+        raise TypeError(f"terms: expected a dict, got {type(terms).__name__}")
     kept = [(_coordinates_of(alpha, d), float(c)) for alpha, c in terms.items() if c != 0]
     if not kept:
         raise ValueError("terms: expected at least one with a coefficient other than 0")
+    for alpha, c in kept:
+        if not math.isfinite(c):
+            raise ValueError(f"terms: expected finite coefficients, got {c} for {alpha}")
+    value = f(x.clone())  # which f may write into
+    _check_result(value, x)
     weights = torch.tensor([abs(c) for _, c in kept], dtype=torch.float64)
     total = float(weights.sum())
     drawn = torch.multinomial(weights, samples, replacement=True, generator=generator)
@@ -166,19 +173,25 @@ def stochastic_operator(
         second = second + (often * (scale * found) ** 2).sum(0)
     mean = first / samples
     if samples == 1:
-        return Estimate(f(x), mean, torch.full_like(mean, math.nan))
+        return Estimate(value, mean, torch.full_like(mean, math.nan))
     variance = (second / samples - mean**2).clamp_min(0) / (samples - 1)
-    return Estimate(f(x), mean, variance.sqrt())
+    return Estimate(value, mean, variance.sqrt())
 
 
 def _directional(f: Scalar, x: Tensor, v: Tensor, order: int) -> tuple[Tensor, Tensor]:
     """``f(x)`` and derivatives of one order along each of the directions ``[n, *x.shape]``."""
     out = propagate(f, Jet(torch.stack([x.expand(v.shape), v]), order))
+    _check_result(out, v)
     if not isinstance(out, Jet):
         return out[0], torch.zeros_like(out)
-    if out.shape != v.shape[:-1]:
-        raise ValueError(f"f: expected to return {tuple(v.shape[:-1])}, got {tuple(out.shape)}")
     return out.value[0], out.stack()[order] * math.factorial(order)
+
+
+def _check_result(out: Any, x: Tensor) -> None:
+    if not isinstance(out, (Jet, Tensor)):
+        raise TypeError(f"f: expected to return a tensor, got {type(out).__name__}")
+    if out.shape != x.shape[:-1]:
+        raise ValueError(f"f: expected to return {tuple(x.shape[:-1])}, got {tuple(out.shape)}")
 
 
 def _coordinates(x: Tensor, samples: int, generator: torch.Generator | None) -> Tensor:
@@ -209,7 +222,8 @@ def _deviation(draws: Tensor, known: bool = False) -> Tensor:
     return draws.std(0)
 
 
-def _check(x: Tensor) -> int:
+def _check(f: Any, x: Tensor) -> int:
+    function("f", f)
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
     if not x.is_floating_point() or x.ndim == 0:

@@ -95,8 +95,9 @@ def test_high_orders_are_scaled_by_factorials_that_no_int64_holds():
     torch.testing.assert_close(ctorch.derivative(torch.exp, x, one, 60), x.exp())
     _, (series,) = ctorch.jet(lambda z: (z.exp(),), (x,), ([one] + [0 * x] * 29,))
     torch.testing.assert_close(series[-1], x.exp())
+    torch.testing.assert_close(ctorch.derivative(torch.exp, x, one, 171), x.exp())
     with pytest.raises(ValueError, match="factorial_scaled"):
-        ctorch.derivative(torch.exp, x, one, 171)
+        ctorch.derivative(torch.exp, x, one, 5000)
 
 
 def test_orders_of_other_types_are_named():
@@ -195,3 +196,80 @@ def test_what_is_not_a_whole_number_is_refused(name, given):
 def test_negative_numbers_are_refused(name):
     with pytest.raises(ValueError, match=r">= [01]|at least|coordinates|from 2"):
         WHOLE[name](np.int64(-1))
+
+
+# ---- odd input
+
+
+X = points(2)
+ODD = {
+    "no function": (lambda: ctorch.jet(3, (X,), ([X],)), TypeError, "f: expected a function"),
+    "none": (lambda: ctorch.derivative(None, X, X), TypeError, "f: expected a function"),
+    "no field": (lambda: ctorch.taylor_series(3, 0.0, X, 2), TypeError, "func: expected a func"),
+    "draws": (lambda: stochastic_laplacian(3, X), TypeError, "f: expected a function"),
+    "number": (lambda: ctorch.derivative(torch.sin, X, 1.0), TypeError, "v: expected a tensor"),
+    "string": (
+        lambda: ctorch.derivative(torch.sin, X, (X, "a"), (1, 1)), TypeError, r"v\[1\]: expected",
+    ),
+    "direction of order 0": (
+        lambda: ctorch.derivative(torch.sin, X, (X, X[0]), (1, 0)), ValueError, r"v\[1\]: expected",
+    ),
+    "time": (
+        lambda: ctorch.taylor_series(lambda t, y: y, None, X, 2), TypeError, "t: expected a number",
+    ),
+    "true time": (
+        lambda: ctorch.taylor_series(lambda t, y: y, True, X, 2), TypeError, "t: expected a number",
+    ),
+    "NaN weights": (
+        lambda: ctorch.laplacian(scalar, X, torch.tensor([1.0, torch.nan, 1.0], dtype=F64)),
+        ValueError, "weight: expected finite",
+    ),
+    "NaN weight": (
+        lambda: ctorch.laplacian(scalar, X, torch.full((3, 3), torch.nan, dtype=F64)),
+        ValueError, "weight: expected finite",
+    ),
+    "signs": (lambda: ctorch.divergence(lambda x: x > 0, X), TypeError, "f: expected to return fl"),
+    "sign": (
+        lambda: ctorch.laplacian(lambda x: (x > 0).all(-1), X), TypeError, "f: expected to ret",
+    ),
+    "pair": (
+        lambda: stochastic_laplacian(lambda x: (x, x), X, 2), TypeError, "f: expected to ret",
+    ),
+    "constant of a shape of its own": (
+        lambda: stochastic_laplacian(lambda x: torch.ones(2), X, 2), ValueError, "f: expected to",
+    ),
+    "sum over samples": (
+        lambda: stochastic_operator(lambda x: x.sin().sum(), X, {(0,): 1.0}, 2),
+        ValueError, "f: expected to return",
+    ),
+    "values for each coordinate": (
+        lambda: stochastic_operator(torch.sin, X, {(0,): 1.0}, 2), ValueError, "f: expected to",
+    ),
+    "NaN term": (
+        lambda: stochastic_operator(scalar, X, {(0,): torch.nan}, 2), ValueError, "terms: expected",
+    ),
+    "list of terms": (
+        lambda: stochastic_operator(scalar, X, [((0,), 1.0)], 2), TypeError, "terms: expected",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_input_is_refused_by_name(name):
+    call, error, message = ODD[name]
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("n", [5, 3000])
+def test_one_sample_that_is_not_finite_leaves_the_others_alone(n, bad):
+    """And is not taken for mixing."""
+    x = points(n)
+    x[0, 0] = bad
+    f = lambda z: (z + z.sin()).cumsum(-1)  # noqa: E731
+    div, lap = ctorch.divergence(f, x)[1], ctorch.laplacian(scalar, x).laplacian
+    assert div[0].isnan()
+    assert lap[0].isnan()
+    torch.testing.assert_close(div[1:], (1 + x[1:].cos()).sum(-1))
+    torch.testing.assert_close(lap[1:], -3 * scalar(x[1:]))

@@ -364,7 +364,7 @@ def test_failures_are_returned_where_that_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("how", "error", "message"),
     [
-        ({"batched": True}, NotImplementedError, "taylor"),
+        ({"batched": True, "dense": True}, NotImplementedError, "dense"),
         ({"options": {"order": 1}}, ValueError, "order"),
         ({"options": {"order": 1000}}, ValueError, "order"),
         ({"options": {"order": 2.5}}, TypeError, "order"),
