@@ -25,7 +25,7 @@ Function = Callable[..., Any]
 
 # Rows of a chunk of samples should stay in a core's cache; on a GPU a chunk only bounds memory.
 # In bytes.
-_CACHE = 2 << 20
+_CACHE = 4 << 20
 _CUDA_MEMORY = 1 << 29
 
 _sizes: weakref.WeakKeyDictionary[Any, dict[Any, int]] = weakref.WeakKeyDictionary()
