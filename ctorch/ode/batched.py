@@ -28,6 +28,7 @@ from ctorch.ode.steps import Rows, Step
 from ctorch.ode.sweep import Cotangents
 from ctorch.ode.transforms import transforms_active
 from ctorch.ops import step_control as control
+from ctorch.ops._direct import Buffer, Weights
 from ctorch.ops.runge_kutta import rk_combine, rk_error, rk_interpolate, rk_stage
 from ctorch.ops.step_control import rk_accept, rk_judge, rk_outputs, rk_plan
 
@@ -158,8 +159,9 @@ class BatchedLoop:
         y0 = problem.y0
         device = y0.device
         self.k = torch.empty((method.total, *y0.shape), dtype=y0.dtype, device=device)
-        self._inner, self._last = method.a[1 : method.n - 1], method.a[method.n - 1]
-        self._weights = (*self._inner, self._last)
+        self._buffer = Buffer(self.k, y0.detach())
+        self._weights = tuple(Weights(a) for a in method.a[1 : method.n])
+        self._inner, self._last = self._weights[:-1], self._weights[-1]
         plain = problem.layout.plain and not torch.is_inference_mode_enabled()
         self._bare = plain and not (recorder.graphs or job.watching)
         self.steps: list[Step] = []
@@ -251,21 +253,22 @@ class BatchedLoop:
         self, y: Tensor, k0: Tensor, h: Tensor, times: Sequence[Tensor]
     ) -> tuple[Tensor, list[Stage]]:
         first = Stage(self._like, y, k0)  # its time is not looked at again
+        make = self._buffer.stage(h)
         if self._bare:
             last = self._last if self.method.late else None
             y1, stage, made = bare_stages(
-                self.problem.field, y, self.k, first, times, self._weights, h, last
+                self.problem.field, y, make, first, times, self._weights, last
             )
             return y1, [first] * made + [stage]
-        k, evaluate = self.k, self.recorder.evaluate
+        evaluate = self.recorder.evaluate
         stages = [first]
         slope, slot = k0, 0
         for a in self._inner:
-            stage = evaluate(times[slot], rk_stage(y, k, slope, slot, a, h))
+            stage = evaluate(times[slot], make(y, slope, slot, a))
             stages.append(stage)
             slope = stage.k
             slot += 1
-        y1 = rk_stage(y, k, slope, slot, self._last, h)
+        y1 = make(y, slope, slot, self._last)
         if not self.method.late:
             stages.append(evaluate(times[slot], y1))
         return y1, stages
