@@ -65,6 +65,10 @@ struct Called<function> {
 
 PyMethodDef functions[] = {Called<&ct::rk::direct::stage>::named("rk_stage"),
                            Called<&ct::rk::direct::error>::named("rk_error"),
+                           Called<&ct::rk::direct::times>::named("rk_times"),
+                           Called<&ct::rk::direct::plan>::named("rk_plan"),
+                           Called<&ct::rk::direct::judge>::named("rk_judge"),
+                           Called<&ct::rk::direct::accept>::named("rk_accept"),
                            {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

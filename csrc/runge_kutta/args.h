@@ -134,8 +134,8 @@ inline Step read_step(const Slopes& k, const Tensor& h) {
   return step;
 }
 
-// The active terms of a combination over rows [.., numel]. The row `fresh_slot` is read from `fresh`,
-// where its slope has not reached its row yet.
+// The active terms of a combination over rows [.., numel]. The row `fresh_slot` is read from
+// `fresh`, where its slope has not reached its row yet.
 template <typename T, typename A>
 Terms<T, A> active_terms(const char* op, const char* name, const double* a, int64_t count,
                          const T* rows, int64_t numel, const T* fresh, int64_t fresh_slot) {

@@ -229,16 +229,44 @@ void for_samples(int64_t batch, const Body& body) {
   });
 }
 
+template <typename T>
+void plan_all(const PlanTask<T>& task) {
+  for_samples(task.batch, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) plan_sample(task, i);
+  });
+}
+
+template <typename T>
+Found judge_all(const JudgeTask<T>& task) {
+  std::atomic<int64_t> bits = 0, passed = 0;
+  for_samples(task.batch, [&](int64_t first, int64_t last) {
+    Found of_range{};
+    for (int64_t i = first; i < last; ++i) {
+      const Found found = judge_sample(task, i);
+      of_range.bits |= found.bits, of_range.passed += found.passed;
+    }
+    bits |= of_range.bits, passed += of_range.passed;
+  });
+  return {bits, passed};
+}
+
+template <typename T>
+void accept_all(const AcceptTask<T>& task) {
+  const int64_t work = task.batch * task.row, grain = kBlocksAThread * kBlock;
+  for_blocks(task.batch, work <= grain ? task.batch : std::max<int64_t>(1, grain / task.row),
+             [&](int64_t first, int64_t last) {
+               for (int64_t sample = first; sample < last; ++sample)
+                 for (int64_t i = sample * task.row; i < (sample + 1) * task.row; ++i)
+                   accept_element(task, i, task.moved[sample]);
+             });
+}
+
 std::tuple<Tensor, Tensor, Tensor> rk_plan(const Tensor& samples, const Tensor& counts,
                                            const Tensor& c, const Tensor& control,
                                            const Tensor& like) {
   Plan plan(samples, counts, c, control, like);
-  dispatch_floating(plan.dtype, Plan::kOp, [&](auto zero) {
-    const auto task = plan.task<decltype(zero)>();
-    for_samples(plan.batch, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) plan_sample(task, i);
-    });
-  });
+  dispatch_floating(plan.dtype, Plan::kOp,
+                    [&](auto zero) { plan_all(plan.task<decltype(zero)>()); });
   return {plan.step, plan.lands, plan.times};
 }
 
@@ -246,36 +274,19 @@ std::tuple<Tensor, Tensor> rk_judge(const Tensor& samples, const Tensor& counts,
                                     const Tensor& lands, const Tensor& error, const Tensor& goals,
                                     const Tensor& control) {
   Judgement judgement(samples, counts, step, lands, error, goals, control);
-  std::atomic<int64_t> bits = 0, passed = 0;
-  dispatch_floating(judgement.error.scalar_type(), Judgement::kOp, [&](auto zero) {
-    const auto task = judgement.task<decltype(zero)>();
-    for_samples(task.batch, [&](int64_t first, int64_t last) {
-      Found of_range{};
-      for (int64_t i = first; i < last; ++i) {
-        const Found found = judge_sample(task, i);
-        of_range.bits |= found.bits, of_range.passed += found.passed;
-      }
-      bits |= of_range.bits, passed += of_range.passed;
-    });
-  });
+  Found found{};
+  dispatch_floating(judgement.error.scalar_type(), Judgement::kOp,
+                    [&](auto zero) { found = judge_all(judgement.task<decltype(zero)>()); });
   int64_t* flags = mutable_data_of<int64_t>(judgement.flags);
-  flags[kBits] = bits, flags[kPassed] = passed;
+  flags[kBits] = found.bits, flags[kPassed] = found.passed;
   return {judgement.moved, judgement.flags};
 }
 
 std::tuple<Tensor, Tensor> rk_accept(const Tensor& moved, const Tensor& y, const Tensor& y1,
                                      const Tensor& k0, const Tensor& k1) {
   Acceptance acceptance(moved, y, y1, k0, k1);
-  dispatch_floating(acceptance.dtype, Acceptance::kOp, [&](auto zero) {
-    const auto task = acceptance.task<decltype(zero)>();
-    const int64_t work = task.batch * task.row, grain = kBlocksAThread * kBlock;
-    for_blocks(task.batch, work <= grain ? task.batch : std::max<int64_t>(1, grain / task.row),
-               [&](int64_t first, int64_t last) {
-                 for (int64_t sample = first; sample < last; ++sample)
-                   for (int64_t i = sample * task.row; i < (sample + 1) * task.row; ++i)
-                     accept_element(task, i, task.moved[sample]);
-               });
-  });
+  dispatch_floating(acceptance.dtype, Acceptance::kOp,
+                    [&](auto zero) { accept_all(acceptance.task<decltype(zero)>()); });
   return {acceptance.next_y, acceptance.next_k};
 }
 
@@ -346,10 +357,10 @@ void stage(void* out, const void* y, void* k, const void* slope, int64_t slot, c
   by_width(wide, [&](auto zero) {
     using T = decltype(zero);
     const Store<T> store = store_of<T>(k, slope, slot, numel);
-    const Combination<T, T> task{static_cast<T*>(out), static_cast<const T*>(y),
-                                 active_terms<T, T>("stage", "a", a, terms, static_cast<T*>(k),
-                                                    numel, store.from, slot),
-                                 Step{h, stride}, row};
+    const Combination<T, T> task{
+        static_cast<T*>(out), static_cast<const T*>(y),
+        active_terms<T, T>("stage", "a", a, terms, static_cast<T*>(k), numel, store.from, slot),
+        Step{h, stride}, row};
     combine_all(task, store, numel);
   });
 }
@@ -360,14 +371,14 @@ double error(void* norms, const void* y, const void* y1, void* k, const void* sl
   return by_width(wide, [&](auto zero) -> double {
     using T = decltype(zero);
     const Store<T> store = store_of<T>(k, slope, slot, numel);
-    const ErrorTask<T> task{active_terms<T, T>("error", "e", e, terms, static_cast<T*>(k), numel,
-                                               store.from, slot),
-                            Step{h, stride},
-                            row,
-                            static_cast<const T*>(y),
-                            static_cast<const T*>(y1),
-                            {nullptr, static_cast<T>(rtol)},
-                            {nullptr, static_cast<T>(atol)}};
+    const ErrorTask<T> task{
+        active_terms<T, T>("error", "e", e, terms, static_cast<T*>(k), numel, store.from, slot),
+        Step{h, stride},
+        row,
+        static_cast<const T*>(y),
+        static_cast<const T*>(y1),
+        {nullptr, static_cast<T>(rtol)},
+        {nullptr, static_cast<T>(atol)}};
     const Norm norm = norms == nullptr ? Norm{1, numel, {numel}, maximum}
                                        : Norm{numel / row, row, {row}, maximum};
     T whole = 0;
@@ -377,6 +388,59 @@ double error(void* norms, const void* y, const void* y1, void* k, const void* sl
                    error_block(task, q, maximum, begin, n);
                  });
     return static_cast<double>(whole);
+  });
+}
+
+void times(void* out, const double* c, int64_t count, double t, double h, double t1,
+           bool before_end, bool wide) {
+  by_width(wide, [&](auto zero) {
+    using T = decltype(zero);
+    const double far = t > t1 ? HUGE_VAL : -HUGE_VAL;
+    const T end = static_cast<T>(t1),
+            last = before_end ? std::nextafter(end, static_cast<T>(far)) : end;
+    for (int64_t i = 0; i < count; ++i) {
+      // rounded before it is added, as the numbers of Python are
+      const volatile double past = c[i] * h;
+      static_cast<T*>(out)[i] = c[i] == 1 ? last : static_cast<T>(t + past);
+    }
+  });
+}
+
+void plan(const double* samples, const int64_t* counts, const double* c, int64_t stages,
+          const double* control, int64_t batch, double* step, bool* lands, void* times, bool wide) {
+  by_width(wide, [&](auto zero) {
+    using T = decltype(zero);
+    PlanTask<T> task{};
+    task.samples = samples, task.counts = counts;
+    require(stages <= kMaxTerms, "plan: c has more than ", kMaxTerms, " entries");
+    std::copy(c, c + stages, task.abscissae);
+    task.stages = static_cast<int>(stages);
+    task.min_step = control[kMinStep], task.max_step = control[kMaxStep];
+    task.batch = batch;
+    task.step = step, task.lands = lands, task.times = static_cast<T*>(times);
+    plan_all(task);
+  });
+}
+
+int64_t judge(double* samples, int64_t* counts, double* step, const bool* lands, const void* error,
+              const double* goals, int64_t goal_count, const double* control, int64_t batch,
+              bool* moved, bool wide) {
+  const Found found = by_width(wide, [&](auto zero) {
+    using T = decltype(zero);
+    return judge_all(JudgeTask<T>{samples, counts, step, lands, static_cast<const T*>(error), goals,
+                                  gains_of(control), control[kMinStep], control[kMaxSteps], batch,
+                                  goal_count, moved});
+  });
+  return found.bits | found.passed << kFlagBits;
+}
+
+void accept(const bool* moved, const void* y, const void* y1, const void* k0, const void* k1,
+            void* next_y, void* next_k, int64_t batch, int64_t row, bool wide) {
+  by_width(wide, [&](auto zero) {
+    using T = decltype(zero);
+    accept_all(AcceptTask<T>{moved, static_cast<const T*>(y), static_cast<const T*>(y1),
+                             static_cast<const T*>(k0), static_cast<const T*>(k1),
+                             static_cast<T*>(next_y), static_cast<T*>(next_k), batch, row});
   });
 }
 

@@ -17,7 +17,7 @@ from ctorch.ode.field import Stage, UnexpectedGraph, VectorField
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import Piece
 from ctorch.ode.steps import FREE
-from ctorch.ops._direct import Buffer, StageFunction, Weights
+from ctorch.ops._direct import Buffer, StageFunction, Weights, stage_times
 from ctorch.ops.runge_kutta import rk_combine, rk_error, rk_interpolate
 
 #: evaluates a stage at (t, y), with its graph where that is kept
@@ -60,6 +60,8 @@ class Stepper:
         self._time_leaves = time_leaves
         self.times: Sequence[Tensor] = ()
         self.before_end = adaptive or problem.perturb
+        abscissae = Weights(torch.tensor(self._abscissae, dtype=torch.float64))
+        self._times_by_address = stage_times(abscissae, problem.layout.dtype, self.before_end)
         shape = problem.y0.shape
         self.k = torch.empty(
             (coefficients.total, *shape), dtype=problem.layout.dtype, device=problem.layout.device
@@ -68,7 +70,7 @@ class Stepper:
         self._h = np.zeros(())
         self.h = torch.from_numpy(self._h)
         buffer = Buffer(self.k, problem.y0.detach())
-        self._stage = buffer.stage(self.h)
+        self._make = buffer.stage(self.h)
         self._plain_norm = problem.norm is None and not problem.layout.is_complex
         self._float32 = problem.time_dtype is not torch.float64
         if coefficients.e is not None:
@@ -104,6 +106,8 @@ class Stepper:
         problem = self.problem
         if self._time_leaves or problem.layout.device.type != "cpu":
             return [self.time(i, t, h, t1) for i in range(1, self.method.n)]
+        if self._times_by_address is not None:
+            return self._times_by_address(t, h, t1).unbind()
         end = self.beside(t1, t) if self.before_end else t1
         values = [end if c == 1.0 else t + c * h for c in self._abscissae]
         return torch.from_numpy(np.array(values, dtype=self._time_type)).unbind()
@@ -138,7 +142,7 @@ class Stepper:
         """
         if self._values_only:
             return self._attempt_values(y, first, t, h, t1)
-        method, make = self.method, self._stage
+        method, make = self.method, self._make
         self._h.fill(h)
         self.times = times = self.stage_times(t, h, t1)
         stages, slope, slot = [first], first.k, 0
@@ -160,7 +164,7 @@ class Stepper:
         self.times = times = self.stage_times(t, h, t1)
         last = self._last if not self._ends_with_slope else None
         y1, stage, made = bare_stages(
-            self.problem.field, y, self._stage, first, times, self._weights, last
+            self.problem.field, y, self._make, first, times, self._weights, last
         )
         # the stages between have no use without their graphs
         return y1, [first] * made + [stage]
@@ -221,7 +225,7 @@ class Stepper:
             k[slot].copy_(slope)
             return False
         for i in range(method.n, method.total):
-            y_i = self._stage(y, slope, slot, Weights(method.a[i]))
+            y_i = self._make(y, slope, slot, Weights(method.a[i]))
             stage = evaluate(self.time(i, t, h, t1), y_i)
             slope, slot = stage.k, i
             stages.append(stage)
