@@ -158,11 +158,12 @@ def test_a_field_that_writes_into_its_state_is_still_refused(batched: bool) -> N
 def test_graphs_are_let_go_only_when_they_may_be(gradient: str) -> None:
     field = Net(torch.float64)
     y = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
-    rows = ctorch.solve_ode(field, y, TIMES, gradient=gradient).y
-    inputs = [y, *field.parameters()]
+    solution = ctorch.solve_ode(field, y, TIMES, gradient=gradient)
+    rows, inputs = solution.y, [y, *field.parameters()]
     once = torch.autograd.grad(rows.sum(), inputs, retain_graph=True)
     again = torch.autograd.grad(rows.sum(), inputs)
     assert same(once, again)
+    assert (solution.stats.nfe_backward == 0) is (gradient == "backprop")
     with pytest.raises(RuntimeError, match="second time"):
         torch.autograd.grad(rows.sum(), inputs)
 
