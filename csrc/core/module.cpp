@@ -1,13 +1,84 @@
-// The Python module ctorch._C. It is empty: importing it loads the library, and loading registers
-// the kernels.
+// The Python module ctorch._C. Importing it loads the library, and loading registers the kernels.
+// Beside the operators it has a few functions that take plain addresses and numbers, for loops in
+// which a call through the dispatcher costs more than the work; ctorch/ops/_direct.py calls them.
 #include <Python.h>
+
+#include <cstddef>
+#include <exception>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "../runge_kutta/direct.h"
+
+namespace {
+
+template <typename T>
+T from_python(PyObject* x) {
+  if constexpr (std::is_pointer_v<T>) {
+    return static_cast<T>(PyLong_AsVoidPtr(x));
+  } else if constexpr (std::is_floating_point_v<T>) {
+    return static_cast<T>(PyFloat_AsDouble(x));
+  } else {
+    return static_cast<T>(PyLong_AsLongLong(x));
+  }
+}
+
+// A function of addresses and numbers as Python calls it: with exactly its arguments, in order.
+template <auto function>
+struct Called;
+template <typename Result, typename... Args, Result (*function)(Args...)>
+struct Called<function> {
+  template <size_t... place>
+  static PyObject* apply(PyObject* const* args, std::index_sequence<place...>) {
+    const std::tuple<Args...> given{from_python<Args>(args[place])...};
+    if (PyErr_Occurred() != nullptr) return nullptr;
+    try {
+      if constexpr (std::is_void_v<Result>) {
+        std::apply(function, given);
+        return Py_NewRef(Py_None);
+      } else if constexpr (std::is_floating_point_v<Result>) {
+        return PyFloat_FromDouble(std::apply(function, given));
+      } else {
+        return PyLong_FromLongLong(std::apply(function, given));
+      }
+    } catch (const std::exception& error) {
+      PyErr_SetString(PyExc_RuntimeError, error.what());
+      return nullptr;
+    }
+  }
+
+  static PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    if (count != sizeof...(Args)) {
+      PyErr_Format(PyExc_TypeError, "takes %zd arguments, got %zd",
+                   static_cast<Py_ssize_t>(sizeof...(Args)), count);
+      return nullptr;
+    }
+    return apply(args, std::index_sequence_for<Args...>{});
+  }
+
+  static PyMethodDef named(const char* name) {
+    return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call)), METH_FASTCALL,
+            nullptr};
+  }
+};
+
+PyMethodDef functions[] = {Called<&ct::rk::direct::stage>::named("rk_stage"),
+                           Called<&ct::rk::direct::error>::named("rk_error"),
+                           Called<&ct::rk::direct::times>::named("rk_times"),
+                           Called<&ct::rk::direct::plan>::named("rk_plan"),
+                           Called<&ct::rk::direct::judge>::named("rk_judge"),
+                           Called<&ct::rk::direct::accept>::named("rk_accept"),
+                           {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace
 
 extern "C" PyMODINIT_FUNC PyInit__C(void) {
   static PyModuleDef definition = {PyModuleDef_HEAD_INIT,
                                    "_C",
                                    "Compiled kernels of ctorch.",
                                    -1,
-                                   nullptr,
+                                   functions,
                                    nullptr,
                                    nullptr,
                                    nullptr,

@@ -134,8 +134,22 @@ inline Step read_step(const Slopes& k, const Tensor& h) {
   return step;
 }
 
-// The active terms of a combination. The row `fresh_slot` is read from `fresh`, where its slope has
-// not reached k yet.
+// The active terms of a combination over rows [.., numel]. The row `fresh_slot` is read from
+// `fresh`, where its slope has not reached its row yet.
+template <typename T, typename A>
+Terms<T, A> active_terms(const char* op, const char* name, const double* a, int64_t count,
+                         const T* rows, int64_t numel, const T* fresh, int64_t fresh_slot) {
+  Terms<T, A> terms;
+  for (int64_t j = 0; j < count; ++j) {
+    if (a[j] == 0) continue;
+    require(terms.count < kMaxTerms, op, ": ", name, " has more than ", kMaxTerms,
+            " nonzero entries");
+    terms.row[terms.count] = fresh != nullptr && j == fresh_slot ? fresh : rows + j * numel;
+    terms.coefficient[terms.count++] = static_cast<A>(a[j]);
+  }
+  return terms;
+}
+
 template <typename T, typename A>
 Terms<T, A> read_terms(const Slopes& k, const char* name, const Tensor& coefficients,
                        const T* fresh = nullptr, int64_t fresh_slot = -1) {
@@ -143,16 +157,7 @@ Terms<T, A> read_terms(const Slopes& k, const char* name, const Tensor& coeffici
   const int64_t count = coefficients.numel();
   require(count <= k.stages, k.op, ": ", name, " has ", count, " entries, but k has ", k.stages,
           " rows");
-  Terms<T, A> terms;
-  const T* rows = data_of<T>(k.tensor);
-  for (int64_t j = 0; j < count; ++j) {
-    if (a[j] == 0) continue;
-    require(terms.count < kMaxTerms, k.op, ": ", name, " has more than ", kMaxTerms,
-            " nonzero entries");
-    terms.row[terms.count] = fresh != nullptr && j == fresh_slot ? fresh : rows + j * k.numel;
-    terms.coefficient[terms.count++] = static_cast<A>(a[j]);
-  }
-  return terms;
+  return active_terms<T, A>(k.op, name, a, count, data_of<T>(k.tensor), k.numel, fresh, fresh_slot);
 }
 
 template <typename T>

@@ -14,63 +14,14 @@
 #include "args.h"
 #include "control_args.h"
 #include "cpu_blocks.h"
+#include "cpu_loops.h"
+#include "direct.h"
 
 namespace ct::rk {
 namespace {
 
-constexpr int64_t kBlocksAThread = 64;  // below that a thread is not worth its start
-
-// ---- loops over blocks
-// ----------------------------------------------------------------------------------------------
-
-// body(first, last) over ranges of blocks, by several threads where there are many.
-template <typename Body>
-void for_blocks(int64_t blocks, int64_t blocks_a_thread, const Body& body) {
-  if (blocks <= blocks_a_thread) {
-    if (blocks > 0) body(int64_t(0), blocks);
-    return;
-  }
-  torch::stable::parallel_for(0, blocks, blocks_a_thread, body);
-}
-
-inline int block_size(int64_t begin, int64_t end) {
-  return static_cast<int>(std::min<int64_t>(kBlock, end - begin));
-}
-
-inline int64_t blocks_of(int64_t n) { return (n + kBlock - 1) / kBlock; }
-
-// A slope of any strides on its way into its row of k.
-template <typename T>
-struct Store {
-  T* to = nullptr;  // null: nothing to store
-  const T* from = nullptr;
-  bool contiguous = true;
-  std::vector<int64_t> sizes, strides;
-
-  void operator()(int64_t begin, int n) const {
-    if (to == nullptr || to == from) return;
-    if (contiguous) {
-      std::memcpy(to + begin, from + begin, n * sizeof(T));
-      return;
-    }
-    std::vector<int64_t> index(sizes.size());
-    int64_t rest = begin, offset = 0;
-    for (int64_t d = static_cast<int64_t>(sizes.size()) - 1; d >= 0; --d) {
-      index[d] = rest % sizes[d];
-      rest /= sizes[d];
-      offset += index[d] * strides[d];
-    }
-    for (int i = 0; i < n; ++i) {
-      to[begin + i] = from[offset];
-      for (int64_t d = static_cast<int64_t>(sizes.size()) - 1; d >= 0; --d) {
-        offset += strides[d];
-        if (++index[d] < sizes[d]) break;
-        offset -= sizes[d] * strides[d];
-        index[d] = 0;
-      }
-    }
-  }
-};
+// ---- arguments
+// -------------------------------------------------------------------------------------------
 
 template <typename T>
 Store<T> read_store(const Slopes& k, const Tensor& slope, int64_t slot) {
@@ -99,85 +50,6 @@ const T* state_pointer(const Slopes& k, const char* name, const std::optional<Te
   return y ? state_pointer<T>(k, name, *y) : nullptr;
 }
 
-template <typename T>
-double finish(double total, bool maximum, int64_t length) {
-  return maximum ? total : std::sqrt(total / static_cast<double>(length));
-}
-
-// Norm of units that each fit a block: whole units are put together into blocks. values(q, begin,
-// n) fills q.
-template <typename T, typename Values>
-void norm_of_small_units(const Norm& norm, T* out, const Values& values) {
-  const int64_t together = std::max<int64_t>(1, kBlock / std::max<int64_t>(1, norm.length));
-  const auto body = [&](int64_t first, int64_t last) {
-    T q[kBlock];
-    for (int64_t block = first; block < last; ++block) {
-      const int64_t begin = block * together, end = std::min(norm.units, begin + together);
-      values(q, begin * norm.length, static_cast<int>((end - begin) * norm.length));
-      T* next = q;
-      for (int64_t unit = begin; unit < end; ++unit) {
-        double result = 0;
-        for (int64_t length : norm.segments) {
-          if (length == 0) continue;
-          const int n = static_cast<int>(length);  // a short one is not worth the call
-          const T total = n <= 8 ? fold_body(next, norm.maximum, n) : fold(next, norm.maximum, n);
-          result = larger(result, finish<T>(total, norm.maximum, length));
-          next += length;
-        }
-        out[unit] = static_cast<T>(result);
-      }
-    }
-  };
-  for_blocks((norm.units + together - 1) / together, kBlocksAThread, body);
-}
-
-// Norm of units larger than a block: blocks do not straddle segments; the last pass adds up their
-// partial results.
-template <typename T, typename Values>
-void norm_of_large_units(const Norm& norm, T* out, const Values& values) {
-  struct Piece {
-    int64_t begin;
-    int size;
-  };
-  std::vector<Piece> pieces;
-  int64_t segment_begin = 0;
-  for (int64_t length : norm.segments) {
-    for (int64_t at = 0; at < length; at += kBlock)
-      pieces.push_back({segment_begin + at, block_size(at, length)});
-    segment_begin += length;
-  }
-  const int64_t per_unit = static_cast<int64_t>(pieces.size());
-  std::vector<double> partial(norm.units * per_unit);
-  for_blocks(norm.units * per_unit, kBlocksAThread, [&](int64_t first, int64_t last) {
-    T q[kBlock];
-    for (int64_t block = first; block < last; ++block) {
-      const Piece& piece = pieces[block % per_unit];
-      values(q, block / per_unit * norm.length + piece.begin, piece.size);
-      partial[block] = fold(q, norm.maximum, piece.size);
-    }
-  });
-  const double* next = partial.data();
-  for (int64_t unit = 0; unit < norm.units; ++unit) {
-    double result = 0;
-    for (int64_t length : norm.segments) {
-      double total = 0;
-      for (int64_t block = blocks_of(length); block > 0; --block)
-        total = norm.maximum ? larger(total, *next++) : total + *next++;
-      if (length > 0) result = larger(result, finish<T>(total, norm.maximum, length));
-    }
-    out[unit] = static_cast<T>(result);
-  }
-}
-
-template <typename T, typename Values>
-void compute_norm(const Norm& norm, T* out, const Values& values) {
-  if (norm.length <= kBlock) {
-    norm_of_small_units(norm, out, values);
-  } else {
-    norm_of_large_units(norm, out, values);
-  }
-}
-
 Tensor new_norm(const Slopes& k, const Norm& norm, bool per_sample) {
   return new_tensor(k.tensor, &norm.units, per_sample ? 1 : 0);
 }
@@ -193,17 +65,9 @@ Tensor combine(const Slopes& k, const std::optional<Tensor>& y, const Tensor& a,
   if (slope != nullptr) store = read_store<T>(k, *slope, slot);
   const T* fresh = store.contiguous ? store.from : nullptr;
   Tensor out = new_state(k);
-  T* to = mutable_data_of<T>(out);
-  const Combination<T, A> task{to, state_pointer<T>(k, "y", y),
+  const Combination<T, A> task{mutable_data_of<T>(out), state_pointer<T>(k, "y", y),
                                read_terms<T, A>(k, "a", a, fresh, slot), read_step(k, h), k.row};
-  for_blocks(blocks_of(k.numel), kBlocksAThread, [&](int64_t first, int64_t last) {
-    for (int64_t begin = first * kBlock; begin < std::min(k.numel, last * kBlock);
-         begin += kBlock) {
-      const int n = block_size(begin, k.numel);
-      store(begin, n);
-      combine_block(task, to + begin, begin, n);
-    }
-  });
+  combine_all(task, store, k.numel);
   return out;
 }
 
@@ -365,16 +229,44 @@ void for_samples(int64_t batch, const Body& body) {
   });
 }
 
+template <typename T>
+void plan_all(const PlanTask<T>& task) {
+  for_samples(task.batch, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) plan_sample(task, i);
+  });
+}
+
+template <typename T>
+Found judge_all(const JudgeTask<T>& task) {
+  std::atomic<int64_t> bits = 0, passed = 0;
+  for_samples(task.batch, [&](int64_t first, int64_t last) {
+    Found of_range{};
+    for (int64_t i = first; i < last; ++i) {
+      const Found found = judge_sample(task, i);
+      of_range.bits |= found.bits, of_range.passed += found.passed;
+    }
+    bits |= of_range.bits, passed += of_range.passed;
+  });
+  return {bits, passed};
+}
+
+template <typename T>
+void accept_all(const AcceptTask<T>& task) {
+  const int64_t work = task.batch * task.row, grain = kBlocksAThread * kBlock;
+  for_blocks(task.batch, work <= grain ? task.batch : std::max<int64_t>(1, grain / task.row),
+             [&](int64_t first, int64_t last) {
+               for (int64_t sample = first; sample < last; ++sample)
+                 for (int64_t i = sample * task.row; i < (sample + 1) * task.row; ++i)
+                   accept_element(task, i, task.moved[sample]);
+             });
+}
+
 std::tuple<Tensor, Tensor, Tensor> rk_plan(const Tensor& samples, const Tensor& counts,
                                            const Tensor& c, const Tensor& control,
                                            const Tensor& like) {
   Plan plan(samples, counts, c, control, like);
-  dispatch_floating(plan.dtype, Plan::kOp, [&](auto zero) {
-    const auto task = plan.task<decltype(zero)>();
-    for_samples(plan.batch, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) plan_sample(task, i);
-    });
-  });
+  dispatch_floating(plan.dtype, Plan::kOp,
+                    [&](auto zero) { plan_all(plan.task<decltype(zero)>()); });
   return {plan.step, plan.lands, plan.times};
 }
 
@@ -382,36 +274,19 @@ std::tuple<Tensor, Tensor> rk_judge(const Tensor& samples, const Tensor& counts,
                                     const Tensor& lands, const Tensor& error, const Tensor& goals,
                                     const Tensor& control) {
   Judgement judgement(samples, counts, step, lands, error, goals, control);
-  std::atomic<int64_t> bits = 0, passed = 0;
-  dispatch_floating(judgement.error.scalar_type(), Judgement::kOp, [&](auto zero) {
-    const auto task = judgement.task<decltype(zero)>();
-    for_samples(task.batch, [&](int64_t first, int64_t last) {
-      Found of_range{};
-      for (int64_t i = first; i < last; ++i) {
-        const Found found = judge_sample(task, i);
-        of_range.bits |= found.bits, of_range.passed += found.passed;
-      }
-      bits |= of_range.bits, passed += of_range.passed;
-    });
-  });
+  Found found{};
+  dispatch_floating(judgement.error.scalar_type(), Judgement::kOp,
+                    [&](auto zero) { found = judge_all(judgement.task<decltype(zero)>()); });
   int64_t* flags = mutable_data_of<int64_t>(judgement.flags);
-  flags[kBits] = bits, flags[kPassed] = passed;
+  flags[kBits] = found.bits, flags[kPassed] = found.passed;
   return {judgement.moved, judgement.flags};
 }
 
 std::tuple<Tensor, Tensor> rk_accept(const Tensor& moved, const Tensor& y, const Tensor& y1,
                                      const Tensor& k0, const Tensor& k1) {
   Acceptance acceptance(moved, y, y1, k0, k1);
-  dispatch_floating(acceptance.dtype, Acceptance::kOp, [&](auto zero) {
-    const auto task = acceptance.task<decltype(zero)>();
-    const int64_t work = task.batch * task.row, grain = kBlocksAThread * kBlock;
-    for_blocks(task.batch, work <= grain ? task.batch : std::max<int64_t>(1, grain / task.row),
-               [&](int64_t first, int64_t last) {
-                 for (int64_t sample = first; sample < last; ++sample)
-                   for (int64_t i = sample * task.row; i < (sample + 1) * task.row; ++i)
-                     accept_element(task, i, task.moved[sample]);
-               });
-  });
+  dispatch_floating(acceptance.dtype, Acceptance::kOp,
+                    [&](auto zero) { accept_all(acceptance.task<decltype(zero)>()); });
   return {acceptance.next_y, acceptance.next_k};
 }
 
@@ -454,6 +329,122 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rk_outputs(const Tensor& counts, cons
 }
 
 }  // namespace
+
+// ---- by address
+// -------------------------------------------------------------------------------------------
+
+namespace direct {
+namespace {
+
+template <typename T>
+Store<T> store_of(void* k, const void* slope, int64_t slot, int64_t numel) {
+  Store<T> store;
+  if (slope == nullptr) return store;
+  store.to = static_cast<T*>(k) + slot * numel;
+  store.from = static_cast<const T*>(slope);
+  return store;
+}
+
+template <typename Body>
+auto by_width(bool wide, const Body& body) {
+  return wide ? body(double{}) : body(float{});
+}
+
+}  // namespace
+
+void stage(void* out, const void* y, void* k, const void* slope, int64_t slot, const double* a,
+           int64_t terms, const double* h, int64_t stride, int64_t numel, int64_t row, bool wide) {
+  by_width(wide, [&](auto zero) {
+    using T = decltype(zero);
+    const Store<T> store = store_of<T>(k, slope, slot, numel);
+    const Combination<T, T> task{
+        static_cast<T*>(out), static_cast<const T*>(y),
+        active_terms<T, T>("stage", "a", a, terms, static_cast<T*>(k), numel, store.from, slot),
+        Step{h, stride}, row};
+    combine_all(task, store, numel);
+  });
+}
+
+double error(void* norms, const void* y, const void* y1, void* k, const void* slope, int64_t slot,
+             const double* e, int64_t terms, const double* h, int64_t stride, double rtol,
+             double atol, bool maximum, int64_t numel, int64_t row, bool wide) {
+  return by_width(wide, [&](auto zero) -> double {
+    using T = decltype(zero);
+    const Store<T> store = store_of<T>(k, slope, slot, numel);
+    const ErrorTask<T> task{
+        active_terms<T, T>("error", "e", e, terms, static_cast<T*>(k), numel, store.from, slot),
+        Step{h, stride},
+        row,
+        static_cast<const T*>(y),
+        static_cast<const T*>(y1),
+        {nullptr, static_cast<T>(rtol)},
+        {nullptr, static_cast<T>(atol)}};
+    const Norm norm = norms == nullptr ? Norm{1, numel, {numel}, maximum}
+                                       : Norm{numel / row, row, {row}, maximum};
+    T whole = 0;
+    compute_norm(norm, norms == nullptr ? &whole : static_cast<T*>(norms),
+                 [&](T* q, int64_t begin, int n) {
+                   store(begin, n);
+                   error_block(task, q, maximum, begin, n);
+                 });
+    return static_cast<double>(whole);
+  });
+}
+
+void times(void* out, const double* c, int64_t count, double t, double h, double t1,
+           bool before_end, bool wide) {
+  by_width(wide, [&](auto zero) {
+    using T = decltype(zero);
+    const double far = t > t1 ? HUGE_VAL : -HUGE_VAL;
+    const T end = static_cast<T>(t1),
+            last = before_end ? std::nextafter(end, static_cast<T>(far)) : end;
+    for (int64_t i = 0; i < count; ++i) {
+      // rounded before it is added, as the numbers of Python are
+      const volatile double past = c[i] * h;
+      static_cast<T*>(out)[i] = c[i] == 1 ? last : static_cast<T>(t + past);
+    }
+  });
+}
+
+void plan(const double* samples, const int64_t* counts, const double* c, int64_t stages,
+          const double* control, int64_t batch, double* step, bool* lands, void* times, bool wide) {
+  by_width(wide, [&](auto zero) {
+    using T = decltype(zero);
+    PlanTask<T> task{};
+    task.samples = samples, task.counts = counts;
+    require(stages <= kMaxTerms, "plan: c has more than ", kMaxTerms, " entries");
+    std::copy(c, c + stages, task.abscissae);
+    task.stages = static_cast<int>(stages);
+    task.min_step = control[kMinStep], task.max_step = control[kMaxStep];
+    task.batch = batch;
+    task.step = step, task.lands = lands, task.times = static_cast<T*>(times);
+    plan_all(task);
+  });
+}
+
+int64_t judge(double* samples, int64_t* counts, double* step, const bool* lands, const void* error,
+              const double* goals, int64_t goal_count, const double* control, int64_t batch,
+              bool* moved, bool wide) {
+  const Found found = by_width(wide, [&](auto zero) {
+    using T = decltype(zero);
+    return judge_all(JudgeTask<T>{samples, counts, step, lands, static_cast<const T*>(error), goals,
+                                  gains_of(control), control[kMinStep], control[kMaxSteps], batch,
+                                  goal_count, moved});
+  });
+  return found.bits | found.passed << kFlagBits;
+}
+
+void accept(const bool* moved, const void* y, const void* y1, const void* k0, const void* k1,
+            void* next_y, void* next_k, int64_t batch, int64_t row, bool wide) {
+  by_width(wide, [&](auto zero) {
+    using T = decltype(zero);
+    accept_all(AcceptTask<T>{moved, static_cast<const T*>(y), static_cast<const T*>(y1),
+                             static_cast<const T*>(k0), static_cast<const T*>(k1),
+                             static_cast<T*>(next_y), static_cast<T*>(next_k), batch, row});
+  });
+}
+
+}  // namespace direct
 }  // namespace ct::rk
 
 STABLE_TORCH_LIBRARY_IMPL(ctorch, CPU, m) {

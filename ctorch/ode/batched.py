@@ -28,8 +28,9 @@ from ctorch.ode.steps import Rows, Step
 from ctorch.ode.sweep import Cotangents
 from ctorch.ode.transforms import transforms_active
 from ctorch.ops import step_control as control
-from ctorch.ops.runge_kutta import rk_combine, rk_error, rk_interpolate, rk_stage
-from ctorch.ops.step_control import rk_accept, rk_judge, rk_outputs, rk_plan
+from ctorch.ops._direct import BatchControl, Buffer, Weights
+from ctorch.ops.runge_kutta import rk_combine, rk_interpolate, rk_stage
+from ctorch.ops.step_control import rk_outputs
 
 if TYPE_CHECKING:
     from ctorch.ode.solve import Request
@@ -159,8 +160,9 @@ class BatchedLoop:
         y0 = problem.y0
         device = y0.device
         self.k = torch.empty((method.total, *y0.shape), dtype=y0.dtype, device=device)
-        self._inner, self._last = method.a[1 : method.n - 1], method.a[method.n - 1]
-        self._weights = (*self._inner, self._last)
+        self._buffer = Buffer(self.k, y0.detach())
+        self._weights = tuple(Weights(a) for a in method.a[1 : method.n])
+        self._inner, self._last = self._weights[:-1], self._weights[-1]
         plain = problem.layout.plain and not torch.is_inference_mode_enabled()
         self._bare = plain and not (recorder.graphs or job.watching)
         self.steps: list[Step] = []
@@ -175,11 +177,17 @@ class BatchedLoop:
         self.counts = torch.zeros((5, job.size), dtype=torch.int64, device=device)
         self.counts[control.OUTPUT] = started.sum(1)
         self.counts[control.FATE] = torch.where(start == end, control.DONE, control.RUNNING)
-        self._control = problem.controller.numbers(
+        self._like = job.field_time(start)
+        numbers = problem.controller.numbers(
             method.tableau.error_order, problem.min_step, problem.max_step, problem.max_steps
         )
-        self._abscissae = torch.tensor(method.c[1:], dtype=torch.float64)
-        self._like = job.field_time(start)
+        abscissae = torch.tensor(method.c[1:], dtype=torch.float64)
+        self._turns = BatchControl(
+            self.samples, self.counts, self.goals, numbers, abscissae, self._like, self._buffer,
+            keep=job.keep,
+        )  # fmt: skip
+        self._error_weights = None if method.e is None else Weights(method.e)
+        self._plan: Tensor | None = None
         self._column = (-1, *[1] * (y0.dim() - 1))
 
     def run(self, first: Stage) -> Run:
@@ -208,18 +216,16 @@ class BatchedLoop:
 
     def _integrate(self, y: Tensor, k0: Tensor) -> Tensor:
         problem, method = self.problem, self.method
-        samples, counts = self.samples, self.counts
+        samples, counts, turns = self.samples, self.counts, self._turns
         busy = bool((counts[control.FATE] == control.RUNNING).any())
         while busy:
-            plan, lands, times = rk_plan(
-                samples, counts, self._abscissae, self._control, self._like
-            )
-            h = plan[control.SIGNED]
+            plan, lands, times = turns.plan()
+            if plan is not self._plan:
+                self._take(plan)
             stage_times = self._stage_times(times)
-            y1, stages = self._attempt(y, k0, h, stage_times)
-            error = self._error(y, y1, stages, h)
-            moved, signs = rk_judge(samples, counts, plan, lands, error, self.goals, self._control)
-            flags, passed = signs.tolist()  # the one place where the host waits
+            y1, stages = self._attempt(y, k0, stage_times)
+            error = self._error(y, y1, stages)
+            moved, flags, passed = turns.judge(plan, lands, error)
             if flags & control.MOVED:
                 if method.late:
                     stages.append(self.recorder.evaluate(stage_times[method.n - 2], y1))
@@ -232,7 +238,7 @@ class BatchedLoop:
                         inside = bool(flags & control.INSIDE)
                         self._read(step, stages, stage_times, y1, found, inside)
                     self._keep(step, stages, bool(flags & control.NOT_FINITE))
-                y, k0 = rk_accept(moved, y, y1, k0, k1)
+                y, k0 = turns.accept(moved, y, y1, k0, k1)
             busy = bool(flags & control.BUSY)
             if problem.progress is not None:
                 tau = samples[control.TAU]
@@ -242,6 +248,18 @@ class BatchedLoop:
     # -- one step
     # ----------------------------------------------------------------------------------------------
 
+    def _take(self, plan: Tensor) -> None:
+        """Have the kernels read their steps from ``plan``."""
+        problem, method = self.problem, self.method
+        self._plan, self._h = plan, plan[control.SIGNED]
+        self._make = self._buffer.stage(self._h)
+        tolerances = problem.tolerances.rtol, problem.tolerances.atol
+        assert self._error_weights is not None
+        self._measure = self._buffer.error(
+            self._h, self._error_weights, method.n - 1, tolerances, problem.layout.segments,
+            problem.max_norm, per_sample=True,
+        )  # fmt: skip
+
     def _stage_times(self, times: Tensor) -> Sequence[Tensor]:
         """Times of the stages after the first, as the vector field takes them."""
         each = times.unbind()
@@ -249,40 +267,38 @@ class BatchedLoop:
         return [t.clone() for t in each] if self.recorder.time_grad else each
 
     def _attempt(
-        self, y: Tensor, k0: Tensor, h: Tensor, times: Sequence[Tensor]
+        self, y: Tensor, k0: Tensor, times: Sequence[Tensor]
     ) -> tuple[Tensor, list[Stage]]:
         first = Stage(self._like, y, k0)  # its time is not looked at again
+        make = self._make
         if self._bare:
             last = self._last if self.method.late else None
             y1, stage, made = bare_stages(
-                self.problem.field, y, self.k, first, times, self._weights, h, last
+                self.problem.field, y, make, first, times, self._weights, last
             )
             return y1, [first] * made + [stage]
-        k, evaluate = self.k, self.recorder.evaluate
+        evaluate = self.recorder.evaluate
         stages = [first]
         slope, slot = k0, 0
         for a in self._inner:
-            stage = evaluate(times[slot], rk_stage(y, k, slope, slot, a, h))
+            stage = evaluate(times[slot], make(y, slope, slot, a))
             stages.append(stage)
             slope = stage.k
             slot += 1
-        y1 = rk_stage(y, k, slope, slot, self._last, h)
+        y1 = make(y, slope, slot, self._last)
         if not self.method.late:
             stages.append(evaluate(times[slot], y1))
         return y1, stages
 
-    def _error(self, y: Tensor, y1: Tensor, stages: list[Stage], h: Tensor) -> Tensor:
+    def _error(self, y: Tensor, y1: Tensor, stages: list[Stage]) -> Tensor:
         method, problem = self.method, self.problem
         slope = None if method.late else stages[-1].k
         if problem.norm is None and not problem.layout.is_complex:
-            tol = problem.tolerances
-            return rk_error(
-                y, y1, self.k, slope, method.n - 1, method.e, h, tol.rtol, tol.atol,
-                problem.layout.segments, problem.max_norm, True,
-            )  # fmt: skip
+            norms: Tensor = self._measure(y, y1, slope)
+            return norms
         if slope is not None:
             self.k[method.n - 1].copy_(slope)
-        return self._norm(rk_combine(None, self.k, method.e, h), problem.error_scale(y, y1))
+        return self._norm(rk_combine(None, self.k, method.e, self._h), problem.error_scale(y, y1))
 
     def _norm(self, error: Tensor, scale: Tensor) -> Tensor:
         """Scaled norm of every sample: [B] float64."""

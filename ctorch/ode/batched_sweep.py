@@ -12,6 +12,7 @@ from ctorch.ode.field import Stage
 from ctorch.ode.run import Run
 from ctorch.ode.steps import Rows, Step
 from ctorch.ode.sweep import Cotangents, Pullback, audit_again
+from ctorch.ops._direct import Buffer, Weights
 from ctorch.ops.runge_kutta import rk_combine, rk_stage
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ class BatchedSweep:
         self.kap: Tensor | None = None
         total = self.method.total
         self.v = torch.zeros((total + 1, *y0.shape), dtype=y0.dtype, device=y0.device)
+        self._buffer, method = Buffer(self.v, y0.detach()), self.method
+        self._back = {
+            extended: [Weights(row) for row in rows]
+            for extended, rows in ((False, method.back), (True, method.back_extended))
+        }
         self.k = torch.empty((total, *y0.shape), dtype=y0.dtype, device=y0.device)
         self.ones = torch.ones(total + 1, dtype=torch.float64)
         self.one = torch.ones((), dtype=torch.float64)
@@ -68,7 +74,7 @@ class BatchedSweep:
     def _step(self, step: Step, yb: Tensor) -> Tensor:
         method, job, time_grad = self.method, self.job, self.time_grad
         total = method.total if step.extended else method.n
-        back = method.back_extended if step.extended else method.back
+        back = self._back[step.extended]
         fresh = step.stages is None
         stages = step.stages if step.stages is not None else self._recompute(step)
         moved = step.moved
@@ -80,9 +86,13 @@ class BatchedSweep:
         mask = job.spread(moved)
         kap, self.kap = self.kap, None
         v, h, new, slot = self.v, step.h, yb, 0
+        make = self._buffer.stage(h)
         safe = torch.where(h == 0, 1.0, h)
         for j in range(total - 1, -1, -1):
-            kb = rk_stage(None if base is None else base[j], v, new, slot, back[j], h)
+            if base is None:
+                kb = make(None, new, slot, back[j])
+            else:
+                kb = rk_stage(base[j], v, new, slot, back[j].tensor, h)
             if time_grad:
                 hb = hb + torch.where(h == 0, 0.0, _dots(kb, stages[j].k) / safe)
             if j == method.n - 1:

@@ -60,22 +60,22 @@ class Captured:
         """
         if stage.k.grad_fn is None:
             return
-        known = self._known
-        seen = set(known)
-        todo = [stage.k.grad_fn]
+        root = stage.k.grad_fn
+        if root in self._known:
+            return
+        seen = self._known.copy()
+        seen.add(root)
         unknown: list[Tensor] = []
-        while todo:
-            node = todo.pop()
-            if node in seen:
-                continue
-            seen.add(node)
+        todo = [root]
+        for node in todo:  # which grows on the way
             following = node.next_functions
             if not following:
                 leaf = getattr(node, "variable", None)
                 if leaf is not None and leaf is not stage.y and leaf is not stage.t:
                     unknown.append(leaf)
             for other, _ in following:
-                if other is not None:
+                if other is not None and other not in seen:
+                    seen.add(other)
                     todo.append(other)
         if unknown:
             raise UnknownTensor(unknown, stage)

@@ -264,9 +264,10 @@ class _Solve(torch.autograd.Function):
             if grad_rows is None:
                 grad_rows = torch.zeros_like(run.rows)
             pieces = (grad_pieces,) if grad_pieces else ()
+            run.release = not _keeps_graph()
             cotangents = job.sweep(run, grad_rows, needed[2:], *pieces)
             grads = [cotangents.y0, cotangents.t, *cotangents.captured]
-            if not _keeps_graph():
+            if run.release:
                 for step in run.steps:
                     step.stages = None
         return (None, None, None, None, *grads)

@@ -74,6 +74,7 @@ class Run:
         pieces: the continuous solution, where it was asked for; ``attached``: the same with its
             graph.
         event_tensor: the event's time with its graph, where it has one.
+        release: a sweep may let go of the graphs of stages as soon as it has used them.
         first_stage: the first evaluation with its graph, where a batched solve keeps it.
     """
 
@@ -87,6 +88,7 @@ class Run:
     pieces: list[Piece] = dataclasses.field(default_factory=list)
     event_tensor: Tensor | None = None
     attached: Pieces | None = None
+    release: bool = False
     first_stage: Stage | None = None
 
     def stacked(self) -> Pieces:

@@ -17,7 +17,8 @@ from ctorch.ode.field import Stage, UnexpectedGraph, VectorField
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import Piece
 from ctorch.ode.steps import FREE
-from ctorch.ops.runge_kutta import rk_combine, rk_error, rk_interpolate, rk_stage
+from ctorch.ops._direct import Buffer, StageFunction, Weights, stage_times
+from ctorch.ops.runge_kutta import rk_combine, rk_error, rk_interpolate
 
 #: evaluates a stage at (t, y), with its graph where that is kept
 Evaluate = Callable[[Tensor, Tensor], Stage]
@@ -47,9 +48,9 @@ class Stepper:
         self.problem = problem
         self.method = coefficients
         inner = coefficients.n - 1 if coefficients.fsal else coefficients.n
-        self._inner = coefficients.a[1:inner]
-        self._last = coefficients.a[inner] if coefficients.fsal else coefficients.b
-        self._weights = (*self._inner, self._last)
+        last = coefficients.a[inner] if coefficients.fsal else coefficients.b
+        self._weights = tuple(Weights(a) for a in (*coefficients.a[1:inner], last))
+        self._inner, self._last = self._weights[:-1], self._weights[-1]
         self._ends_with_slope = coefficients.fsal and not coefficients.late
         self._abscissae = coefficients.c[1 : coefficients.n]
         self._time_type = np.float64 if problem.layout.dtype is torch.float64 else np.float32
@@ -59,6 +60,8 @@ class Stepper:
         self._time_leaves = time_leaves
         self.times: Sequence[Tensor] = ()
         self.before_end = adaptive or problem.perturb
+        abscissae = Weights(torch.tensor(self._abscissae, dtype=torch.float64))
+        self._times_by_address = stage_times(abscissae, problem.layout.dtype, self.before_end)
         shape = problem.y0.shape
         self.k = torch.empty(
             (coefficients.total, *shape), dtype=problem.layout.dtype, device=problem.layout.device
@@ -66,8 +69,15 @@ class Stepper:
         #: the step as the kernels take it, which read it when they are called
         self._h = np.zeros(())
         self.h = torch.from_numpy(self._h)
+        buffer = Buffer(self.k, problem.y0.detach())
+        self._make = buffer.stage(self.h)
         self._plain_norm = problem.norm is None and not problem.layout.is_complex
         self._float32 = problem.time_dtype is not torch.float64
+        if coefficients.e is not None:
+            tolerances = problem.tolerances.rtol, problem.tolerances.atol
+            segments, max_norm = problem.layout.segments, problem.max_norm
+            error, slot = Weights(coefficients.e), coefficients.n - 1
+            self._error = buffer.error(self.h, error, slot, tolerances, segments, max_norm)
 
     # -- times
     # ----------------------------------------------------------------------------------------------
@@ -96,6 +106,8 @@ class Stepper:
         problem = self.problem
         if self._time_leaves or problem.layout.device.type != "cpu":
             return [self.time(i, t, h, t1) for i in range(1, self.method.n)]
+        if self._times_by_address is not None:
+            return self._times_by_address(t, h, t1).unbind()
         end = self.beside(t1, t) if self.before_end else t1
         values = [end if c == 1.0 else t + c * h for c in self._abscissae]
         return torch.from_numpy(np.array(values, dtype=self._time_type)).unbind()
@@ -130,17 +142,16 @@ class Stepper:
         """
         if self._values_only:
             return self._attempt_values(y, first, t, h, t1)
-        method, k = self.method, self.k
+        method, make = self.method, self._make
         self._h.fill(h)
-        step = self.h
         self.times = times = self.stage_times(t, h, t1)
         stages, slope, slot = [first], first.k, 0
         for a, time in zip(self._inner, times, strict=False):
-            stage = evaluate(time, rk_stage(y, k, slope, slot, a, step))
+            stage = evaluate(time, make(y, slope, slot, a))
             slope = stage.k
             slot += 1
             stages.append(stage)
-        y1 = rk_stage(y, k, slope, slot, self._last, step)
+        y1 = make(y, slope, slot, self._last)
         if method.fsal and not method.late:
             stages.append(evaluate(times[-1], y1))
         return y1, stages
@@ -150,11 +161,10 @@ class Stepper:
     ) -> tuple[Tensor, list[Stage]]:
         """``attempt`` for a plain state and no graphs, with nothing between kernel and field."""
         self._h.fill(h)
-        step = self.h
         self.times = times = self.stage_times(t, h, t1)
         last = self._last if not self._ends_with_slope else None
         y1, stage, made = bare_stages(
-            self.problem.field, y, self.k, first, times, self._weights, step, last
+            self.problem.field, y, self._make, first, times, self._weights, last
         )
         # the stages between have no use without their graphs
         return y1, [first] * made + [stage]
@@ -166,12 +176,7 @@ class Stepper:
         method, problem = self.method, self.problem
         slope = None if method.late else stages[-1].k
         if self._plain_norm:
-            tol = problem.tolerances
-            norm = rk_error(
-                y, y1, self.k, slope, method.n - 1, method.e, self.h, tol.rtol, tol.atol,
-                problem.layout.segments, problem.max_norm, False,
-            )  # fmt: skip
-            return float(norm.item())
+            return float(self._error(y, y1, slope))
         if slope is not None:
             self.k[method.n - 1].copy_(slope)
         estimate = rk_combine(None, self.k, method.e, self.h)
@@ -220,7 +225,7 @@ class Stepper:
             k[slot].copy_(slope)
             return False
         for i in range(method.n, method.total):
-            y_i = rk_stage(y, k, slope, slot, method.a[i], self.h)
+            y_i = self._make(y, slope, slot, Weights(method.a[i]))
             stage = evaluate(self.time(i, t, h, t1), y_i)
             slope, slot = stage.k, i
             stages.append(stage)
@@ -243,22 +248,21 @@ class Stepper:
 def bare_stages(
     field: VectorField,
     y: Tensor,
-    k: Tensor,
+    make: StageFunction,
     first: Stage,
     times: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    h: Tensor,
-    without_slope: Tensor | None,
+    weights: Sequence[Weights],
+    without_slope: Weights | None,
 ) -> tuple[Tensor, Stage, int]:
     """The stages of a step on a plain state without graphs, with nothing between kernel and field.
 
     Args:
         field: the vector field.
-        y, k: state [*shape] and buffer of slopes.
+        y: state [*shape].
+        make: combines slopes to the state of a stage.
         first: the first stage.
         times: of the further stages.
         weights: of the further stages and, last, of the new state.
-        h: the step, as the kernels take it.
         without_slope: the last of ``weights``, if no slope is wanted there.
 
     Returns:
@@ -267,7 +271,7 @@ def bare_stages(
     func, args, shape, dtype = field.func, field.args, y.shape, y.dtype
     slope, slot, last, state = first.k, 0, y, y
     for a in weights:
-        state = rk_stage(y, k, slope, slot, a, h)
+        state = make(y, slope, slot, a)
         if a is without_slope:
             break
         slope = func(times[slot], state, *args)

@@ -29,6 +29,7 @@ from ctorch.ode.problem import Problem
 from ctorch.ode.run import Run
 from ctorch.ode.stepper import Stepper
 from ctorch.ode.steps import FIXED, FREE, Step, random_state, set_random_state
+from ctorch.ops._direct import Buffer, Weights
 from ctorch.ops.runge_kutta import rk_combine, rk_stage
 
 _run_backward = Variable._execution_engine.run_backward
@@ -80,9 +81,8 @@ class Pullback:
         if self._sums is None:
             self._sums = [None] * len(grads)  # type: ignore[list-item]
             self._all = False
-        # (`None in grads` would compare tensors)
-        if self._all and all(grad is not None for grad in grads):
-            torch._foreach_add_(self._sums, list(grads))  # type: ignore[arg-type]
+        if self._all and not _has_none(grads):
+            torch._foreach_add_(self._sums, grads)  # type: ignore[arg-type]
             return
         for i, grad in enumerate(grads):
             if grad is None:
@@ -130,6 +130,7 @@ class Sweep:
         self.recorded = run
         self.time_grad = time_grad
         self.initial_rows = initial_rows
+        self.release = run.release
         self.event_row = run.rows.shape[0] - 1 if run.fired is not None else -1
 
     def run(
@@ -158,6 +159,14 @@ class Sweep:
         self.ones = torch.ones(self.method.total + 1, dtype=torch.float64)
         self.one = torch.ones((), dtype=torch.float64)
         self.v = torch.zeros((self.method.total + 1, *yb.shape), dtype=yb.dtype, device=yb.device)
+        self._h = torch.zeros((), dtype=torch.float64)
+        buffer, method = Buffer(self.v, yb), self.method
+        self._make, self._add_up = buffer.stage(self._h), buffer.stage(self.one)
+        self._back = {
+            extended: [Weights(row) for row in rows]
+            for extended, rows in ((False, method.back), (True, method.back_extended))
+        }
+        self._each = [Weights(self.ones[: i + 1]) for i in range(method.total + 1)]
         graphs = bool(steps) and steps[0].stages is not None
         random = problem.random and not graphs
         state = random_state(problem.layout.device) if random else None
@@ -181,8 +190,10 @@ class Sweep:
     def _step(self, index: int, step: Step, yb: Tensor, grad_rows: Tensor) -> Tensor:
         method, time_grad = self.method, self.time_grad
         total = method.total if step.extended else method.n
-        back = method.back_extended if step.extended else method.back
+        back = self._back[step.extended]
         stages = step.stages if step.stages is not None else self._recompute(index, step)
+        if self.release:
+            step.stages = None
         for row, theta in step.outputs:
             if theta is None:
                 yb = yb + grad_rows[row]
@@ -192,11 +203,15 @@ class Sweep:
         if inner:
             base, direct, hb, tb = self._pull_outputs(step, inner, grad_rows, stages, total)
         extra, direct, hb, tb = self._pull_piece(index, direct, hb, tb)
-        v, h = self.v, torch.scalar_tensor(step.h, dtype=torch.float64)
+        v = self.v
+        self._h.fill_(step.h)
         last, kap, self.kap = method.n - 1, self.kap, None
         new, slot = yb, 0
         for j in range(total - 1, -1, -1):
-            kb = rk_stage(None if base is None else base[j], v, new, slot, back[j], h)
+            if base is None:
+                kb = self._make(None, new, slot, back[j])
+            else:
+                kb = rk_stage(base[j], v, new, slot, back[j].tensor, self._h)
             if time_grad and step.h:
                 # kb is all that depends on this slope times h, so kb / h is what depends on h
                 # through it
@@ -213,13 +228,18 @@ class Sweep:
                 self.kap = kb
                 break
             u, ct = self.pullback(stages[j], kb)
+            if self.release:
+                del stages[j + 1 :]  # the memory of their graphs is still in the cache
             if ct is not None:
                 value = float(ct)
                 tb += value
                 hb += method.c[j] * value
             new, slot = torch.zeros_like(yb) if u is None else u, total - j
         if step.fresh:
-            yb = rk_stage(direct, v, new, slot, self.ones[: total + 1], self.one)
+            if direct is None:
+                yb = self._add_up(None, new, slot, self._each[total])
+            else:
+                yb = rk_stage(direct, v, new, slot, self._each[total].tensor, self.one)
         else:
             yb = rk_combine(direct, v, self.ones[:total], self.one)
         if time_grad:
@@ -341,6 +361,14 @@ class Sweep:
             return stepper.time_value(0, step.t, step.h, step.t1)
         before = self.recorded.steps[index - 1]
         return stepper.time_value(self.method.n - 1, before.t, before.h, before.t1)
+
+
+def _has_none(grads: Sequence[Tensor | None]) -> bool:
+    # (`None in grads` would compare tensors, and any() takes a microsecond)
+    for grad in grads:  # noqa: SIM110
+        if grad is None:
+            return True
+    return False
 
 
 def _dot(x: Tensor, y: Tensor) -> float:

@@ -22,6 +22,9 @@ HAS_CUDA_KERNELS: bool = False
 """Whether it holds CUDA kernels."""
 
 REINSTALL = "pip install --force-reinstall --no-deps --no-build-isolation ."
+library: Any = None
+"""The loaded library as a Python module, with the functions of ``ctorch.ops._direct``."""
+
 LIBRARY = Path(__file__).resolve().parents[1] / "_C.abi3.so"
 _why, _cure = "the operators have not been loaded", "import ctorch"
 _tried = False
@@ -32,7 +35,7 @@ def load() -> None:
 
     Environment: ``CTORCH_KERNELS=0`` leaves the library alone, to compare with the reference.
     """
-    global HAS_KERNELS, HAS_CUDA_KERNELS, _why, _cure, _tried
+    global HAS_KERNELS, HAS_CUDA_KERNELS, library, _why, _cure, _tried
     if _tried:
         return
     _tried = True
@@ -40,7 +43,7 @@ def load() -> None:
         _why, _cure = "CTORCH_KERNELS=0 is set", "unset CTORCH_KERNELS"
         return
     try:
-        _load_library()
+        library = _load_library()
     except ImportError as error:
         _why, _cure = _explain(error)
         if not _why.startswith("CTORCH_EXT=0"):  # then the user asked for none
@@ -96,11 +99,11 @@ def build_note() -> dict[str, Any]:
     return note
 
 
-def _load_library() -> None:
+def _load_library() -> Any:
     """Loads the library beside this very package, not another one that an import might find."""
     spec = importlib.util.spec_from_file_location("ctorch._C", LIBRARY)
     assert spec is not None
-    importlib.util.module_from_spec(spec)
+    return importlib.util.module_from_spec(spec)
 
 
 def _registered(operator: str, key: str) -> bool:

@@ -1,0 +1,258 @@
+"""Step kernels by address: what a solver's inner loop calls where nothing but numbers is at stake.
+
+A call through the dispatcher costs about three microseconds, and the arithmetic of a small step a
+fraction of one. ``Buffer`` gives a loop functions that hand the addresses of its tensors to the
+kernels themselves, as long as that cannot be told from the operators: plain tensors on the CPU,
+float32 or float64, few enough elements that threads would not share them, no mode and no transform
+around. Everything else, tensor by tensor, takes the operators; the arithmetic is the same, bit for
+bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ctorch.ops import _kernels, step_control
+from ctorch.ops._op import KNOWN_TORCH, transforms_active
+from ctorch.ops.runge_kutta import rk_error, rk_stage
+
+#: beyond so many elements the operators share the work among threads
+LARGEST = 64 * 512
+
+
+class Weights:
+    """Weights of stages as the kernels take them: [N] float64 on the CPU."""
+
+    __slots__ = ("address", "count", "tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.address = tensor.data_ptr()
+        self.count = tensor.numel()
+
+
+#: (y, slope, slot, a) -> y + h * sum_j a[j] * k[j], after the slope was stored in k[slot]
+StageFunction = Callable[[Tensor | None, Tensor, int, Weights], Tensor]
+#: (y, y1, slope) -> the scaled norm of the error, after the slope was stored
+ErrorFunction = Callable[[Tensor, Tensor, Tensor | None], Any]
+
+
+class Buffer:
+    """A buffer of slopes, and functions that work on it.
+
+    Args:
+        k: slopes [S, *shape], contiguous.
+        y: a state [*shape], as all those that the functions will be given: contiguous, without a
+            graph, and of the caller's own making. Slopes may be anything of its shape and dtype.
+    """
+
+    def __init__(self, k: Tensor, y: Tensor) -> None:
+        self.k = k
+        self.by_address = _nothing_around() and _small(k) and plain(y) and y.data_ptr() != 0
+        if self.by_address:
+            shape = k.shape[1:]
+            self._row = shape[1:].numel() if shape else 1
+            self._like = k[0]
+
+    def stage(self, h: Tensor) -> StageFunction:
+        """``rk_stage`` with this buffer and the step ``h`` ([] or [B] float64), which is read at
+        each call.
+        """
+        k = self.k
+        if not self.by_address:
+            return lambda y, slope, slot, a: rk_stage(y, k, slope, slot, a.tensor, h)
+        kernel, empty_like = _kernels.library.rk_stage, torch.empty_like
+        like, address = self._like, k.data_ptr()
+        numel, row, wide = like.numel(), self._row, like.dtype is torch.float64
+        step, stride = h.data_ptr(), h.stride(0) if h.dim() else 0
+
+        def stage(y: Tensor | None, slope: Tensor, slot: int, a: Weights) -> Tensor:
+            # (what `plain` says, without a call)
+            at_hand = slope.__class__ is Tensor and slope.is_cpu and slope.is_contiguous()
+            if at_hand and not slope.is_neg() and (source := slope.data_ptr()):
+                out = empty_like(like)
+                kernel(
+                    out.data_ptr(), 0 if y is None else y.data_ptr(), address, source, slot,
+                    a.address, a.count, step, stride, numel, row, wide,
+                )  # fmt: skip
+                return out
+            return rk_stage(y, k, slope, slot, a.tensor, h)
+
+        return stage
+
+    def error(
+        self,
+        h: Tensor,
+        e: Weights,
+        slot: int,
+        tolerances: tuple[Tensor, Tensor],
+        segments: Sequence[int],
+        max_norm: bool,
+        per_sample: bool = False,
+    ) -> ErrorFunction:
+        """``rk_error``, likewise. For the whole state it gives a number; for each sample [B], which
+        the next call may write over.
+        """
+        k, (rtol, atol) = self.k, tolerances
+
+        def by_operator(y: Tensor, y1: Tensor, slope: Tensor | None) -> Any:
+            norm = rk_error(
+                y, y1, k, slope, slot, e.tensor, h, rtol, atol, segments, max_norm, per_sample
+            )
+            return norm if per_sample else norm.item()
+
+        if not self.by_address or segments or rtol.dim() or atol.dim():
+            return by_operator
+        kernel, address = _kernels.library.rk_error, k.data_ptr()
+        numel, row, wide = self._like.numel(), self._row, k.dtype is torch.float64
+        step, stride = h.data_ptr(), h.stride(0) if h.dim() else 0
+        relative, absolute = rtol.item(), atol.item()
+        norms = k.new_empty(k.shape[1:2]) if per_sample else None
+        out = 0 if norms is None else norms.data_ptr()
+
+        def error(y: Tensor, y1: Tensor, slope: Tensor | None) -> Any:
+            source = 0
+            if slope is not None and not (plain(slope) and (source := slope.data_ptr())):
+                return by_operator(y, y1, slope)
+            norm = kernel(
+                out, y.data_ptr(), y1.data_ptr(), address, source, slot, e.address, e.count,
+                step, stride, relative, absolute, max_norm, numel, row, wide,
+            )  # fmt: skip
+            return norm if norms is None else norms
+
+        return error
+
+
+class BatchControl:
+    """Step control of a batch whose samples step on their own: see ``ctorch.ops.step_control``.
+
+    Args:
+        samples, counts, goals, control: as the operators take them.
+        c: abscissae of the stages.
+        like: the time of a stage: for its dtype and shape.
+        buffer: of the slopes.
+        keep: the tensors of a step are the caller's; otherwise ``plan`` and ``judge`` give the same
+            ones every time.
+    """
+
+    def __init__(
+        self,
+        samples: Tensor,
+        counts: Tensor,
+        goals: Tensor,
+        control: Tensor,
+        c: Tensor,
+        like: Tensor,
+        buffer: Buffer,
+        keep: bool,
+    ) -> None:
+        self._samples, self._counts, self._goals = samples, counts, goals.contiguous()
+        self._control, self._c, self._like = control, Weights(c), like
+        self._keep = keep
+        size = samples.shape[1]
+        self._step = samples.new_empty((3, size))
+        self._lands = samples.new_empty(size, dtype=torch.bool)
+        self._moved = torch.empty_like(self._lands)
+        self._times = like.new_empty((c.shape[0], *like.shape))
+        self._state = buffer.k[0]
+        #: where an error norm that is not the kernels' may come, the operators judge it
+        self.by_address = buffer.by_address and size <= LARGEST
+        self._size = size
+        self._row = self._state.numel() // size if size else 0
+        self._wide = buffer.k.dtype is torch.float64
+
+    def plan(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``rk_plan``: step, lands, times (which are new ones)."""
+        if not self.by_address:
+            return step_control.rk_plan(
+                self._samples, self._counts, self._c.tensor, self._control, self._like
+            )
+        step, lands, times = self._step, self._lands, torch.empty_like(self._times)
+        if self._keep:
+            step, lands = torch.empty_like(step), torch.empty_like(lands)
+        _kernels.library.rk_plan(
+            self._samples.data_ptr(), self._counts.data_ptr(), self._c.address, self._c.count,
+            self._control.data_ptr(), self._size, step.data_ptr(), lands.data_ptr(),
+            times.data_ptr(), self._wide,
+        )  # fmt: skip
+        return step, lands, times
+
+    def judge(self, step: Tensor, lands: Tensor, error: Tensor) -> tuple[Tensor, int, int]:
+        """``rk_judge``: moved, and both flags as numbers."""
+        if not (self.by_address and error.dtype is self._state.dtype and plain(error)):
+            moved, flags = step_control.rk_judge(
+                self._samples, self._counts, step, lands, error, self._goals, self._control
+            )
+            bits, passed = flags.tolist()  # the one place where the host waits
+            return moved, bits, passed
+        moved = torch.empty_like(self._moved) if self._keep else self._moved
+        found = _kernels.library.rk_judge(
+            self._samples.data_ptr(), self._counts.data_ptr(), step.data_ptr(), lands.data_ptr(),
+            error.data_ptr(), self._goals.data_ptr(), self._goals.shape[1],
+            self._control.data_ptr(), self._size, moved.data_ptr(), self._wide,
+        )  # fmt: skip
+        return moved, found & 15, found >> 4
+
+    def accept(
+        self, moved: Tensor, y: Tensor, y1: Tensor, k0: Tensor, k1: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``rk_accept``: state and slope at which the next step starts."""
+        if not (self.by_address and plain(k0) and plain(k1)):
+            return step_control.rk_accept(moved, y, y1, k0, k1)
+        before, after = k0.data_ptr(), k1.data_ptr()
+        if not (before and after):
+            return step_control.rk_accept(moved, y, y1, k0, k1)
+        next_y, next_k = torch.empty_like(self._state), torch.empty_like(self._state)
+        _kernels.library.rk_accept(
+            moved.data_ptr(), y.data_ptr(), y1.data_ptr(), before, after,
+            next_y.data_ptr(), next_k.data_ptr(), self._size, self._row, self._wide,
+        )  # fmt: skip
+        return next_y, next_k
+
+
+def stage_times(
+    c: Weights, dtype: torch.dtype, before_end: bool
+) -> Callable[[float, float, float], Tensor] | None:
+    """The function (t, h, t1) -> times [S] of stages with abscissae ``c``, on the CPU; None where
+    it would be seen.
+    """
+    if not _nothing_around():
+        return None
+    kernel, empty = _kernels.library.rk_times, torch.empty_like
+    wide = dtype is torch.float64
+    like = torch.empty(c.count, dtype=torch.float64 if wide else torch.float32)
+
+    def times(t: float, h: float, t1: float) -> Tensor:
+        out = empty(like)
+        kernel(out.data_ptr(), c.address, c.count, t, h, t1, before_end, wide)
+        return out
+
+    return times
+
+
+def plain(x: Tensor) -> bool:
+    """Whether the elements of ``x`` lie on the CPU one after the other, as they are."""
+    return x.__class__ is Tensor and x.is_cpu and x.is_contiguous() and not x.is_neg()
+
+
+def _small(k: Tensor) -> bool:
+    known = k.dtype is torch.float32 or k.dtype is torch.float64
+    return known and plain(k) and 0 < k[0].numel() <= LARGEST
+
+
+def _nothing_around() -> bool:
+    """Whether nobody is watching: every operator is to be seen by modes, transforms, compilers."""
+    return (
+        _kernels.library is not None
+        and KNOWN_TORCH
+        and not transforms_active()
+        and forward_ad._current_level < 0
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+    )
