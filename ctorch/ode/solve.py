@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ctorch._eager import eager
 from ctorch._exceptions import ArgumentError
-from ctorch.ode import adams, arguments, continuous, methods, scipy_solver, taylor
+from ctorch.ode import adams, arguments, continuous, implicit, methods, scipy_solver, taylor
 from ctorch.ode import batched as batched_solve
 from ctorch.ode.arguments import number
 from ctorch.ode.coefficients import coefficients
@@ -212,6 +212,8 @@ class Request:
             problem.watch.start(problem.times[0], problem.y0.detach())
         if self.method in methods.SCIPY:
             return (*self._scipy(problem), problem)
+        if self.implicit:
+            return implicit.solve(self, problem)
         if self.method in methods.ADAMS:
             return adams.solve(self, problem)
         if self.method in methods.TAYLOR:
@@ -233,6 +235,13 @@ class Request:
     def differentiates(self) -> bool:
         """Whether a gradient may be asked for."""
         return torch.is_grad_enabled() and self.gradient != "none"
+
+    @property
+    def implicit(self) -> bool:
+        """Whether the equations of implicit steps are solved by a root finder."""
+        finder = self.options.get("root_finder")
+        known = finder in (None, "functional") or self.method == "explicit_adams"
+        return self.method in methods.BDF or (self.method in methods.ADAMS and not known)
 
     @property
     def adjoint(self) -> bool:
@@ -260,6 +269,7 @@ class Request:
             arguments.ADAPTIVE_OPTIONS if adaptive
             else arguments.FIXED_OPTIONS if method in methods.FIXED
             else arguments.ADAMS_OPTIONS if method in methods.ADAMS
+            else arguments.BDF_OPTIONS if method in methods.BDF
             else arguments.TAYLOR_OPTIONS if method in methods.TAYLOR
             else arguments.SCIPY_OPTIONS
         )  # fmt: skip
@@ -271,7 +281,7 @@ class Request:
             ()
             if layout.batched
             else arguments.CALLBACKS
-            if adaptive or method in methods.TAYLOR
+            if adaptive or method in methods.TAYLOR or method in methods.BDF
             else ()
             if method in methods.SCIPY
             else ("callback_step",)
@@ -342,11 +352,16 @@ class Request:
         """The interpolant in which a run's continuous solution is written."""
         if self.method in methods.TAYLOR:
             return taylor.polynomials(run.pieces[0].k.shape[0])
+        if self.implicit:
+            return implicit.polynomials()
         return self.coefficients().p
 
     def knots(self, problem: Problem) -> Callable[[], Iterator[tuple[float, int]]] | None:
         """The grid of a fixed-step solve; None for an adaptive one."""
         if self.method in methods.ADAPTIVE:
+            return None
+        given = (self.options.get(key) for key in ("step_size", "grid_constructor"))
+        if self.method in methods.BDF and all(value is None for value in given):
             return None
         options, times = self.options, problem.times
         step = options.get("step_size", self.dt0)
