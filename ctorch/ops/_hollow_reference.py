@@ -26,7 +26,7 @@ def transform(
     """Taylor coefficients of the net in x: ``[order+1, N, M]``."""
     layers = _layers(theta, h.shape[-1], widths)
     out = _Forward(x, h, layers, act, param, order).out
-    return _ungrouped(torch.stack([*out, *[torch.zeros_like(out[0])] * (order + 1 - len(out))]), x)
+    return _ungrouped(jets.stack(out, order), x, 1)
 
 
 def gradient(
@@ -40,30 +40,24 @@ def gradient(
     order: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of ``sum(g * transform)`` in x, h and theta."""
-    (first, _), *layers = _layers(theta, h.shape[-1], widths)
-    run = _Forward(x, h, [(first, _), *layers], act, param, order)
-    bars = list(_grouped(g, theta.shape[0]).unsqueeze(-1).unbind(0))  # of a layer's outputs
+    layers = _layers(theta, h.shape[-1], widths)
+    run = _Forward(x, h, layers, act, param, order)
+    bars = list(_grouped(g, theta.shape[0], 1).unsqueeze(-1).unbind(0))  # of a layer's outputs
     found: list[Tensor] = []
-    for at in range(len(layers) - 1, -1, -1):
-        weight, inputs = layers[at][0], run.y[at]
-        weight_bar = sum(bar.mT @ y for bar, y in zip(bars, inputs, strict=False))
-        found = [*_flat(weight_bar, bars[0].sum(1)), *found]  # type: ignore[arg-type]
-        slope = _function(run.z[at], act, param, order, 1)
+    for (weight, _), z, y in reversed(list(zip(layers[1:], run.z, run.y, strict=True))):
+        weight_bar = torch.stack([bar.mT @ part for bar, part in zip(bars, y, strict=False)]).sum(0)
+        found = [weight_bar.flatten(1), bars[0].sum(1), *found]
+        slope = _function(z, act, param, order, 1)
         bars = [bar @ weight for bar in bars]
-        highest = min(order, len(run.z[at]) - 1)
-        bars = [_correlated(slope, bars, j) for j in range(highest + 1)]
+        bars = [_correlated(slope, bars, j) for j in range(len(z))]
     value = bars[0]
     of_x = (value * run.x.unsqueeze(-1)).sum(1)
     if len(bars) > 1:
         of_x = of_x + bars[1].expand_as(value).sum(1)
     weight_bar = torch.cat([of_x.unsqueeze(-1), value.mT @ run.h], -1)
-    found = [*_flat(weight_bar, value.sum(1)), *found]
-    both = value @ first
-    return (
-        _ungrouped(both[..., 0], x),
-        _ungrouped(both[..., 1:], x),
-        torch.cat(found, -1),
-    )
+    found = [weight_bar.flatten(1), value.sum(1), *found]
+    inputs = value @ layers[0][0]
+    return _ungrouped(inputs[..., 0], x), _ungrouped(inputs[..., 1:], x), torch.cat(found, -1)
 
 
 class _Forward:
@@ -100,8 +94,9 @@ def _function(z: Series, act: int, param: float, order: int, level: int) -> Seri
 
 
 def _correlated(slope: Series, bars: Series, j: int) -> Tensor:
-    """``sum_{k >= j} bars_k slope_{k-j}``"""
-    return sum((bar * s for bar, s in zip(bars[j:], slope, strict=False)), bars[0].new_zeros(()))
+    """Coefficient j of the cotangents: ``sum_{k >= j} bars_k slope_{k-j}``."""
+    terms = [bar * s for bar, s in zip(bars[j:], slope, strict=False)]
+    return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
 
 
 def _layers(theta: Tensor, context: int, widths: Sequence[int]) -> list[Layer]:
@@ -114,9 +109,15 @@ def _layers(theta: Tensor, context: int, widths: Sequence[int]) -> list[Layer]:
     return layers
 
 
-def _flat(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    return weight.flatten(1), bias
+def _grouped(x: Tensor, groups: int, at: int = 0) -> Tensor:
+    """[N, M, ...] to [G, R, ...]; the first of the two dims is number ``at``."""
+    if x.shape[at + 1] == groups:
+        return x.transpose(at, at + 1)
+    return x.flatten(at, at + 1).unsqueeze(at)
 
 
-def _grouped(x: Tensor, groups: int) -> Tensor:
-    """[N, M] or [N, M, H] to [G, R] or [G, R, H]; a stack [K+1, N, M] to [K+1, G, R]."""
+def _ungrouped(y: Tensor, like: Tensor, at: int = 0) -> Tensor:
+    """The inverse, contiguous, for an x [N, M]."""
+    if like.shape[1] == y.shape[at]:
+        return y.transpose(at, at + 1).contiguous()
+    return y.squeeze(at).unflatten(at, like.shape).contiguous()
