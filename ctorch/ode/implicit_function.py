@@ -48,7 +48,7 @@ def attach(
     leaf = root.detach().clone().requires_grad_()
     with torch.enable_grad():
         slope = finder.field(t, leaf)
-        matrix = _Matrix(finder, t, leaf, slope, float(scale), count)
+        matrix = _Matrix(finder, t, leaf, slope, float(scale.detach()) if isinstance(scale, Tensor) else scale, count)
         z, k = leaf.detach(), slope
         for depth in range(order):
             if depth:

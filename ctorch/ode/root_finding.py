@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ctorch._exceptions import ArgumentError
+from ctorch.autodiff.hollow import as_hollow, dimwise_derivative
 from ctorch.ode.capture import Captured
 from ctorch.ode.field import Stage, UnexpectedGraph
 from ctorch.ode.problem import Problem
@@ -224,15 +225,17 @@ def _diagonal_of(problem: Problem, given: Any) -> Callable[[Tensor, Tensor], tup
                 f" of the Jacobian), but is {type(given).__name__}."
             )
         return lambda t, y: given(t, y, *args)
-    if not hasattr(func, "__ctorch_hollow__") or args:
-        reason = "it takes further args" if args else "func does not say that it is hollow"
+    try:
+        if args:
+            raise TypeError("a hollow net takes no further args")
+        as_hollow(func)
+    except TypeError as reason:
         raise ArgumentError(
-            'root_finder="jacobi_newton" needs a field whose diagonal of the Jacobian is known,'
-            f" but {reason} (__ctorch_hollow__): make func of a hollow net"
-            " (ctorch.nn.HollowMLP, ...), give the diagonal by options={'diagonal': fn},"
-            " fn(t, y, *args) -> (slope, diagonal), or use root_finder=\"newton\"."
-        )
-    from ctorch.autodiff.hollow import dimwise_derivative
+            'root_finder="jacobi_newton" needs a field whose diagonal of the Jacobian is known: a'
+            f" hollow net such as ctorch.nn.HollowMLP, or one that wraps it, but {reason}. Or give"
+            ' the diagonal by options={"diagonal": fn}, fn(t, y, *args) -> (slope, diagonal), or'
+            ' use root_finder="newton".'
+        ) from None
 
     def hollow(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         value, derivatives = dimwise_derivative(func, y, order=1, t=t)
