@@ -77,6 +77,7 @@ class ImplicitLoop:
         y = y0
         if self.reading:
             k = self.slope(self.job.initial_time(), y0) if first is None else first.k.detach()
+            self.finder.check(self.job.initial_time(), y0, k)
             y = self.integrate(State(y0, k, y0)).y
             if self.failure is None and not bool(torch.isfinite(y).all()):
                 self.failure = nonfinite_failure(problem.times[-1], 0.0, "the state y")

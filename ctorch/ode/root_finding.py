@@ -113,12 +113,15 @@ class RootFinder:
         self.max_iters = int(options.get("max_iters", self.iterations * (5 if patient else 1)))
         if self.max_iters < 1:
             raise ArgumentError(f"max_iters must be at least 1, but is {self.max_iters}.")
-        self.tolerance = float(options.get("root_tol", 0.03))
+        self.tolerance = float(options.get("root_tol", 0.1))
         if not 0 < self.tolerance <= 1:
             raise ArgumentError(f"root_tol must lie in (0, 1], but is {self.tolerance}.")
         self.jacobians = 0
         self._rate = math.nan  # of the last iteration that converged
         self._eps = 4 * torch.finfo(problem.layout.dtype).eps
+
+    def check(self, t: Tensor, y: Tensor, k: Tensor) -> None:
+        """Look at the start of a solve, where the slope is ``k``, for what can never be right."""
 
     def evaluate(
         self, t: Tensor, z: Tensor, scale: float, known: Approximation | None
@@ -192,6 +195,18 @@ class JacobiNewton(RootFinder):
     def __init__(self, problem: Problem, options: dict[str, Any], patient: bool) -> None:
         super().__init__(problem, options, patient)
         self._diagonal = _diagonal_of(problem, options.get("diagonal"))
+
+    def check(self, t: Tensor, y: Tensor, k: Tensor) -> None:
+        """The slope that comes with the diagonal must be the field's own."""
+        self.field.nfe += 1
+        off = (self._diagonal(t, y)[0].detach() - k).abs()
+        size = k.abs().amax() if k.numel() else 0.0
+        if bool((off > 1e-3 * size).any()):
+            raise ArgumentError(
+                f"at t={float(t):.6g} the slope that comes with the diagonal of the Jacobian is off"
+                f" what func returns by {float(off.max()):.3g}: both must be the same field, or"
+                " roots and gradients would belong to different ones."
+            )
 
     def evaluate(
         self, t: Tensor, z: Tensor, scale: float, known: Approximation | None
