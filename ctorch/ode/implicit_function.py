@@ -93,7 +93,7 @@ class _Matrix:
         for _ in range(LIMIT):
             change = invert(b - x + self._scale * product(x))
             x = x + change
-            if bool(change.abs().amax() <= tolerance * x.abs().amax()):
+            if not x.numel() or bool(change.abs().amax() <= tolerance * x.abs().amax()):
                 return x
             if not bool(torch.isfinite(change).all()):
                 break

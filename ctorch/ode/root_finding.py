@@ -300,7 +300,7 @@ class Newton(RootFinder):
 
     def at_root(self, t: Tensor, z: Tensor, k: Tensor, scale: float) -> Approximation:
         """P at a root."""
-        if not k.requires_grad:
+        if not (k.requires_grad and k.numel()):
             return Identity()
         self.jacobians += 1
         eye = torch.eye(self.n, dtype=k.dtype, device=k.device)
