@@ -68,20 +68,22 @@ def draw(results, file):
     """Error against evaluations, for every stiffness."""
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(results), figsize=(10, 3.4), layout="constrained")
+    figure, panels = plt.subplots(
+        1, len(results), figsize=(10, 3.4), layout="constrained", sharex=True, sharey=True
+    )
     for axes, (stiffness, rows) in zip(panels, results.items(), strict=True):
         for name, points in rows.items():
             nfe, errors, _ = zip(*points, strict=True)
             axes.loglog(nfe, errors, "o-", label=name)
         axes.set(title=f"rates from 1 to {stiffness:g}", xlabel="evaluations of the field")
     panels[0].set_ylabel("error at the end")
-    panels[0].legend()
+    panels[0].legend(loc="upper right")
     figure.savefig(file, dpi=100)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one stiffness, one tolerance")
+    parser.add_argument("--quick", action="store_true", help="less stiffness, one tolerance")
     parser.add_argument("--picture", help="where to draw (needs matplotlib)")
     given = parser.parse_args()
     torch.set_default_dtype(torch.float64)

@@ -48,7 +48,14 @@ def attach(
     leaf = root.detach().clone().requires_grad_()
     with torch.enable_grad():
         slope = finder.field(t, leaf)
-        matrix = _Matrix(finder, t, leaf, slope, float(scale.detach()) if isinstance(scale, Tensor) else scale, count)
+        matrix = _Matrix(
+            finder,
+            t,
+            leaf,
+            slope,
+            float(scale.detach()) if isinstance(scale, Tensor) else scale,
+            count,
+        )
         z, k = leaf.detach(), slope
         for depth in range(order):
             if depth:
@@ -82,9 +89,7 @@ class _Matrix:
         """
         if self._approximation is None:
             with torch.enable_grad():
-                self._approximation = self._finder.at_root(
-                    self._t, self._z, self._k, self._scale
-                )
+                self._approximation = self._finder.at_root(self._t, self._z, self._k, self._scale)
         p = self._approximation
         invert = p.solve_transposed if transposed else p.solve
         product = self._vjp if transposed else self._jvp
@@ -107,9 +112,7 @@ class _Matrix:
         if not self._k.requires_grad:
             return torch.zeros_like(w)
         self._count()
-        (found,) = torch.autograd.grad(
-            self._k, self._z, w, retain_graph=True, allow_unused=True
-        )
+        (found,) = torch.autograd.grad(self._k, self._z, w, retain_graph=True, allow_unused=True)
         return torch.zeros_like(w) if found is None else found.detach()
 
     def _jvp(self, v: Tensor) -> Tensor:
@@ -119,9 +122,7 @@ class _Matrix:
         self._count()
         with torch.enable_grad():
             w = torch.zeros_like(v, requires_grad=True)
-            (back,) = torch.autograd.grad(
-                self._k, self._z, w, create_graph=True, allow_unused=True
-            )
+            (back,) = torch.autograd.grad(self._k, self._z, w, create_graph=True, allow_unused=True)
             if back is None or not back.requires_grad:
                 return torch.zeros_like(v)
             (found,) = torch.autograd.grad(back, w, v, allow_unused=True)
@@ -129,7 +130,7 @@ class _Matrix:
 
 
 class _Inverse(torch.autograd.Function):
-    """x -> M^-1 x of a fixed M. Only zeros come in, so zeros go out; the derivative is the point."""
+    """x -> M^-1 x of a fixed M. Zeros come in, so zeros go out. What counts is the derivative."""
 
     @staticmethod
     def forward(  # type: ignore[override]
