@@ -132,7 +132,7 @@ class ImplicitLoop:
 
         def stage(c: float, constant: Tensor, scale: Any, guess: Tensor) -> Tensor:
             t = problem.time(step.last if c == 1.0 else step.t + c * step.h)
-            root, self.known = self.finder.find(t, constant, scale, guess, weight)
+            root = self.finder.find(t, constant, scale, guess, weight)
             step.roots.append(root)
             return root
 
@@ -286,8 +286,6 @@ class AdaptiveImplicitLoop(ImplicitLoop):
     def _error(self, step: ImplicitStep, made: Made) -> float:
         estimate = made.error
         assert estimate is not None
-        if step.formula == "start":  # what the step has damped is no error (Hairer, Wanner, IV.8)
-            estimate = self.known.solve(estimate)
         scale = self.problem.error_scale(step.state.y, made.y)
         return float(self.problem.error_norm(estimate, scale).item())
 

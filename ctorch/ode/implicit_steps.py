@@ -78,7 +78,8 @@ def start(state: State, h: Any, h_before: Any, stage: Stage) -> Made:
     """A step from a state alone, by the L-stable SDIRK method of order 2 (Alexander, "Diagonally
     implicit Runge-Kutta methods for stiff ODEs", 1977).
 
-    The error is estimated by the quadrature of order 3 over the three slopes.
+    The error is estimated from the second difference of the three slopes, rightly for linear
+    fields; it is overestimated where the slope hangs on time alone.
     """
     y, c = state.y, GAMMA
     scale = c * h
@@ -87,9 +88,8 @@ def start(state: State, h: Any, h_before: Any, stage: Stage) -> Made:
     constant = y + (1 - c) * h * k
     y1 = stage(1.0, constant, scale, constant)
     k1 = (y1 - constant) / scale
-    weights = (3 * c - 1) / (6 * c), 1 / (6 * c * (1 - c)), (2 - 3 * c) / (6 * (1 - c))
-    error = weights[0] * state.k + (weights[1] - 1 + c) * k + (weights[2] - c) * k1
-    return Made(y1, k1, h * error)
+    bend = (k1 - k) / (1 - c) - (k - state.k) / c
+    return Made(y1, k1, h * (c * (3 - 2 * c) - 1 / (6 * c)) * bend)
 
 
 def bdf2(state: State, h: Any, h_before: Any, stage: Stage) -> Made:
@@ -105,7 +105,7 @@ def bdf2(state: State, h: Any, h_before: Any, stage: Stage) -> Made:
     constant = y + (w * w / (1 + 2 * w)) * (y - before)
     scale = h * ((1 + w) / (1 + 2 * w))
     y1 = stage(1.0, constant, scale, guess)
-    return Made(y1, (y1 - constant) / scale, (y1 - guess) * ((1 + w) / (1 + 2 * w)))
+    return Made(y1, (y1 - constant) / scale, (y1 - guess) * ((1 + w) / (2 + 3 * w)))
 
 
 def trapezoid(state: State, h: Any, h_before: Any, stage: Stage) -> Made:

@@ -135,8 +135,8 @@ class RootFinder:
 
     def find(
         self, t: Tensor, constant: Tensor, scale: float, guess: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Approximation]:
-        """The root and the last P. Under ``no_grad`` or with nothing that requires grad.
+    ) -> Tensor:
+        """The root. Under ``no_grad`` or with nothing that requires grad.
 
         Args:
             t: time, as the field takes it.
@@ -164,7 +164,7 @@ class RootFinder:
             if size <= self._eps * float(norm(z, weight).item()) or self._close(size, rate):
                 if count > 1:
                     self._rate = max(rate, 1e-3)
-                return z, known
+                return z
             if not self.patient and self._hopeless(size, rate, self.max_iters - count):
                 break
             last = size
