@@ -71,10 +71,11 @@ def solve_ode(
         t: [T] times at which the solution is wanted, increasing or decreasing, repeats allowed; the
             first is the initial time. With ``batched`` also [B, T].
         method: one of ``ctorch.ode.METHODS``; "dopri5", "tsit5", "vern7" and "dopri8" suit most
-            problems, the latter two at tight tolerances.
+            problems, the latter two at tight tolerances; "bdf2" suits stiff ones.
         rtol, atol: tolerances of the local error: numbers, tensors that broadcast to y0, or (pytree
             y0) one for each part. An element's scale is atol + rtol * max(|y|, |y1|); a step is
-            accepted where the norm of the scaled error is at most 1. Ignored by fixed-step methods.
+            accepted where the norm of the scaled error is at most 1. Ignored by fixed-step methods,
+            but for the iterations of implicit ones.
         gradient: "checkpoint" (exact; keeps the accepted states and recomputes one step at a time:
             the memory of the states and of a single step), "backprop" (exact; keeps the graphs of
             the accepted stages: faster, more memory), "adjoint" or ``ContinuousAdjoint(...)``
@@ -96,7 +97,9 @@ def solve_ode(
             time in ``t``.
         args: further arguments of ``func`` and the events; gradients reach tensors in them.
         options: keys of torchdiffeq's ``options``: norm, step_t, jump_t, min_step, max_step,
-            safety, ifactor, dfactor, grid_constructor, perturb, ...
+            safety, ifactor, dfactor, grid_constructor, perturb, ...; of implicit methods also
+            root_finder ("newton", "jacobi_newton", "functional"), diagonal, batch_dims, root_tol,
+            max_iters.
         native: compile the whole solve; not built yet.
         progress: show a progress bar.
         throw: raise ``ctorch.SolveError`` where the solve fails; else return what was reached, with
