@@ -9,6 +9,7 @@ from ctorch._exceptions import GradientError as GradientError
 from ctorch._exceptions import SolveError as SolveError
 from ctorch._version import __version__ as __version__
 from ctorch.autodiff import derivative as derivative
+from ctorch.autodiff import dimwise_derivative as dimwise_derivative
 from ctorch.autodiff import divergence as divergence
 from ctorch.autodiff import jet as jet
 from ctorch.autodiff import laplacian as laplacian

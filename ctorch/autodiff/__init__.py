@@ -8,6 +8,9 @@ from ctorch.autodiff._propagated import MissingRuleError as MissingRuleError
 from ctorch.autodiff._propagated import Propagated as Propagated
 from ctorch.autodiff._propagated import register_jet_rule as register_jet_rule
 from ctorch.autodiff.divergence import divergence as divergence
+from ctorch.autodiff.hollow import Hollow as Hollow
+from ctorch.autodiff.hollow import check_hollow as check_hollow
+from ctorch.autodiff.hollow import dimwise_derivative as dimwise_derivative
 from ctorch.autodiff.jet import derivative as derivative
 from ctorch.autodiff.jet import jet as jet
 from ctorch.autodiff.laplacian import Laplacian as Laplacian

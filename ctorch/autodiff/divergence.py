@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from ctorch.autodiff._blocks import alone, block_size
 from ctorch.autodiff._dtypes import HALF
 from ctorch.autodiff._propagated import MissingRuleError, propagate
 from ctorch.autodiff._tangents import Tangents
+from ctorch.autodiff.hollow import dimwise_derivative
 from ctorch.autodiff.mlp import mlp_for
 from ctorch.ops import mlp
 
@@ -33,6 +35,7 @@ def divergence(
     distribution: str = "rademacher",
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
+    t: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """``f(x)`` and ``sum_i d f_i / d x_i``, in one pass and differentiable any number of times.
 
@@ -50,6 +53,9 @@ def divergence(
             decays and there are six probes or more.
             ``"xtrace"``: the same idea with every probe used for both, leave-one-out (Epperly,
             Tropp and Webber 2024, section 2); unbiased.
+            ``"hollow"``: ``f`` is a hollow net, as ``ctorch.nn.HollowMLP``, not a function of x;
+            exact, from the diagonal that ``ctorch.dimwise_derivative`` gives, at little more than
+            the cost of ``f``.
         probes: products with the Jacobian a sample is granted: default 1 for ``"hutchinson"``, 6
             for ``"hutch++"`` (a multiple of 3) and ``"xtrace"`` (even). Where these two are granted
             d of them or more, they are ``"exact"``, at the cost of d.
@@ -59,14 +65,15 @@ def divergence(
             stay the same during a solve. ``"hutch++"`` uses the first half of them for the
             subspace; two thirds of ``probes`` are needed, and half of them for ``"xtrace"``.
         generator: source of drawn probes.
+        t: time, for ``"hollow"`` alone, whose net is called as ``f(t, x)``; any other method takes
+            ``lambda x: f(t, x)``.
 
     Returns:
         ``(f(x), divergence)``, ``[..., d]`` and ``[...]``.
 
     Raises:
         TypeError, ValueError: arguments do not fit, or ``f`` does not return the shape of ``x``,
-            or is seen to mix samples.
-        NotImplementedError: ``method="hollow"``.
+            or is seen to mix samples, or is not hollow where that is asked for.
 
     Warns:
         UserWarning: ``f`` calls a function without a rule for forward mode; reverse mode is used.
@@ -79,10 +86,12 @@ def divergence(
     """
     _check(f, x, method, distribution)
     d = x.shape[-1]
-    if method == "exact":
+    if t is not None and method != "hollow":
+        raise ValueError(f't: method="{method}" takes a function of x; give lambda x: f(t, x)')
+    if method in ("exact", "hollow"):
         if probes is not None or noise is not None:
-            raise ValueError('probes, noise: method="exact" uses none')
-        return _exact(f, x)
+            raise ValueError(f'probes, noise: method="{method}" uses none')
+        return _exact(f, x) if method == "exact" else _hollow(f, x, t)
     count = _count(method, probes, noise)
     v = _noise(x, count, distribution, noise, generator)
     if method == "hutchinson":
@@ -168,6 +177,11 @@ def _blockwise(f: Field, x: Tensor, seeds: Tensor, size: int) -> tuple[Tensor, T
 def _trace(f: Field, x: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
     value, products = jacobian_products(f, x, seeds)
     return value, products.diagonal(dim1=0, dim2=-1).sum(-1)
+
+
+def _hollow(f: Any, x: Tensor, t: Any) -> tuple[Tensor, Tensor]:
+    value, diagonal = dimwise_derivative(f, x, 1, t)
+    return value, diagonal[0].sum(-1)
 
 
 # ---- estimators
@@ -291,8 +305,6 @@ def _check(f: Field, x: Tensor, method: str, distribution: str) -> None:
         raise ValueError("x: expected [..., d], got a tensor without dims")
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    if method == "hollow":
-        raise NotImplementedError('method="hollow" needs hollow networks, which are not built yet')
     if distribution not in DISTRIBUTIONS:
         raise ValueError(
             f"distribution: expected one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}"

@@ -21,7 +21,9 @@ ADAPTIVE_OPTIONS = {
     "min_step", "max_step", "dtype",
 }  # fmt: skip
 FIXED_OPTIONS = {"norm", "step_size", "grid_constructor", "interp", "perturb", "max_num_steps"}
-ADAMS_OPTIONS = FIXED_OPTIONS | {"max_order", "max_iters"}
+ROOT_OPTIONS = {"root_finder", "root_tol", "max_iters", "diagonal", "batch_dims"}
+ADAMS_OPTIONS = FIXED_OPTIONS | ROOT_OPTIONS | {"max_order"}
+BDF_OPTIONS = ADAPTIVE_OPTIONS | FIXED_OPTIONS | ROOT_OPTIONS
 TAYLOR_OPTIONS = ADAPTIVE_OPTIONS - {"safety", "ifactor", "dfactor"} | {
     "order", "step_size", "grid_constructor",
 }  # fmt: skip

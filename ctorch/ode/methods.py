@@ -9,9 +9,10 @@ from ctorch.ode.tableaus import TABLEAUS
 ADAPTIVE = tuple(name for name, tableau in TABLEAUS.items() if tableau.adaptive)
 FIXED = tuple(name for name, tableau in TABLEAUS.items() if not tableau.adaptive)
 ADAMS = ("explicit_adams", "implicit_adams", "fixed_adams")
+BDF = ("bdf2",)
 TAYLOR = ("taylor",)
 SCIPY = ("scipy_solver",)
-ALL = (*ADAPTIVE, *FIXED, *ADAMS, *TAYLOR, *SCIPY)
+ALL = (*ADAPTIVE, *FIXED, *ADAMS, *BDF, *TAYLOR, *SCIPY)
 
 
 def check_method(method: Any) -> str:

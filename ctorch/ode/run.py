@@ -132,7 +132,7 @@ def max_steps_failure(problem: Problem, t: float, h: float, error: float) -> Fai
         f" t={t:.9g} with step"
         f" h={h:.3e}, error norm {error:.3g}. Loosen rtol and atol, raise max_steps (max_num_steps"
         " in the options of"
-        " odeint), or, if the problem is stiff, use an implicit method (scipy_solver).",
+        " odeint), or, if the problem is stiff, use an implicit method (bdf2).",
         t,
         h,
         error,

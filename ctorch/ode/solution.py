@@ -19,6 +19,7 @@ class Status(enum.IntEnum):
     MAX_STEPS = 2
     STEP_UNDERFLOW = 3  #: the error test wants steps below the resolution of time
     NONFINITE = 4  #: NaN or infinity in the state or the vector field
+    NO_ROOT = 5  #: the iteration for an implicit step did not converge
 
 
 @dataclasses.dataclass
@@ -31,6 +32,7 @@ class Stats:
         vjps: vector-Jacobian products of the vector field in the backward pass (0 until it has
             run).
         nfe_backward: evaluations of the vector field in the backward pass.
+        jacobians: Jacobian matrices formed by an implicit method.
     """
 
     nfe: int = 0
@@ -38,6 +40,7 @@ class Stats:
     rejected: Any = 0
     vjps: int = 0
     nfe_backward: int = 0
+    jacobians: int = 0
 
     @property
     def steps(self) -> Any:

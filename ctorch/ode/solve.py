@@ -14,7 +14,16 @@ from torch.utils import _pytree as pytree
 
 from ctorch._eager import eager
 from ctorch._exceptions import ArgumentError
-from ctorch.ode import adams, arguments, batched_taylor, continuous, methods, scipy_solver, taylor
+from ctorch.ode import (
+    adams,
+    arguments,
+    batched_taylor,
+    continuous,
+    implicit,
+    methods,
+    scipy_solver,
+    taylor,
+)
 from ctorch.ode import batched as batched_solve
 from ctorch.ode.arguments import number
 from ctorch.ode.coefficients import coefficients
@@ -71,10 +80,11 @@ def solve_ode(
         t: [T] times at which the solution is wanted, increasing or decreasing, repeats allowed; the
             first is the initial time. With ``batched`` also [B, T].
         method: one of ``ctorch.ode.METHODS``; "dopri5", "tsit5", "vern7" and "dopri8" suit most
-            problems, the latter two at tight tolerances.
+            problems, the latter two at tight tolerances; "bdf2" suits stiff ones.
         rtol, atol: tolerances of the local error: numbers, tensors that broadcast to y0, or (pytree
             y0) one for each part. An element's scale is atol + rtol * max(|y|, |y1|); a step is
-            accepted where the norm of the scaled error is at most 1. Ignored by fixed-step methods.
+            accepted where the norm of the scaled error is at most 1. Ignored by fixed-step methods,
+            but for the iterations of implicit ones.
         gradient: "checkpoint" (exact; keeps the accepted states and recomputes one step at a time:
             the memory of the states and of a single step), "backprop" (exact; keeps the graphs of
             the accepted stages: faster, more memory), "adjoint" or ``ContinuousAdjoint(...)``
@@ -96,7 +106,9 @@ def solve_ode(
             time in ``t``.
         args: further arguments of ``func`` and the events; gradients reach tensors in them.
         options: keys of torchdiffeq's ``options``: norm, step_t, jump_t, min_step, max_step,
-            safety, ifactor, dfactor, grid_constructor, perturb, ...
+            safety, ifactor, dfactor, grid_constructor, perturb, ...; of implicit methods also
+            root_finder ("newton", "jacobi_newton", "functional"), diagonal, batch_dims, root_tol,
+            max_iters.
         native: compile the whole solve; not built yet.
         progress: show a progress bar.
         throw: raise ``ctorch.SolveError`` where the solve fails; else return what was reached, with
@@ -213,6 +225,8 @@ class Request:
             problem.watch.start(problem.times[0], problem.y0.detach())
         if self.method in methods.SCIPY:
             return (*self._scipy(problem), problem)
+        if self.implicit:
+            return implicit.solve(self, problem)
         if self.method in methods.ADAMS:
             return adams.solve(self, problem)
         if self.method in methods.TAYLOR:
@@ -234,6 +248,13 @@ class Request:
     def differentiates(self) -> bool:
         """Whether a gradient may be asked for."""
         return torch.is_grad_enabled() and self.gradient != "none"
+
+    @property
+    def implicit(self) -> bool:
+        """Whether the equations of implicit steps are solved by a root finder."""
+        finder = self.options.get("root_finder")
+        known = finder in (None, "functional") or self.method == "explicit_adams"
+        return self.method in methods.BDF or (self.method in methods.ADAMS and not known)
 
     @property
     def adjoint(self) -> bool:
@@ -261,6 +282,7 @@ class Request:
             arguments.ADAPTIVE_OPTIONS if adaptive
             else arguments.FIXED_OPTIONS if method in methods.FIXED
             else arguments.ADAMS_OPTIONS if method in methods.ADAMS
+            else arguments.BDF_OPTIONS if method in methods.BDF
             else arguments.TAYLOR_OPTIONS if method in methods.TAYLOR
             else arguments.SCIPY_OPTIONS
         )  # fmt: skip
@@ -272,7 +294,7 @@ class Request:
             ()
             if layout.batched
             else arguments.CALLBACKS
-            if adaptive or method in methods.TAYLOR
+            if adaptive or method in methods.TAYLOR or method in methods.BDF
             else ()
             if method in methods.SCIPY
             else ("callback_step",)
@@ -343,11 +365,16 @@ class Request:
         """The interpolant in which a run's continuous solution is written."""
         if self.method in methods.TAYLOR:
             return taylor.polynomials(run.pieces[0].k.shape[0])
+        if self.implicit:
+            return implicit.polynomials()
         return self.coefficients().p
 
     def knots(self, problem: Problem) -> Callable[[], Iterator[tuple[float, int]]] | None:
         """The grid of a fixed-step solve; None for an adaptive one."""
         if self.method in methods.ADAPTIVE:
+            return None
+        given = (self.options.get(key) for key in ("step_size", "grid_constructor"))
+        if self.method in methods.BDF and all(value is None for value in given):
             return None
         options, times = self.options, problem.times
         step = options.get("step_size", self.dt0)

@@ -1,6 +1,7 @@
 """Operators: each a schema, a reference in plain PyTorch, derivative rules, and often a kernel."""
 
 from ctorch.ops import _kernels
+from ctorch.ops import hollow as hollow
 from ctorch.ops import jet as jet
 from ctorch.ops import mlp as mlp
 from ctorch.ops import runge_kutta as runge_kutta

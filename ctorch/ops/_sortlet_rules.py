@@ -6,16 +6,13 @@ ones are those of the reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctorch.ops import _sortlet_reference as reference
-
-Args = tuple[Any, ...]
-Function = Callable[..., Any]
+from ctorch.ops._by_reference import Args, Function, filled
 
 
 class _Operators:
@@ -85,7 +82,7 @@ def term_backward(args: Args, needed: Sequence[bool], g: Tensor | None) -> Args:
 def term_jvp(args: Args, tangents: Args) -> Tensor:
     """Tangent of a term."""
     scores, shift, _, _, gap = args
-    t, ts = _filled(tangents[:2], (scores, shift))
+    t, ts = filled(tangents[:2], (scores, shift))
     slope: Tensor = ops.term_hessian(scores, shift, torch.ones_like(shift.detach()), t, ts, gap)[2]
     return slope
 
@@ -95,7 +92,7 @@ def term_gradient_backward(
 ) -> Args:
     """Cotangents of (scores, shift, g, gap)."""
     scores, shift, g, gap = args
-    v, u = _filled((v, u), (scores, shift))
+    v, u = filled((v, u), (scores, shift))
     return (*ops.term_hessian(scores, shift, g, v, u, gap), None)
 
 
@@ -105,45 +102,11 @@ def term_gradient_jvp(args: Args, tangents: Args) -> Args:
     t, ts, tg, _ = tangents
     parts = []
     if t is not None or ts is not None:
-        v, u = _filled((t, ts), (scores, shift))
+        v, u = filled((t, ts), (scores, shift))
         parts.append(ops.term_hessian(scores, shift, g, v, u, gap)[:2])
     if tg is not None:
         parts.append(ops.term_gradient(scores, shift, tg, gap))
     return tuple(_sum(list(each)) for each in zip(*parts, strict=True))
-
-
-# ---- operators whose derivatives are those of the reference
-
-
-def of_reference(name: str, floating: int) -> dict[str, Function]:
-    """Backward and jvp of an operator whose first ``floating`` arguments are differentiable."""
-    function = getattr(reference, name)
-
-    def backward(args: Args, needed: Sequence[bool], *grads: Tensor | None) -> Args:
-        inputs, rest = args[:floating], args[floating:]
-        outs, pull = _vjp(lambda *xs: function(*xs, *rest), *inputs)
-        return (*pull(_filled(grads, outs)), *(None for _ in rest))
-
-    def jvp(args: Args, tangents: Args) -> Args:
-        inputs, rest = args[:floating], args[floating:]
-        outs: Args = _pushed(lambda *xs: function(*xs, *rest), inputs, tangents[:floating])
-        return outs
-
-    return {"backward": backward, "jvp": jvp}
-
-
-def _pushed(f: Function, inputs: Args, tangents: Args) -> Args:
-    """A jvp by two vjps: forward mode of torch would run below the level that asks."""
-    outs, pull = _vjp(f, *inputs)
-    zeros = tuple(torch.zeros_like(out) for out in outs)
-    _, push = _vjp(lambda *cotangents: pull(cotangents), *zeros)
-    result: Args = push(_filled(tangents, inputs))
-    return result
-
-
-def _vjp(f: Function, *inputs: Tensor) -> tuple[Any, Function]:
-    outs, pull = torch.func.vjp(f, *inputs)[:2]
-    return outs, pull
 
 
 # ---- batching
@@ -165,12 +128,6 @@ def mapped(leads: Sequence[int], out_leads: Sequence[int]) -> Function:
         return call(*moved), (tuple(out_leads) if len(out_leads) > 1 else out_leads[0])
 
     return vmap
-
-
-def _filled(parts: Sequence[Tensor | None], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.zeros_like(x) if part is None else part for part, x in zip(parts, like, strict=True)
-    )
 
 
 def _sum(parts: list[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from ctorch.ops import _sortlet_reference as reference
 from ctorch.ops import _sortlet_rules as rules
+from ctorch.ops._by_reference import of_reference
 from ctorch.ops._op import define
 
 GAPS = {"linear": reference.LINEAR, "tanh": reference.TANH}
@@ -207,7 +208,7 @@ sortlet_hessian = define(
     reference.hessian,
     fake=lambda scores, g, v, gap: (_list(scores), _scores(scores)),
     vmap=rules.mapped([0, 0, 0], [0, 0]),
-    **rules.of_reference("hessian", 3),
+    **of_reference(reference.hessian, 3),
 )
 sortlet_laplacian = define(
     "sortlet_laplacian(Tensor scores, Tensor rows, Tensor lap, int gap) "
@@ -215,7 +216,7 @@ sortlet_laplacian = define(
     reference.laplacian,
     fake=lambda scores, rows, lap, gap: (_rows(rows), _list(scores), _list(scores)),
     vmap=rules.mapped([0, 1, 0], [1, 0, 0]),
-    **rules.of_reference("laplacian", 3),
+    **of_reference(reference.laplacian, 3),
 )
 sortlet_term = define(
     "sortlet_term(Tensor scores, Tensor shift, Tensor sign, Tensor logabs, int gap) -> Tensor",
@@ -239,7 +240,7 @@ sortlet_term_hessian = define(
     reference.term_hessian,
     fake=lambda scores, shift, g, v, u, gap: (_scores(scores), _list(scores), _list(scores)),
     vmap=rules.mapped([0, 0, 0, 0, 0], [0, 0, 0]),
-    **rules.of_reference("term_hessian", 5),
+    **of_reference(reference.term_hessian, 5),
 )
 sortlet_term_laplacian = define(
     "sortlet_term_laplacian(Tensor scores, Tensor shift, Tensor rows, Tensor lap, int gap) "
@@ -247,7 +248,7 @@ sortlet_term_laplacian = define(
     reference.term_laplacian,
     fake=lambda scores, shift, rows, lap, gap: (_list(scores), _rows(rows), _list(scores)),
     vmap=rules.mapped([0, 0, 1, 0], [0, 1, 0]),
-    **rules.of_reference("term_laplacian", 4),
+    **of_reference(reference.term_laplacian, 4),
 )
 rules.ops.gradient = sortlet_gradient
 rules.ops.hessian = sortlet_hessian

@@ -227,7 +227,8 @@ def test_transforms():
     ("arguments", "error", "message"),
     [
         ({"method": "exct"}, ValueError, "method"),
-        ({"method": "hollow"}, NotImplementedError, "hollow"),
+        ({"method": "hollow"}, TypeError, "expected a hollow net"),
+        ({"t": 0.0}, ValueError, "lambda x: f\\(t, x\\)"),
         ({"probes": 3}, ValueError, "probes"),
         ({"method": "hutchinson", "probes": 0}, ValueError, "probes"),
         ({"method": "hutchinson", "probes": 1.5}, TypeError, "probes"),

@@ -7,6 +7,7 @@ from ctorch.autodiff.rules import convolution as convolution
 from ctorch.autodiff.rules import einsum as einsum
 from ctorch.autodiff.rules import elementwise as elementwise
 from ctorch.autodiff.rules import fourier as fourier
+from ctorch.autodiff.rules import hollow as hollow
 from ctorch.autodiff.rules import indexing as indexing
 from ctorch.autodiff.rules import laplacian as laplacian
 from ctorch.autodiff.rules import laplacian_attention as laplacian_attention
