@@ -59,6 +59,10 @@ class HollowMLP(HollowNet):
         True
     """
 
+    mask_in: Tensor
+    mask: Tensor
+    mask_out: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -76,11 +80,8 @@ class HollowMLP(HollowNet):
         options = {"dtype": dtype, "device": device}
         copies = 1 if shared else check_size("dim", dim)
         super().__init__(context, hidden, copies, activation, time, options)
-        self.dim, self.depth, self.shared = (
-            check_size("dim", dim),
-            check_size("depth", depth),
-            shared,
-        )
+        self.dim, self.depth = check_size("dim", dim), check_size("depth", depth)
+        self.shared = shared
         width = max(DEFAULT_WIDTH, dim) if width is None else check_size("width", width)
         self.width = width
         into, inner, seen = _masks(dim, width)
@@ -104,7 +105,8 @@ class HollowMLP(HollowNet):
     def conditioner(self, t: Any, x: Tensor) -> Tensor:
         check_last(x, self.dim)
         z = F.linear(x, self.weight_in * self.mask_in, self.bias_in)
-        a = self._act(self._timed(z, t, self.weight_time))
+        t = self._time_of(t, x)
+        a = self._act(z if t is None else z + t * self.weight_time)
         for weight, bias in zip(self.weights, self.biases, strict=True):
             up, down = (weight * self.mask).unbind(0)
             falling, rising = a.split(self.width, -1)
@@ -112,8 +114,9 @@ class HollowMLP(HollowNet):
         window = self.weight_out.shape[1]
         rows = a.reshape(-1, 2 * self.width).unfold(-1, window, self._step).transpose(0, 1)
         h = torch.baddbmm(self.bias_out, rows, self.weight_out * self.mask_out)  # [n, B, s H]
-        h = h.transpose(0, 1).reshape(*a.shape[:-1], -1, self.context)
-        return h if h.shape[-2] == self.dim else h[..., : self.dim, :]
+        dims = h.shape[0] * h.shape[2] // self.context
+        h = h.transpose(0, 1).reshape(*x.shape[:-1], dims, self.context)
+        return h if dims == self.dim else h[..., : self.dim, :]
 
     def extra_repr(self) -> str:
         return self._repr(dim=self.dim, width=self.width, depth=self.depth, shared=self.shared)

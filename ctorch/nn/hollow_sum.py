@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctorch.nn._hollow import HollowNet, check_last, check_size, scaled
+from ctorch.nn._hollow import HollowNet, check_last, check_size, one_more_dim, scaled
 
 CHUNK = 64  # dims that are summed by one product
 
@@ -82,7 +82,8 @@ class HollowSum(HollowNet):
         total = sums_of_others(phi.flatten(1)) * max(d - 1, 1) ** -0.5
         total = total.unflatten(1, (-1, self.context)).transpose(0, 1)
         z = total.reshape(*x.shape, self.context) + self.bias_out
-        return self._act(self._timed(z, t, self.weight_time, extra=1))
+        t = self._time_of(t, x)
+        return self._act(z if t is None else z + one_more_dim(t) * self.weight_time)
 
     def extra_repr(self) -> str:
         return self._repr(dim=self.dim, features=self.features, shared=self.shared)
