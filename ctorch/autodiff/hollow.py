@@ -211,8 +211,8 @@ def _check_conditioner(hollow: Hollow, x: Tensor, t: Time, dims: Tensor) -> None
     for i, size in zip(dims.tolist(), leak.tolist(), strict=True):
         if size != 0:  # NaN too
             raise ValueError(
-                f"net: not hollow: h[..., {i}, :] depends on x[..., {i}] (its derivative is "
-                f"{size:.3g} somewhere, expected exactly 0)"
+                f"net: not hollow: h[..., {i}, :] depends on x[..., {i}] (along some direction "
+                f"its derivative is {size:.3g}, expected exactly 0)"
             )
 
 

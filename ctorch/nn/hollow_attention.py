@@ -165,7 +165,7 @@ class MaskedHollowAttention:
 
 
 class _Layer(nn.Module):
-    """Contexts look at contents; then both pass through nets of their own."""
+    """Contents pass through a net, contexts look at them, and pass through a net too."""
 
     def __init__(
         self, width: int, heads: int, act: Callable[[Tensor], Tensor], options: dict[str, Any]
@@ -181,10 +181,10 @@ class _Layer(nn.Module):
         self.down_content = nn.Linear(2 * width, width, **options)
 
     def forward(self, c: Tensor, e: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        e = e + self.down_content(self.act(self.up_content(e)))
         k, v = self.content(e).chunk(2, -1)
         c = c + self.join(self._attend(self.query(c), k, v, hidden))
-        c = c + self.down(self.act(self.up(c)))
-        return c, e + self.down_content(self.act(self.up_content(e)))
+        return c + self.down(self.act(self.up(c))), e
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for x in (q, k, v))

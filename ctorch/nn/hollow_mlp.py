@@ -111,12 +111,19 @@ class HollowMLP(HollowNet):
             up, down = (weight * self.mask).unbind(0)
             falling, rising = a.split(self.width, -1)
             a = self._act(torch.cat([F.linear(falling, up), F.linear(rising, down)], -1) + bias)
-        window = self.weight_out.shape[1]
-        rows = a.reshape(-1, 2 * self.width).unfold(-1, window, self._step).transpose(0, 1)
+        rows = self._stretches(a.reshape(-1, 2 * self.width))
         h = torch.baddbmm(self.bias_out, rows, self.weight_out * self.mask_out)  # [n, B, s H]
         dims = h.shape[0] * h.shape[2] // self.context
         h = h.transpose(0, 1).reshape(*x.shape[:-1], dims, self.context)
         return h if dims == self.dim else h[..., : self.dim, :]
+
+    def _stretches(self, a: Tensor) -> Tensor:
+        """The windows [n, B, window] of units [B, 2 W]."""
+        count, window, step = *self.weight_out.shape[:2], self._step
+        if not a.requires_grad:
+            return a.unfold(-1, window, step).transpose(0, 1)  # without a copy
+        # the derivative of unfold has no batching rule
+        return torch.stack([a.narrow(1, c * step, window) for c in range(count)])
 
     def extra_repr(self) -> str:
         return self._repr(dim=self.dim, width=self.width, depth=self.depth, shared=self.shared)
