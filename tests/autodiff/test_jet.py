@@ -244,3 +244,8 @@ def test_conversion_of_a_number_that_carries_derivatives_names_the_remedy():
     x = torch.rand(3)
     with pytest.raises(TypeError, match=r"torch\.stack"):
         derivative(lambda z: torch.tensor([z[0], z[1]]), x, x, 1)
+
+
+def test_dividing_by_a_number_that_float32_does_not_hold_keeps_float64():
+    x = torch.ones(3, dtype=torch.float64)
+    assert_close(ctorch.derivative(lambda x: x / 1.3, x, x, 1), x / 1.3, rtol=1e-15, atol=0)
