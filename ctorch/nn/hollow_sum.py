@@ -78,8 +78,9 @@ class HollowSum(HollowNet):
             check_last(x, self.dim)
         d = x.shape[-1]
         columns = x.reshape(-1, d).t().unsqueeze(-1)  # [d, B, 1]: the dims are a batch of nets
-        phi = self._act(columns * self.weight_in + self.bias_in) @ self.weight_out
-        total = sums_of_others(phi.flatten(1)) * max(d - 1, 1) ** -0.5
+        z = torch.addcmul(self.bias_in, columns, self.weight_in)
+        phi = self._act(z) @ self.weight_out
+        total = sums_of_others(phi.flatten(1), max(d - 1, 1) ** -0.5)
         total = total.unflatten(1, (-1, self.context)).transpose(0, 1)
         z = total.reshape(*x.shape, self.context) + self.bias_out
         t = self._time_of(t, x)
@@ -89,14 +90,14 @@ class HollowSum(HollowNet):
         return self._repr(dim=self.dim, features=self.features, shared=self.shared)
 
 
-def sums_of_others(x: Tensor) -> Tensor:
-    """``y_i = sum_{j != i} x_j`` of ``x`` [d, n], in which ``y_i`` keeps its bits when x_i changes.
+def sums_of_others(x: Tensor, scale: float = 1.0) -> Tensor:
+    """``scale * sum_{j != i} x_j`` for each i of ``x`` [d, n]; x_i changes no bit of the i-th.
 
     In O(d): within chunks by a product, and of the chunks' sums in the same way.
     """
     d = x.shape[0]
     chunk = min(d, CHUNK)
-    others = 1 - torch.eye(chunk, dtype=x.dtype, device=x.device)
+    others = scale * (1 - torch.eye(chunk, dtype=x.dtype, device=x.device))
     if d == chunk:
         return others @ x
     count = -(-d // chunk)
@@ -104,4 +105,4 @@ def sums_of_others(x: Tensor) -> Tensor:
         x = torch.cat([x, x.new_zeros(count * chunk - d, x.shape[1])])
     parts = x.unflatten(0, (count, chunk))
     within = others @ parts
-    return (within + sums_of_others(parts.sum(1)).unsqueeze(1)).flatten(0, 1)[:d]
+    return (within + sums_of_others(parts.sum(1), scale).unsqueeze(1)).flatten(0, 1)[:d]

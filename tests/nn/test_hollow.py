@@ -223,7 +223,7 @@ class TestAttention:
         class Naive(HollowAttention):
             def conditioner(self, t, x):
                 c = self.seed + x.unsqueeze(-1) * self.weight_in
-                own = torch.eye(5, dtype=torch.bool)
+                own = torch.zeros(5, 5).fill_diagonal_(-torch.inf)
                 h = torch.zeros_like(c)
                 for layer in self.layers:
                     k, v = layer.content(c).chunk(2, -1)
