@@ -1,6 +1,6 @@
 """Hollow nets: a function together with its diagonal derivatives, against the function alone.
 
-    python benchmarks/hollow.py             everything, about two minutes
+    python benchmarks/hollow.py             everything, some minutes
     python benchmarks/hollow.py --quick     a taste in under 20 s
 
 Float32, one thread unless --threads says otherwise; all cases of one d in shuffled rounds in one
@@ -85,7 +85,7 @@ def case(name: str, run: Task) -> Case:
 
 
 def measure(title: str, cases: list[Case], chosen: argparse.Namespace) -> dict[str, Case]:
-    rounds, shortest = (3, 0.005) if chosen.quick else (chosen.rounds, 0.02)
+    rounds, shortest = (5, 0.002) if chosen.quick else (chosen.rounds, 0.005)
     done = interleave(cases, rounds, shortest=shortest, clock=chosen.clock)
     parts = [f"{c.name} {c.median * 1e6:8.0f} ({100 * c.spread:3.0f}%)" for c in done]
     print(f"{title:28s}" + "   ".join(parts), flush=True)
@@ -164,7 +164,7 @@ def growth(chosen: argparse.Namespace) -> list[Goal]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few rounds, few sizes")
-    parser.add_argument("--rounds", type=int, default=11, help="timings of each case")
+    parser.add_argument("--rounds", type=int, default=41, help="timings of each case")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: one thread")
     chosen = parser.parse_args()

@@ -15,9 +15,8 @@ from torch.testing import assert_close
 
 import ctorch
 from ctorch.autodiff import check_hollow
-from ctorch.nn import HollowAttention, HollowMLP, HollowSum
+from ctorch.nn import HollowAttention, HollowMLP, HollowSum, hollow_sum
 from ctorch.nn import hollow_mlp as mlp
-from ctorch.nn import hollow_sum
 from tests.nn.hollow_nets import F64, NETS, make, points
 
 EXACT = pytest.mark.parametrize("name", NETS)
