@@ -82,11 +82,11 @@ class HollowSum(HollowNet):
         rows = x.reshape(_count(x.shape[:-1]), x.shape[-1])
         size = max(1, BLOCK // (x.shape[-1] * self.context))
         blocks = rows.split(size)
-        lates: Sequence[Tensor | None] = [late] * len(blocks)
+        times: Sequence[Tensor | None] = [late] * len(blocks)
         if late is not None and late.ndim > 1:  # times of samples
             late = late.expand(*x.shape[:-1], 1, self.context)
-            lates = late.reshape(rows.shape[0], 1, self.context).split(size)
-        h = torch.cat([self._contexts(*pair) for pair in zip(blocks, lates, strict=True)])
+            times = late.reshape(rows.shape[0], 1, self.context).split(size)
+        h = torch.cat([self._contexts(*pair) for pair in zip(blocks, times, strict=True)])
         return h if x.ndim == 2 else h.reshape(*x.shape, self.context)
 
     def _contexts(self, x: Tensor, late: Tensor | None) -> Tensor:
