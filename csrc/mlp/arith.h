@@ -13,7 +13,7 @@ template <typename S>
 CT_MLP_INLINE typename S::V product(const S& s, int a, int b, int k) {
   const int last = s.degree(a) < k ? s.degree(a) : k;
   typename S::V total = s.get(a, 0) * s.get(b, k);
-#pragma GCC unroll 16
+  CT_MLP_EACH
   for (int j = 1; j <= last; ++j) total += s.get(a, j) * s.get(b, k - j);
   return total;
 }
@@ -24,7 +24,7 @@ CT_MLP_INLINE typename S::V integral(const S& s, int slope, int z, int k) {
   using T = typename S::T;
   const int last = s.degree(z) < k ? s.degree(z) : k;
   typename S::V total = s.get(z, 1) * s.get(slope, k - 1);
-#pragma GCC unroll 16
+  CT_MLP_EACH
   for (int j = 2; j <= last; ++j) total += (T(j) * s.get(z, j)) * s.get(slope, k - j);
   return total * (T(1) / T(k));
 }
@@ -35,7 +35,7 @@ CT_MLP_INLINE typename S::V square(const S& s, int a, int k) {
   using T = typename S::T;
   if (k == 0) return s.get(a, 0) * s.get(a, 0);
   typename S::V total = s.get(a, 0) * s.get(a, k);
-#pragma GCC unroll 16
+  CT_MLP_EACH
   for (int j = 1; 2 * j < k; ++j) total += s.get(a, j) * s.get(a, k - j);
   total *= T(2);
   if (k % 2 == 0) total += s.get(a, k / 2) * s.get(a, k / 2);
@@ -67,15 +67,15 @@ struct Relu {
   template <bool kSlope, typename S>
   static CT_MLP_INLINE void order(S& s, int k, typename S::T) {
     using V = typename S::V;
-    const auto on = s.get(kZ, 0) > V{};
+    const auto off = s.get(kZ, 0) <= V{};  // NaN goes through
     const V z = k <= s.degree(kZ) ? s.get(kZ, k) : V{};
-    s.set(kY, k, on ? z : V{});
-    if (kSlope) s.set(kU, k, on ? splat<typename S::T>(k == 0) : V{});
+    s.set(kY, k, off ? V{} : z);
+    if (kSlope) s.set(kU, k, off ? V{} : splat<typename S::T>(k == 0));
   }
   template <typename T>
   static CT_MLP_INLINE Slopes<T> slopes(const Vector<T>& z, T) {
-    const auto on = z > Vector<T>{};
-    return {on ? z : Vector<T>{}, on ? splat<T>(1) : Vector<T>{}, splat<T>(0), splat<T>(0)};
+    const auto off = z <= Vector<T>{};
+    return {off ? Vector<T>{} : z, off ? Vector<T>{} : splat<T>(1), splat<T>(0), splat<T>(0)};
   }
 };
 

@@ -10,31 +10,7 @@
 
 #define CT_MLP_INLINE __attribute__((always_inline)) inline
 
-// Calls Family<Op>::call for the activation of that number. No lambda: it would not be compiled for
-// the instruction set of its surroundings.
-#define CT_MLP_BY_ACTIVATION(activation, Family, call) \
-  switch (activation) {                                \
-    case Activation::kIdentity:                        \
-      return Family<Identity>::call;                   \
-    case Activation::kRelu:                            \
-      return Family<Relu>::call;                       \
-    case Activation::kTanh:                            \
-      return Family<Tanh>::call;                       \
-    case Activation::kSigmoid:                         \
-      return Family<Sigmoid>::call;                    \
-    case Activation::kSoftplus:                        \
-      return Family<Softplus>::call;                   \
-    case Activation::kExp:                             \
-      return Family<Exp>::call;                        \
-    case Activation::kSin:                             \
-      return Family<Sin>::call;                        \
-    case Activation::kSilu:                            \
-      return Family<Silu>::call;                       \
-    case Activation::kGelu:                            \
-      return Family<Gelu>::call;                       \
-    default:                                           \
-      return Family<GeluTanh>::call;                   \
-  }
+#define CT_MLP_EACH _Pragma("GCC unroll 16")
 
 #if defined(__GNUC__)  // these vectors are never passed between functions that are not inlined
 #pragma GCC diagnostic ignored "-Wpsabi"

@@ -21,6 +21,32 @@ enum class Activation : int {  // in the order of ACTIVATIONS in ctorch/ops/_mlp
   kCount
 };
 
+// Calls Family<Op>::call for the activation of that number. No lambda: it would not be compiled for
+// the instruction set of its surroundings.
+#define CT_MLP_BY_ACTIVATION(activation, Family, call) \
+  switch (activation) {                                \
+    case Activation::kIdentity:                        \
+      return Family<Identity>::call;                   \
+    case Activation::kRelu:                            \
+      return Family<Relu>::call;                       \
+    case Activation::kTanh:                            \
+      return Family<Tanh>::call;                       \
+    case Activation::kSigmoid:                         \
+      return Family<Sigmoid>::call;                    \
+    case Activation::kSoftplus:                        \
+      return Family<Softplus>::call;                   \
+    case Activation::kExp:                             \
+      return Family<Exp>::call;                        \
+    case Activation::kSin:                             \
+      return Family<Sin>::call;                        \
+    case Activation::kSilu:                            \
+      return Family<Silu>::call;                       \
+    case Activation::kGelu:                            \
+      return Family<Gelu>::call;                       \
+    default:                                           \
+      return Family<GeluTanh>::call;                   \
+  }
+
 enum : int { kZ = 0, kY = 1, kU = 2, kBeside = 3, kMaxSeries = 9 };  // see arith.h
 
 constexpr double kInverseFactorial[] = {1.0,

@@ -134,7 +134,7 @@ def dimwise_derivative(
     value, rest = stack[0], stack[1:]
     if order < 2:
         return value, rest
-    scales = [factorial(k) for k in range(1, order + 1)]
+    scales = [factorial(k, stack.dtype) for k in range(1, order + 1)]
     return value, rest * rest.new_tensor(scales).reshape(-1, *(1,) * x.ndim)
 
 
@@ -211,8 +211,8 @@ def _check_conditioner(hollow: Hollow, x: Tensor, t: Time, dims: Tensor) -> None
     for i, size in zip(dims.tolist(), leak.tolist(), strict=True):
         if size != 0:  # NaN too
             raise ValueError(
-                f"net: not hollow: h[..., {i}, :] depends on x[..., {i}] (its derivative is "
-                f"{size:.3g} somewhere, expected exactly 0)"
+                f"net: not hollow: h[..., {i}, :] depends on x[..., {i}] (along some direction "
+                f"its derivative is {size:.3g}, expected exactly 0)"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -57,8 +58,7 @@ class HollowNet(nn.Module):
         self.time = time
         sizes = (1 + context, *self.hidden, 1)
         self.tau_weights = nn.ParameterList(
-            scaled((copies, out, into), into, options)
-            for into, out in zip(sizes, sizes[1:], strict=False)
+            scaled((copies, out, into), into, options) for into, out in pairwise(sizes)
         )
         with torch.no_grad():  # x_i weighs as much as all of h_i
             self.tau_weights[0][..., 0] *= (sizes[0] / 2) ** 0.5
@@ -97,20 +97,22 @@ class HollowNet(nn.Module):
     def _act(self, z: Tensor) -> Tensor:
         return ACTIVATIONS[self.activation](z)
 
-    def _timed(self, z: Tensor, t: Any, weight: Tensor | None, extra: int = 0) -> Tensor:
-        """``z + t * weight``, z [..., width], or [..., d, width] with one extra dim."""
-        if weight is None:
-            return z
+    def _time_of(self, t: Any, x: Tensor) -> Any:
+        """The time as it enters the net: None, a number, or a tensor like x [..., 1]."""
+        if not self.time:
+            return None
         if t is None:
             raise ValueError("t: this net takes time; give it, or make the net with time=False")
-        if getattr(t, "ndim", 0) and t.shape[-1] != 1:
+        if isinstance(t, (int, float)):
+            return t
+        wanted = (*x.shape[:-1], 1)
+        sizes = zip(reversed(t.shape), reversed(wanted), strict=False)
+        if t.ndim and (t.ndim > len(wanted) or any(a not in (1, b) for a, b in sizes)):
             raise ValueError(
-                f"t: expected a number or a tensor that broadcasts against [..., 1], got "
+                f"t: expected a number or a tensor that broadcasts to {wanted}, got "
                 f"{tuple(t.shape)}; a time for each sample is [B, 1]"
             )
-        if extra and getattr(t, "ndim", 0):
-            t = t.unsqueeze(-1)
-        return z + t * weight
+        return t if t.dtype is x.dtype else t.to(x.dtype)
 
     def _repr(self, **shown: Any) -> str:
         common = {
@@ -139,3 +141,8 @@ def check_last(x: Any, d: int) -> None:
     """Refuses x that is not [..., d]."""
     if x.ndim < 1 or x.shape[-1] != d:
         raise ValueError(f"x: expected [..., {d}] for this net, got {tuple(x.shape)}")
+
+
+def one_more_dim(t: Any) -> Any:
+    """A time [..., 1] as [..., 1, 1]; a number stays one."""
+    return t.unsqueeze(-1) if getattr(t, "ndim", 0) else t

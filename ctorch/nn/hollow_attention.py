@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ctorch.autodiff.hollow import Hollow
-from ctorch.nn._hollow import HollowNet, check_size, scaled
+from ctorch.nn._hollow import ACTIVATIONS, HollowNet, check_size, one_more_dim, scaled
 from ctorch.ops.hollow import transform
 
 
@@ -87,7 +87,9 @@ class HollowAttention(HollowNet):
         self.weight_in = scaled((width,), 1, options)
         self.weight_time = scaled((width,), 1, options) if time else None
         self.nothing = scaled((width,), 1, options)  # the content beside those of x
-        self.layers = nn.ModuleList(_Layer(width, options) for _ in range(depth))
+        self.layers = nn.ModuleList(
+            _Layer(width, heads, ACTIVATIONS[activation], options) for _ in range(depth)
+        )
         self.out = nn.Linear(width, context, **options)
 
     def conditioner(self, t: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -97,17 +99,19 @@ class HollowAttention(HollowNet):
             raise ValueError(f"x: expected {want} dimensions for this net, got {tuple(x.shape)}")
         places = d if self.dim is not None else 1
         e = x.unsqueeze(-1) * self.weight_in + self.place[:places]
-        e = self._act(self._timed(e, t, self.weight_time, extra=1))
-        c = self._timed(self.seed[:places], t, self.weight_time, extra=1)
+        c = self.seed[:places]
+        t = self._time_of(t, x)
+        if t is not None:
+            late = one_more_dim(t) * self.weight_time
+            e, c = e + late, c + late
+        e = self._act(e)
         e = torch.cat([e, self.nothing.expand(*x.shape[:-1], 1, -1)], -2)
         c = c.expand(*x.shape, -1)
-        hidden = _hidden(d, mask, x.device)
+        barrier = _barrier(x, mask)
         for layer in self.layers:
-            q, (k, v) = layer.query(c), layer.content(e).chunk(2, -1)
-            c = c + layer.join(self._attend(q, k, v, hidden))
-            c = c + layer.down(self._act(layer.up(c)))
-            e = e + layer.down_content(self._act(layer.up_content(e)))
-        return self.out(c)
+            c, e = layer(c, e, barrier)
+        h: Tensor = self.out(c)
+        return h
 
     def masked(self, mask: Tensor) -> MaskedHollowAttention:
         """The same net on a batch in which some dimensions of some samples are absent.
@@ -124,8 +128,8 @@ class HollowAttention(HollowNet):
             >>> net = ctorch.nn.HollowAttention(4, time=False)
             >>> x = torch.tensor([[1.0, 2.0, torch.nan, torch.nan]])
             >>> value = net.masked(~x.isnan())(None, x)
-            >>> torch.allclose(value[:, :2], net(None, x[:, :2])), value[:, 2:]
-            (True, tensor([[0., 0.]]))
+            >>> torch.allclose(value[:, :2], net(None, x[:, :2])), value[0, 2:].tolist()
+            (True, [0.0, 0.0])
         """
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
@@ -135,12 +139,6 @@ class HollowAttention(HollowNet):
     def extra_repr(self) -> str:
         shown = {"dim": self.dim, "width": self.width, "heads": self.heads, "depth": self.depth}
         return self._repr(**shown, shared=self.shared)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for x in (q, k, v))
-        scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        return (weights @ v).transpose(-2, -3).flatten(-2)
 
 
 class MaskedHollowAttention:
@@ -167,10 +165,13 @@ class MaskedHollowAttention:
 
 
 class _Layer(nn.Module):
-    """Maps of one layer: of contexts, and of contents."""
+    """Contents pass through a net, contexts look at them, and pass through a net too."""
 
-    def __init__(self, width: int, options: dict[str, Any]) -> None:
+    def __init__(
+        self, width: int, heads: int, act: Callable[[Tensor], Tensor], options: dict[str, Any]
+    ) -> None:
         super().__init__()
+        self.heads, self.act = heads, act
         self.query = nn.Linear(width, width, **options)
         self.content = nn.Linear(width, 2 * width, **options)
         self.join = nn.Linear(width, width, **options)
@@ -179,11 +180,26 @@ class _Layer(nn.Module):
         self.up_content = nn.Linear(width, 2 * width, **options)
         self.down_content = nn.Linear(2 * width, width, **options)
 
+    def forward(self, c: Tensor, e: Tensor, barrier: Tensor) -> tuple[Tensor, Tensor]:
+        e = e + self.down_content(self.act(self.up_content(e)))
+        k, v = self.content(e).chunk(2, -1)
+        c = c + self.join(self._attend(self.query(c), k, v, barrier))
+        return c + self.down(self.act(self.up(c))), e
 
-def _hidden(d: int, mask: Tensor | None, device: torch.device) -> Tensor:
-    """Which of the d + 1 contents each context must not see: [d, d + 1] or [..., 1, d, d + 1]."""
-    own = torch.eye(d, d + 1, dtype=torch.bool, device=device)
-    if mask is None:
-        return own
-    absent = nn.functional.pad(~mask, (0, 1), value=False)
-    return own | absent[..., None, None, :]
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, barrier: Tensor) -> Tensor:
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for x in (q, k, v))
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        weights = (scores + barrier).softmax(-1)
+        return (weights @ v).transpose(-2, -3).flatten(-2)
+
+
+def _barrier(x: Tensor, mask: Tensor | None) -> Tensor:
+    """0, or ``-inf`` for contents that a context must not see: its own, and absent ones.
+
+    [d, d + 1], with a mask [..., 1, d, d + 1]; the content beside those of x is the last.
+    """
+    d = x.shape[-1]
+    hidden = torch.eye(d, d + 1, dtype=torch.bool, device=x.device)
+    if mask is not None:
+        hidden = hidden | nn.functional.pad(~mask, (0, 1), value=False)[..., None, None, :]
+    return torch.zeros(hidden.shape, dtype=x.dtype, device=x.device).masked_fill(hidden, -torch.inf)

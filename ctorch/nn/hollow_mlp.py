@@ -59,6 +59,10 @@ class HollowMLP(HollowNet):
         True
     """
 
+    mask_in: Tensor
+    mask: Tensor
+    mask_out: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -76,11 +80,8 @@ class HollowMLP(HollowNet):
         options = {"dtype": dtype, "device": device}
         copies = 1 if shared else check_size("dim", dim)
         super().__init__(context, hidden, copies, activation, time, options)
-        self.dim, self.depth, self.shared = (
-            check_size("dim", dim),
-            check_size("depth", depth),
-            shared,
-        )
+        self.dim, self.depth = check_size("dim", dim), check_size("depth", depth)
+        self.shared = shared
         width = max(DEFAULT_WIDTH, dim) if width is None else check_size("width", width)
         self.width = width
         into, inner, seen = _masks(dim, width)
@@ -99,21 +100,30 @@ class HollowMLP(HollowNet):
         self.weight_out = scaled(tuple(mask_out.shape), fan_in, options)
         self.bias_out = nn.Parameter(torch.zeros(len(windows), 1, mask_out.shape[-1], **options))
         for name, mask in (("mask_in", into), ("mask", inner), ("mask_out", mask_out)):
-            self.register_buffer(name, mask.to(**options), persistent=False)
+            self.register_buffer(name, mask.to(self.weight_in), persistent=False)
 
     def conditioner(self, t: Any, x: Tensor) -> Tensor:
         check_last(x, self.dim)
         z = F.linear(x, self.weight_in * self.mask_in, self.bias_in)
-        a = self._act(self._timed(z, t, self.weight_time))
+        t = self._time_of(t, x)
+        a = self._act(z if t is None else z + t * self.weight_time)
         for weight, bias in zip(self.weights, self.biases, strict=True):
             up, down = (weight * self.mask).unbind(0)
             falling, rising = a.split(self.width, -1)
             a = self._act(torch.cat([F.linear(falling, up), F.linear(rising, down)], -1) + bias)
-        window = self.weight_out.shape[1]
-        rows = a.reshape(-1, 2 * self.width).unfold(-1, window, self._step).transpose(0, 1)
+        rows = self._stretches(a.reshape(-1, 2 * self.width))
         h = torch.baddbmm(self.bias_out, rows, self.weight_out * self.mask_out)  # [n, B, s H]
-        h = h.transpose(0, 1).reshape(*a.shape[:-1], -1, self.context)
-        return h if h.shape[-2] == self.dim else h[..., : self.dim, :]
+        dims = h.shape[0] * h.shape[2] // self.context
+        h = h.transpose(0, 1).reshape(*x.shape[:-1], dims, self.context)
+        return h if dims == self.dim else h[..., : self.dim, :]
+
+    def _stretches(self, a: Tensor) -> Tensor:
+        """The windows [n, B, window] of units [B, 2 W]."""
+        count, window, step = *self.weight_out.shape[:2], self._step
+        if not a.requires_grad:
+            return a.unfold(-1, window, step).transpose(0, 1)  # without a copy
+        # the derivative of unfold has no batching rule
+        return torch.stack([a.narrow(1, c * step, window) for c in range(count)])
 
     def extra_repr(self) -> str:
         return self._repr(dim=self.dim, width=self.width, depth=self.depth, shared=self.shared)

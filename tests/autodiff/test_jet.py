@@ -312,3 +312,8 @@ def test_high_orders_of_a_recognized_network(dtype, order):
 def test_orders_beyond_all_range_name_the_remedy(call):
     with pytest.raises(ValueError, match=r"order: .*float32.*factorial_scaled=False"):
         call(torch.ones(2))
+
+
+def test_dividing_by_a_number_that_float32_does_not_hold_keeps_float64():
+    x = torch.ones(3, dtype=torch.float64)
+    assert_close(ctorch.derivative(lambda x: x / 1.3, x, x, 1), x / 1.3, rtol=1e-15, atol=0)

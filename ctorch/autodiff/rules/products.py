@@ -95,6 +95,8 @@ def mul(x: Any, y: Any) -> Any:
 def div(x: Any, y: Any, *, rounding_mode: str | None = None) -> Any:
     if rounding_mode is not None:
         return torch.div(value_of(x), value_of(y), rounding_mode=rounding_mode)
+    if isinstance(y, (int, float)):  # as a tensor it would be float32
+        return x.linear(lambda s: s / y)
     if constant(y):
         y = _tensor(y, x)
         return _widened(x, lambda s: s / y, y.ndim)
