@@ -265,16 +265,21 @@ def test_nan_stays_in_its_row() -> None:
         assert bad.sum() == 2, activation
 
 
-def test_infinite_rows_do_not_spread() -> None:
+@pytest.mark.parametrize("widths", [[5], [16], [3, 5]])
+def test_infinite_rows_do_not_spread(widths: list[int]) -> None:
+    """And saturate as they should, whatever the padding of vectors."""
     x, h = rand((40, 2), 1), rand((40, 2, 3), 2)
-    tau = made(nets(2, 3, [5], 3), "tanh")
-    expected = transform(x, h, tau, 4)
-    x[3, 1] = torch.inf
-    out = transform(x, h, tau, 4)
+    tau = made(nets(2, 3, widths, 3), "tanh")
+    expected = transform(x, h, tau, 1)
+    x[3, 1] = h[5, 0, 1] = torch.inf
+    x, h = x.requires_grad_(), h.requires_grad_()
+    out = transform(x, h, tau, 1)
     keep = torch.ones(40, 2, dtype=torch.bool)
-    keep[3, 1] = False
+    keep[3, 1] = keep[5, 0] = False
     assert torch.equal(out[:, keep], expected[:, keep])
-    assert out[0, 3, 1].isfinite()
+    assert_close(out[0], plain(x, h, tau), rtol=1e-12, atol=1e-12)
+    for found in torch.autograd.grad(out[0].sum(), (x, h)):
+        assert found.isfinite().all()
 
 
 def test_orders_and_depths_beyond_the_kernels_are_served_by_the_reference() -> None:
