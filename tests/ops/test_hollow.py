@@ -223,8 +223,8 @@ class TestGradient(TestTransform):
         theta = ops.packed(made(parameters, activation))
         g = rand((order + 1, rows, d), seed + 3, self.device)
         return Problem(
-            lambda *xs: ops.hollow_gradient(*xs, *rest),
-            lambda *xs: reference.gradient(*xs, *rest),
+            lambda g, x, h, theta: ops.hollow_gradient(g, x, h, theta, *rest),
+            lambda g, x, h, theta: reference.gradient(g, x, h, theta, *rest),
             (g, x, h, theta),
             name=f"{activation}, order {order}, groups {groups}, widths {list(widths)}",
             slack=10.0 * 3.0 ** len(widths) * (1 + order) * (1 + rows) ** 0.5,
