@@ -135,9 +135,10 @@ class TestTransform(Obligations):
 
     def bad_calls(self) -> list[tuple[Callable[[], Any], type[Exception], str]]:
         x, h = rand((4, 2), 1), rand((4, 2, 3), 2)
+        no_tensor: Any = [1.0]
         weights, biases, *_ = tau = made(nets(2, 3, [5], 3), "tanh")
         return [
-            (lambda: transform([1.0], h, tau), TypeError, "x must be a tensor, got list"),
+            (lambda: transform(no_tensor, h, tau), TypeError, "x must be a tensor, got list"),
             (lambda: transform(x.half(), h, tau), TypeError, "x must .* got torch.float16"),
             (lambda: transform(x[0, 0], h, tau), ValueError, "x must .* 0-dim"),
             (lambda: transform(x, h[:3], tau), ValueError, r"h must be \[4, 2, H\].*\(3, 2, 3\)"),
