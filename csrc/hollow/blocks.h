@@ -139,6 +139,7 @@ class Worker {
                  z};
     p.bias = layers_[0].bias, p.x = x_, p.line = line_;
     product(p);
+    clear_padding(z, rows, task_.net.width[0], width_[0]);
   }
 
   // z of a later layer, from the planes y of the one before.
@@ -148,6 +149,7 @@ class Worker {
                    layers_[l].weight, width_[l],     z + k * plane_};
       p.bias = k == 0 ? layers_[l].bias : nullptr;
       product(p);
+      clear_padding(p.out, rows, task_.net.width[l], width_[l]);
     }
   }
 

@@ -60,6 +60,22 @@ __attribute__((noinline)) void product(const Product<T>& p) {
   }
 }
 
+// Zeros behind the first `units` numbers of each row: an infinite input made NaN of them, which no
+// weight of zero takes back.
+template <typename T>
+void clear_padding(T* out, int64_t rows, int64_t units, int64_t width) {
+  if (units == width) return;
+  constexpr int kLanes = Lanes<T>::kCount;
+  typedef typename Math<T>::I I;
+  const int64_t whole = width - kLanes;
+  I keep{};
+  for (int i = 0; i < kLanes; ++i) keep[i] = whole + i < units ? -1 : 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    T* last = out + r * width + whole;
+    store<T>(last, (Vector<T>)((I)load<T>(last) & keep));
+  }
+}
+
 // out[i] += sum_r a[r][i] b[r]
 template <typename T>
 struct Outer {

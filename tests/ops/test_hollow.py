@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import pytest
@@ -134,9 +135,10 @@ class TestTransform(Obligations):
 
     def bad_calls(self) -> list[tuple[Callable[[], Any], type[Exception], str]]:
         x, h = rand((4, 2), 1), rand((4, 2, 3), 2)
+        no_tensor: Any = [1.0]
         weights, biases, *_ = tau = made(nets(2, 3, [5], 3), "tanh")
         return [
-            (lambda: transform([1.0], h, tau), TypeError, "x must be a tensor, got list"),
+            (lambda: transform(no_tensor, h, tau), TypeError, "x must be a tensor, got list"),
             (lambda: transform(x.half(), h, tau), TypeError, "x must .* got torch.float16"),
             (lambda: transform(x[0, 0], h, tau), ValueError, "x must .* 0-dim"),
             (lambda: transform(x, h[:3], tau), ValueError, r"h must be \[4, 2, H\].*\(3, 2, 3\)"),
@@ -185,10 +187,10 @@ class TestTransform(Obligations):
             ),
         ]
 
-    @pytest.mark.parametrize("activation", ACTIVATIONS)
-    def test_law(self, activation: str) -> None:
+    def test_law(self) -> None:
         """Coefficients are derivatives in x over factorials: against nested autograd."""
-        for groups, widths in [(1, [6]), (3, [4, 5]), (3, []), (1, [3, 4, 2])]:
+        shapes = [(1, [6]), (3, [4, 5]), (3, []), (1, [3, 4, 2])]
+        for activation, (groups, widths) in product(ACTIVATIONS, shapes):
             x, h = rand((7, 3), 1, self.device).requires_grad_(), rand((7, 3, 2), 2, self.device)
             tau = made(nets(groups, 2, widths, 3, self.device, activation), activation)
             out = transform(x.detach(), h, tau, 6)
@@ -222,8 +224,8 @@ class TestGradient(TestTransform):
         theta = ops.packed(made(parameters, activation))
         g = rand((order + 1, rows, d), seed + 3, self.device)
         return Problem(
-            lambda *xs: ops.hollow_gradient(*xs, *rest),
-            lambda *xs: reference.gradient(*xs, *rest),
+            lambda g, x, h, theta: ops.hollow_gradient(g, x, h, theta, *rest),
+            lambda g, x, h, theta: reference.gradient(g, x, h, theta, *rest),
             (g, x, h, theta),
             name=f"{activation}, order {order}, groups {groups}, widths {list(widths)}",
             slack=10.0 * 3.0 ** len(widths) * (1 + order) * (1 + rows) ** 0.5,
@@ -237,10 +239,9 @@ class TestGradient(TestTransform):
     def bad_calls(self) -> list[tuple[Callable[[], Any], type[Exception], str]]:
         return []  # the public function checks
 
-    @pytest.mark.parametrize("activation", ACTIVATIONS)
-    def test_law(self, activation: str) -> None:
+    def test_law(self) -> None:
         """It is the gradient: against autograd through the nets' value and its derivative."""
-        for groups, widths in [(1, [6]), (3, [4, 5])]:
+        for activation, (groups, widths) in product(ACTIVATIONS, [(1, [6]), (3, [4, 5])]):
             x, h = rand((7, 3), 1, self.device), rand((7, 3, 2), 2, self.device)
             parameters = nets(groups, 2, widths, 3, self.device, activation)
             leaves = [t.requires_grad_() for t in (x, h, *parameters)]
@@ -265,16 +266,21 @@ def test_nan_stays_in_its_row() -> None:
         assert bad.sum() == 2, activation
 
 
-def test_infinite_rows_do_not_spread() -> None:
+@pytest.mark.parametrize("widths", [[5], [16], [3, 5]])
+def test_infinite_rows_do_not_spread(widths: list[int]) -> None:
+    """And saturate as they should, whatever the padding of vectors."""
     x, h = rand((40, 2), 1), rand((40, 2, 3), 2)
-    tau = made(nets(2, 3, [5], 3), "tanh")
-    expected = transform(x, h, tau, 4)
-    x[3, 1] = torch.inf
-    out = transform(x, h, tau, 4)
+    tau = made(nets(2, 3, widths, 3), "tanh")
+    expected = transform(x, h, tau, 1)
+    x[3, 1] = h[5, 0, 1] = torch.inf
+    x, h = x.requires_grad_(), h.requires_grad_()
+    out = transform(x, h, tau, 1)
     keep = torch.ones(40, 2, dtype=torch.bool)
-    keep[3, 1] = False
+    keep[3, 1] = keep[5, 0] = False
     assert torch.equal(out[:, keep], expected[:, keep])
-    assert out[0, 3, 1].isfinite()
+    assert_close(out[0], plain(x, h, tau), rtol=1e-12, atol=1e-12)
+    for found in torch.autograd.grad(out[0].sum(), (x, h)):
+        assert found.isfinite().all()
 
 
 def test_orders_and_depths_beyond_the_kernels_are_served_by_the_reference() -> None:
