@@ -13,6 +13,7 @@ from torch.testing import assert_close
 import ctorch
 from ctorch.autodiff import Hollow, check_hollow
 from ctorch.autodiff.hollow import as_hollow
+from ctorch.nn._hollow import HollowNet
 from ctorch.ops.hollow import transform
 from ctorch.testing import check_gradients
 from tests.nn.hollow_nets import F64, NETS, make, points
@@ -39,7 +40,13 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 def by_full_jacobian(net: Any, x: Tensor, t: Tensor) -> Tensor:
     """``d f_i / d x_i``, and nothing is known of the net; differentiable."""
-    rows = torch.func.vmap(torch.func.jacrev(lambda t, x: net(t, x), argnums=1))(t, x)
+
+    def f(t: Tensor, x: Tensor) -> Tensor:
+        if not isinstance(net, HollowNet):
+            return net(t, x)
+        return transform(x, net.conditioner(t, x), net.transformer())[0]
+
+    rows = torch.func.vmap(torch.func.jacrev(f, argnums=1))(t, x)
     return rows.diagonal(dim1=-2, dim2=-1)
 
 
