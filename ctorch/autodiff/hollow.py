@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctorch.autodiff._arguments import whole
 from ctorch.autodiff._jet import Jet, pad
 from ctorch.autodiff._propagated import propagate
 from ctorch.autodiff.jet import factorial
@@ -122,10 +123,7 @@ def dimwise_derivative(
         (True, torch.Size([2, 5, 3]))
     """
     hollow = as_hollow(net)
-    if isinstance(order, bool) or not isinstance(order, int):
-        raise TypeError(f"order: expected an int, got {type(order).__name__}")
-    if order < 0:
-        raise ValueError(f"order: expected >= 0, got {order}")
+    order = whole("order", order, 0)
     _check_x(x)
     stack = hollow.coefficients(t, x, order)
     if not isinstance(stack, Tensor) or stack.shape[1:] != x.shape:
