@@ -73,22 +73,6 @@ CT_LANES V all(Number<V> x) {
     return x - V{};
 }
 
-template <class V>
-CT_LANES Number<V> get(const V& x, int lane) {
-  if constexpr (kWidth<V> == 1)
-    return x;
-  else
-    return x[lane];
-}
-
-template <class V>
-CT_LANES void set(V& x, int lane, Number<V> value) {
-  if constexpr (kWidth<V> == 1)
-    x = value;
-  else
-    x[lane] = value;
-}
-
 // From and to kWidth<V> numbers at any address.
 template <class V>
 CT_LANES V load(const Number<V>* from) {
@@ -100,6 +84,25 @@ CT_LANES V load(const Number<V>* from) {
 template <class V>
 CT_LANES void store(Number<V>* to, const V& x) {
   std::memcpy(to, &x, sizeof(V));
+}
+
+// One lane. Neither names a lane of x itself, which would keep x out of the registers.
+template <class V>
+CT_LANES Number<V> get(V x, int lane) {
+  Number<V> each[kWidth<V>];
+  store<V>(each, x);
+  return each[lane];
+}
+
+template <class V>
+CT_LANES void set(V& x, int lane, Number<V> value) {
+  if constexpr (kWidth<V> == 1) {
+    x = value;
+  } else {
+    Mask<V> number;
+    for (int i = 0; i < kWidth<V>; ++i) number[i] = i;
+    x = number == (Mask<V>{} + lane) ? all<V>(value) : x;
+  }
 }
 
 // Lanes of another number type.
