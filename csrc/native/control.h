@@ -7,9 +7,9 @@
 
 namespace ct::native {
 
-constexpr double kTinyError = 1e-300;                 // its logarithm is finite
-constexpr double kLogLeast = -23.025850929940457;     // log 1e-10: less counts as this later
-constexpr double kLandingRoom = 1.001;                // a step that all but reaches the end lands
+constexpr double kTinyError = 1e-300;              // its logarithm is finite
+constexpr double kLogLeast = -23.025850929940457;  // log 1e-10: less counts as this later
+constexpr double kLandingRoom = 1.001;             // a step that all but reaches the end lands
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Of h_next = h * clip(safety * e^last * e_1^past * e_2^before), where e, e_1, e_2 are the error

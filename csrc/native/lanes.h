@@ -9,6 +9,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "wide.h"
+
 // Vectors wider than the registers of the baseline pass between functions that are all inlined.
 #pragma GCC diagnostic ignored "-Wpsabi"
 #pragma GCC diagnostic ignored "-Wignored-attributes"
@@ -29,13 +31,17 @@ constexpr int kRegisterBytes = 16;
 template <class T>
 constexpr int kRegister = kRegisterBytes / static_cast<int>(sizeof(T));
 
-template <class T, int W>
+template <class T, int W, bool kFits = (sizeof(T) * W <= kRegisterBytes)>
 struct LaneType {
   typedef T type __attribute__((vector_size(sizeof(T) * W)));
 };
 template <class T>
-struct LaneType<T, 1> {
+struct LaneType<T, 1, true> {
   using type = T;
+};
+template <class T, int W>
+struct LaneType<T, W, false> {
+  using type = Wide<typename LaneType<T, W / 2>::type, T, W>;
 };
 
 template <class T, int W>
@@ -46,6 +52,12 @@ struct LaneTraits {
   using Number = std::remove_cvref_t<decltype(std::declval<V&>()[0])>;
   static constexpr int width = sizeof(V) / sizeof(Number);
   using Mask = std::remove_cvref_t<decltype(std::declval<V>() == std::declval<V>())>;
+};
+template <class H, class T, int W>
+struct LaneTraits<Wide<H, T, W>, false> {
+  using Number = T;
+  static constexpr int width = W;
+  using Mask = decltype(std::declval<Wide<H, T, W>>() == std::declval<Wide<H, T, W>>());
 };
 template <class V>
 struct LaneTraits<V, true> {
@@ -69,6 +81,8 @@ template <class V>
 CT_LANES V all(Number<V> x) {
   if constexpr (kWidth<V> == 1)
     return x;
+  else if constexpr (IsWide<V>::value)
+    return {all<typename V::Half>(x), all<typename V::Half>(x)};
   else
     return x - V{};
 }
@@ -98,11 +112,37 @@ template <class V>
 CT_LANES void set(V& x, int lane, Number<V> value) {
   if constexpr (kWidth<V> == 1) {
     x = value;
+  } else if constexpr (IsWide<V>::value) {
+    set(x.low, lane, value);
+    set(x.high, lane - kWidth<V> / 2, value);
   } else {
     Mask<V> number;
     for (int i = 0; i < kWidth<V>; ++i) number[i] = i;
     x = number == (Mask<V>{} + lane) ? all<V>(value) : x;
   }
+}
+
+// The lanes in two halves, and these put together.
+template <class V>
+CT_LANES Lanes<Number<V>, kWidth<V> / 2> low_half(const V& x) {
+  Lanes<Number<V>, kWidth<V> / 2> half;
+  std::memcpy(&half, &x, sizeof(half));
+  return half;
+}
+
+template <class V>
+CT_LANES Lanes<Number<V>, kWidth<V> / 2> high_half(const V& x) {
+  Lanes<Number<V>, kWidth<V> / 2> half;
+  std::memcpy(&half, reinterpret_cast<const char*>(&x) + sizeof(half), sizeof(half));
+  return half;
+}
+
+template <class V, class Half>
+CT_LANES V joined(Half low, Half high) {
+  V x;
+  std::memcpy(&x, &low, sizeof(Half));
+  std::memcpy(reinterpret_cast<char*>(&x) + sizeof(Half), &high, sizeof(Half));
+  return x;
 }
 
 // Lanes of another number type.
@@ -112,6 +152,9 @@ CT_LANES To convert(V x) {
     return x;
   else if constexpr (kWidth<V> == 1)
     return static_cast<To>(x);
+  else if constexpr (IsWide<To>::value || IsWide<V>::value)
+    return joined<To>(convert<Lanes<Number<To>, kWidth<V> / 2>>(low_half(x)),
+                      convert<Lanes<Number<To>, kWidth<V> / 2>>(high_half(x)));
   else
     return __builtin_convertvector(x, To);
 }
@@ -121,7 +164,10 @@ CT_LANES To convert(V x) {
 
 template <class M, class V>
 CT_LANES V select(M mask, V yes, V no) {
-  return mask ? yes : no;
+  if constexpr (IsWide<V>::value)
+    return {select(mask.low, yes.low, no.low), select(mask.high, yes.high, no.high)};
+  else
+    return mask ? yes : no;
 }
 
 // The mask for lanes of numbers of another size.
@@ -129,6 +175,9 @@ template <class V, class M>
 CT_LANES Mask<V> mask_for(M mask) {
   if constexpr (std::is_same_v<M, bool> || std::is_same_v<M, Mask<V>>)
     return mask;
+  else if constexpr (IsWide<M>::value || IsWide<V>::value)
+    return joined<Mask<V>>(mask_for<Lanes<Number<V>, kWidth<V> / 2>>(low_half(mask)),
+                           mask_for<Lanes<Number<V>, kWidth<V> / 2>>(high_half(mask)));
   else
     return __builtin_convertvector(mask, Mask<V>);
 }
@@ -139,22 +188,32 @@ CT_LANES M negated(M mask) {
   return ~mask;
 }
 
-// Whether any lane is set.
-CT_LANES bool any(bool mask) { return mask; }
-template <class M>
-CT_LANES bool any(M mask) {
-  Number<M> found = 0;
-  for (int i = 0; i < kWidth<M>; ++i) found |= mask[i];
-  return found != 0;
-}
-
 // Bit i is lane i.
 CT_LANES uint32_t bits_of(bool mask) { return mask; }
 template <class M>
 CT_LANES uint32_t bits_of(M mask) {
-  uint32_t bits = 0;
-  for (int i = 0; i < kWidth<M>; ++i) bits |= (mask[i] != 0 ? 1u : 0u) << i;
-  return bits;
+  if constexpr (IsWide<M>::value) {
+    return bits_of(mask.low) | bits_of(mask.high) << kWidth<M> / 2;
+  } else {
+#if defined(__AVX512DQ__)
+    typedef int Words __attribute__((vector_size(64)));
+    typedef long long Pairs __attribute__((vector_size(64)));
+    if constexpr (sizeof(M) == 64 && sizeof(Number<M>) == 8)
+      return __builtin_ia32_cvtq2mask512((Pairs)mask);
+    else if constexpr (sizeof(M) == 64 && sizeof(Number<M>) == 4)
+      return __builtin_ia32_cvtd2mask512((Words)mask);
+#endif
+    uint32_t bits = 0;
+    for (int i = 0; i < kWidth<M>; ++i) bits |= (mask[i] != 0 ? 1u : 0u) << i;
+    return bits;
+  }
+}
+
+// Whether any lane is set.
+CT_LANES bool any(bool mask) { return mask; }
+template <class M>
+CT_LANES bool any(M mask) {
+  return bits_of(mask) != 0;
 }
 
 // ---- lanes into one
@@ -166,15 +225,7 @@ CT_LANES Number<V> sum(V x) {
   if constexpr (kWidth<V> == 1) {
     return x;
   } else {
-    using Half = Lanes<Number<V>, kWidth<V> / 2>;
-    if constexpr (kWidth<V> == 2) {
-      return x[0] + x[1];
-    } else {
-      Half low, high;
-      std::memcpy(&low, &x, sizeof(Half));
-      std::memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof(Half), sizeof(Half));
-      return sum(low + high);
-    }
+    return sum(low_half(x) + high_half(x));
   }
 }
 

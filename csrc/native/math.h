@@ -17,6 +17,8 @@ template <class V, class F, class... In>
 CT_LANES V lanewise(const F& f, V x, In... more) {
   if constexpr (kWidth<V> == 1) {
     return f(x, more...);
+  } else if constexpr (IsWide<V>::value) {
+    return {lanewise(f, x.low, more.low...), lanewise(f, x.high, more.high...)};
   } else {
     V y;
     for (int i = 0; i < kWidth<V>; ++i) y[i] = f(x[i], more[i]...);
@@ -109,13 +111,15 @@ CT_LANES V hypot(V x, V y) {
 // ---- exponentials
 // ------------------------------------------------------------------------------------------------
 
-#define CT_IN_REGISTERS(name)     \
-  template <class V>              \
-  CT_LANES V name(V x) {          \
-    if constexpr (kWidth<V> == 1) \
-      return std::name(x);        \
-    else                          \
-      return Vectors<V>::name(x); \
+#define CT_IN_REGISTERS(name)             \
+  template <class V>                      \
+  CT_LANES V name(V x) {                  \
+    if constexpr (kWidth<V> == 1)         \
+      return std::name(x);                \
+    else if constexpr (IsWide<V>::value)  \
+      return {name(x.low), name(x.high)}; \
+    else                                  \
+      return Vectors<V>::name(x);         \
   }
 CT_IN_REGISTERS(exp)
 CT_IN_REGISTERS(expm1)

@@ -94,11 +94,11 @@ class Samples {
     const D d1 = norm([&](long d) __attribute__((always_inline)) { return k[0][d]; });
     const D h0 = first_guess(d0, d1, span), signed_h0 = clock.direction * h0;
     const V step = convert<V>(signed_h0);
-    for_each<dim>([&](long d) __attribute__((always_inline)) {
-      tile.at[d] = tile.y[d] + step * k[0][d];
-    });
+    for_each<dim>([&](long d)
+                      __attribute__((always_inline)) { tile.at[d] = tile.y[d] + step * k[0][d]; });
     tile.evaluate(convert<V>(t0 + signed_h0), tile.at, tile.k[1]);
-    const D d2 = norm([&](long d) __attribute__((always_inline)) { return k[1][d] - k[0][d]; }) / h0;
+    const D d2 =
+        norm([&](long d) __attribute__((always_inline)) { return k[1][d] - k[0][d]; }) / h0;
     clock.proposed = first_length(h0, d1, d2, span, Method::order);
   }
 
@@ -283,8 +283,7 @@ class Samples {
     const int64_t rejected = static_cast<int64_t>(get(clock.rejected, lane));
     const int64_t first = task.first_step >= 0 ? 1 : 2;
     task.counts[i] = first + (accepted + rejected) * (T::evaluated - 1) +
-                     (Method::late ? accepted : 0) +
-                     static_cast<int64_t>(get(extended, lane));
+                     (Method::late ? accepted : 0) + static_cast<int64_t>(get(extended, lane));
     task.counts[batch + i] = accepted;
     task.counts[2 * batch + i] = rejected;
     task.status[i] = status;

@@ -1,5 +1,5 @@
-// A tile: W samples in lanes with one attempted Runge-Kutta step. `Field` is the vector field of one
-// sample and `Method` the tableau, both made of constants.
+// A tile: W samples in lanes with one attempted Runge-Kutta step. `Field` is the vector field of
+// one sample and `Method` the tableau, both made of constants.
 #pragma once
 
 #include <memory>
@@ -106,8 +106,7 @@ struct Tile {
   }
 
   CT_LANES void evaluate_late(D t, D h, V end_time) {
-    if constexpr (Method::late)
-      evaluate(stage_time<stages - 1>(t, h, end_time), y1, k[stages - 1]);
+    if constexpr (Method::late) evaluate(stage_time<stages - 1>(t, h, end_time), y1, k[stages - 1]);
   }
 
   // The stages that only the interpolant reads.
@@ -131,9 +130,8 @@ struct Tile {
     });
     for_each<dim>([&](long d) __attribute__((always_inline)) {
       V sum{};
-      for_constants<0, total>([&](auto i) __attribute__((always_inline)) {
-        sum += weight[i] * k[i][d];
-      });
+      for_constants<0, total>([&](auto i)
+                                  __attribute__((always_inline)) { sum += weight[i] * k[i][d]; });
       at[d] = y[d] + h * sum;
     });
   }
@@ -189,9 +187,8 @@ struct Tile {
 
   CT_LANES D error_norm(const Tolerances& tolerances, D h) const {
     const V step = convert<V>(h);
-    return norm([&](long d) __attribute__((always_inline)) {
-      return scaled_error(tolerances, step, d);
-    });
+    return norm([&](long d)
+                    __attribute__((always_inline)) { return scaled_error(tolerances, step, d); });
   }
 };
 
