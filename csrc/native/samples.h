@@ -3,11 +3,9 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
-#include <thread>
-#include <vector>
+#include <memory>
 
-#include "tile.h"
+#include "rows.h"
 
 namespace ct::native {
 
@@ -23,11 +21,7 @@ class Samples {
 
   CT_LANES Samples(const Task& task_, int64_t begin_, int64_t end_)
       : task(task_), gains(task_, Method::order), begin(begin_), end(end_) {
-    tile.shared = reinterpret_cast<const real* const*>(task.shared);
-    if constexpr (!Method::tolerances) {
-      tolerances.rtol[0] = all<V>(static_cast<real>(task.rtol));
-      tolerances.atol[0] = all<V>(static_cast<real>(task.atol));
-    }
+    prepare_tile(task, tile, tolerances);
   }
 
   CT_LANES void run() {
@@ -56,29 +50,18 @@ class Samples {
   }
 
   CT_LANES void load(int lane, int64_t sample) {
-    const real* y0 = static_cast<const real*>(task.y0) + sample * dim;
-    const real* own = static_cast<const real*>(task.own) + sample * Field::own;
-    for_each<dim>([&](long d) __attribute__((always_inline)) { set(tile.y[d], lane, y0[d]); });
-    for_each<Field::own>([&](long j)
-                             __attribute__((always_inline)) { set(tile.own[j], lane, own[j]); });
-    if constexpr (Method::tolerances) {
-      const real* rtol = static_cast<const real*>(task.rtols) + sample * dim;
-      const real* atol = static_cast<const real*>(task.atols) + sample * dim;
-      for (long d = 0; d < dim; ++d) {
-        set(tolerances.rtol[d], lane, rtol[d]);
-        set(tolerances.atol[d], lane, atol[d]);
-      }
-    }
+    load_sample(task, tile, tolerances, lane, sample);
     const double first = goal_of(sample, 0), last = goal_of(sample, task.rows - 1);
     const double direction = last < first ? -1 : 1;
     set(clock.direction, lane, direction);
     set(clock.tau, lane, direction * first);
-    set(clock.end, lane, direction * last);
+    set(clock.end, lane, task.overshoot ? kInfinity : direction * last);
+    set(span, lane, direction * (last - first));
   }
 
   // First slopes and first steps of the loaded samples.
   CT_LANES void start() {
-    const D t0 = clock.t(), span = clock.end - clock.tau;
+    const D t0 = clock.t();
     tile.evaluate(convert<V>(t0), tile.y, tile.k[0]);
     if (task.first_step >= 0) {
       clock.proposed = all<D>(task.first_step);
@@ -116,7 +99,7 @@ class Samples {
       for (int lane = 0; lane < valid; ++lane) {
         const int64_t i = base + lane;
         lengths[i] = get(clock.proposed, lane);
-        steps[i] = get(clock.end - clock.tau, lane) / lengths[i];
+        steps[i] = get(span, lane) / lengths[i];
         for (long d = 0; d < dim; ++d) slopes[i * dim + d] = get(tile.k[0][d], lane);
         if (!(steps[i] < kInfinity)) steps[i] = kInfinity;
       }
@@ -144,7 +127,7 @@ class Samples {
     set(clock.error, lane, std::numeric_limits<double>::quiet_NaN());
     sample[lane] = number;
     set(active, lane, kYes);
-    mark = get(clock.tau, lane);
+    mark = get(clock.tau, lane), last_goal = mark + get(span, lane);
     wild = 0;
     output[lane] = 0;
     advance(lane);
@@ -159,14 +142,8 @@ class Samples {
   // ---- rows
   // --------------------------------------------------------------------------------------------------
 
-  real* row(int lane) const {
-    return static_cast<real*>(task.out) + sample[lane] * task.out_sample +
-           output[lane] * task.out_row;
-  }
-
   CT_LANES void write(int lane, const V* state) const {
-    real* to = row(lane);
-    for_each<dim>([&](long d) __attribute__((always_inline)) { to[d] = get(state[d], lane); });
+    store_sample<T>(task, state, lane, sample[lane], output[lane]);
   }
 
   // To the next row; its time, or infinity where there is none.
@@ -248,7 +225,7 @@ class Samples {
       wild += norm < kInfinity ? 0 : 1;
       const int64_t attempts = static_cast<int64_t>(clock.accepted + clock.rejected);
       if (attempts % task.patience != 0) return;
-      if (active && wild > task.patience / 5 && clock.tau - mark < 1e-3 * (clock.end - clock.tau))
+      if (active && wild > task.patience / 5 && clock.tau - mark < 1e-3 * (last_goal - clock.tau))
         finish(0, kNonfinite);
       mark = clock.tau, wild = 0;
     }
@@ -291,7 +268,8 @@ class Samples {
     task.last[batch + i] = get(clock.proposed, lane);
     task.last[2 * batch + i] = get(clock.error, lane);
     for (; output[lane] < task.rows; ++output[lane])
-      std::fill_n(row(lane), dim, std::numeric_limits<real>::quiet_NaN());
+      std::fill_n(output_row<T>(task, i, output[lane]), dim,
+                  std::numeric_limits<real>::quiet_NaN());
     set(active, lane, 0);
   }
 
@@ -305,27 +283,15 @@ class Samples {
   typename T::Tolerances tolerances;
   Clock<D> clock;
   Mask<D> active;
-  D goal, extended;
+  D goal, span, extended;
   int64_t sample[W], output[W];
-  double mark;  // where the solve was when patience was last tried, and errors not finite since
+  // where the solve was when patience was last tried, and errors not finite since
+  double mark, last_goal;
   int64_t wild;
   std::vector<real> slopes;
   std::vector<double> lengths;
   std::vector<int64_t> order;
 };
-
-// body(0), ..., body(count - 1) on several threads.
-template <class Body>
-void on_threads(int64_t count, int64_t threads, const Body& body) {
-  std::atomic<int64_t> next{0};
-  const auto work = [&] {
-    for (int64_t i; (i = next++) < count;) body(i);
-  };
-  std::vector<std::thread> others;
-  for (int64_t i = 1; i < std::min(threads, count); ++i) others.emplace_back(work);
-  work();
-  for (std::thread& other : others) other.join();
-}
 
 template <class Field, class Method, int W>
 void solve_samples(const Task& task) {

@@ -1,4 +1,6 @@
-// The solver that generated code instantiates: see ctorch/ode/native_source.py.
+// The solvers that generated code instantiates (ctorch/ode/native_source.py).
 #pragma once
 
+#include "fixed.h"
+#include "joint.h"
 #include "samples.h"

@@ -1,0 +1,1 @@
+"""Traced functions lowered to C++, compiled, cached, loaded."""
