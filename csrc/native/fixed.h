@@ -100,8 +100,9 @@ class Fixed {
   int valid;
 };
 
+// Returns how many samples failed.
 template <class Field, class Method, int W>
-void solve_fixed(const Task& task) {
+int64_t solve_fixed(const Task& task) {
   if constexpr (W == 1) {
     Fixed<Field, Method, 1> solve(task);
     for (int64_t i = 0; i < task.batch; ++i) solve.run(i, 1);
@@ -111,6 +112,7 @@ void solve_fixed(const Task& task) {
       solve->run(i * W, static_cast<int>(std::min<int64_t>(W, task.batch - i * W)));
     });
   }
+  return task.batch - std::count(task.status, task.status + task.batch, kSuccess);
 }
 
 }  // namespace ct::native

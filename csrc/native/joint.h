@@ -222,9 +222,11 @@ class Joint {
   int64_t output, evaluations;
 };
 
+// Returns whether it failed.
 template <class Field, class Method, int W>
-void solve_joint(const Task& task) {
+int64_t solve_joint(const Task& task) {
   Joint<Field, Method, W>(task).run();
+  return task.status[0] != kSuccess;
 }
 
 }  // namespace ct::native

@@ -293,8 +293,9 @@ class Samples {
   std::vector<int64_t> order;
 };
 
+// Returns how many samples failed.
 template <class Field, class Method, int W>
-void solve_samples(const Task& task) {
+int64_t solve_samples(const Task& task) {
   if constexpr (W == 1) {
     Samples<Field, Method, W> samples(task, 0, task.batch);
     samples.run();
@@ -309,6 +310,7 @@ void solve_samples(const Task& task) {
       samples->run();
     });
   }
+  return task.batch - std::count(task.status, task.status + task.batch, kSuccess);
 }
 
 }  // namespace ct::native

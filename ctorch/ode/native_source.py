@@ -41,8 +41,9 @@ def solve_source(field: str, form: Form) -> str:
             field,
             method_source(form),
             "}  // namespace",
-            f'extern "C" void ct_solve(const ct::native::Task* task) {{'
-            f" ct::native::{form.entry}<Field, Method, {width}>(*task); }}",
+            'extern "C" int64_t ct_solve(const ct::native::Task* task) {',
+            f"  return ct::native::{form.entry}<Field, Method, {width}>(*task);",
+            "}",
             "",
         ]
     )

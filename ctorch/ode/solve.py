@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from ctorch._eager import eager
 from ctorch._exceptions import ArgumentError
 from ctorch.ode import adams, arguments, continuous, methods, scipy_solver, taylor
 from ctorch.ode import batched as batched_solve
+from ctorch.ode import native as native_solve
 from ctorch.ode.arguments import number
 from ctorch.ode.coefficients import coefficients
 from ctorch.ode.continuous import ContinuousAdjoint
@@ -54,7 +54,7 @@ def solve_ode(
     dt0: float | None = None,
     args: tuple[Any, ...] = (),
     options: dict[str, Any] | None = None,
-    native: bool | str = False,
+    native: bool | str | None = None,
     progress: bool = False,
     throw: bool = True,
 ) -> Solution:
@@ -97,7 +97,10 @@ def solve_ode(
         args: further arguments of ``func`` and the events; gradients reach tensors in them.
         options: keys of torchdiffeq's ``options``: norm, step_t, jump_t, min_step, max_step,
             safety, ifactor, dfactor, grid_constructor, perturb, ...
-        native: compile the whole solve; not built yet.
+        native: True: field and solver run as one compiled program (the first solve takes a second or
+            two, later ones read it from a cache on disk), or an error says why they cannot; "try":
+            the same, with a warning and an eager solve where they cannot; False: eager; None: what
+            ``ctorch.native_solves`` says, without it False.
         progress: show a progress bar.
         throw: raise ``ctorch.SolveError`` where the solve fails; else return what was reached, with
             ``status`` set.
@@ -118,7 +121,8 @@ def solve_ode(
         tensor([0.3679, 0.3679])
     """
     arguments.check_func(func)
-    _check_unbuilt(gradient, native, save)
+    _check_unbuilt(gradient, save)
+    native = native_solve.check_mode(native)
     method = methods.check_method(method)
     layout = Layout(y0, batched)
     t = arguments.check_times(t, layout.device, strict=False, batched=batched)
@@ -132,6 +136,7 @@ def solve_ode(
     request = Request(
         func, y0, t, method, rtol, atol, options, layout, args,
         controller=controller, events=_events(events), dense=dense, dt0=dt0, gradient=gradient,
+        native=native,
     )  # fmt: skip
     with progress_bar(progress, t) as bar:
         run, rows, problem = request.solve(bar)
@@ -144,7 +149,7 @@ def solve_ode(
     return solution
 
 
-def _check_unbuilt(gradient: Any, native: Any, save: str) -> None:
+def _check_unbuilt(gradient: Any, save: str) -> None:
     if (isinstance(gradient, str) and gradient not in GRADIENTS) or not isinstance(
         gradient, (str, ContinuousAdjoint)
     ):
@@ -153,12 +158,6 @@ def _check_unbuilt(gradient: Any, native: Any, save: str) -> None:
         )
     if gradient == "reversible":
         raise NotImplementedError('gradient="reversible" is not built yet: use "checkpoint".')
-    if native not in (True, False, "try"):
-        raise ValueError(f'native must be True, False or "try", but is {native!r}.')
-    if native is True:
-        raise NotImplementedError("native=True (compiled solves) is not built yet.")
-    if native == "try":
-        warnings.warn("native solves are not built yet: solving eagerly.", stacklevel=3)
     if save != "t":
         raise NotImplementedError(f'save={save!r} is not built yet: use save="t" or dense=True.')
 
@@ -194,16 +193,21 @@ class Request:
         dt0: float | None = None,
         gradient: Any = "backprop",
         torchdiffeq: bool = False,
+        native: bool | str = False,
     ) -> None:
         self.func, self.args, self.y0, self.t = func, args, y0, t
         self.method, self.options, self.layout = method, options, layout
         self.rtol, self.atol = rtol, atol
         self.controller, self.events, self.until_event = controller, events, until_event
         self.dense, self.dt0, self.gradient = dense, dt0, gradient
-        self.torchdiffeq = torchdiffeq
+        self.torchdiffeq, self.native = torchdiffeq, native
 
     def solve(self, bar: Callable[[float], None] | None = None) -> tuple[Run, Tensor, Problem]:
         """Returns the run, its rows with their graph, and the problem."""
+        if self.native:
+            done = native_solve.solve(self)
+            if done is not None:
+                return done
         if self.layout.batched:
             return batched_solve.solve(self, bar)
         problem = self.problem()
@@ -328,6 +332,11 @@ class Request:
 
     def coefficients(self) -> Any:
         """The method with the interpolant that this solve reads."""
+        return coefficients(self.method, self.interpolant)
+
+    @property
+    def interpolant(self) -> str:
+        """Name of the interpolant that this solve reads."""
         if self.method in methods.FIXED:
             interp = self.options.get("interp", "linear" if self.torchdiffeq else "cubic")
             if interp not in ("linear", "cubic"):
@@ -335,8 +344,8 @@ class Request:
                     f'Unknown interpolation method {interp!r}: options["interp"] is "linear" or'
                     ' "cubic".'
                 )
-            return coefficients(self.method, "linear" if interp == "linear" else "best")
-        return coefficients(self.method, "torchdiffeq" if self.torchdiffeq else "best")
+            return "linear" if interp == "linear" else "best"
+        return "torchdiffeq" if self.torchdiffeq else "best"
 
     def polynomials(self, run: Run) -> Tensor:
         """The interpolant in which a run's continuous solution is written."""

@@ -1,0 +1,363 @@
+"""Native solves: vector field and solver compiled together, one call for the whole integration."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import ctypes
+import dataclasses
+import math
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ctorch.codegen import build
+from ctorch.ode import methods
+from ctorch.ode.adaptive import PATIENCE
+from ctorch.ode.native_source import Form, solve_source
+from ctorch.ode.native_task import Task
+from ctorch.ode.problem import Problem
+from ctorch.ode.run import (
+    Failure,
+    Run,
+    max_steps_failure,
+    nonfinite_failure,
+    underflow_failure,
+)
+from ctorch.ode.solution import Stats, Status
+from ctorch.ode.transforms import transforms_active
+
+if TYPE_CHECKING:
+    from ctorch.ode.solve import Request
+
+
+class Lowered(Protocol):
+    """A vector field of one sample as C++.
+
+    Attributes:
+        source: of ``struct Field``.
+        dim, own: numbers of the state, and of args, that each sample has for itself.
+        independent: False: the field mixes samples; ``dim`` is then that of the whole state.
+    """
+
+    source: str
+    dim: int
+    own: int
+    independent: bool
+
+    def valid(self) -> bool:
+        """Whether everything that was looked at while tracing is as it was."""
+
+    def shared(self, args: tuple[Any, ...]) -> list[Tensor]:
+        """The arrays that all samples share, as they are now."""
+
+    def of_samples(self, args: tuple[Any, ...], batch: int) -> Tensor | None:
+        """The numbers of args that belong to samples: [B, own]."""
+
+
+class Unsupported(NotImplementedError):
+    """A solve that cannot be native; the message says why."""
+
+
+_MODES = (True, False, "try")
+_mode: contextvars.ContextVar[bool | str] = contextvars.ContextVar("native", default=False)
+#: traces of functions, by what they were traced for
+_traces: weakref.WeakKeyDictionary[Any, dict[Any, Lowered]] = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def native_solves(mode: bool | str) -> Iterator[None]:
+    """Solves inside the block are native unless they say otherwise.
+
+    Args:
+        mode: True: every solve is native, or an error says why it cannot be; "try": native where
+            possible; False: eager.
+
+    Example:
+        >>> import torch, ctorch
+        >>> with ctorch.native_solves("try"):
+        ...     y = ctorch.odeint(lambda t, y: -y, torch.ones(2), torch.tensor([0.0, 1.0]))
+    """
+    token = _mode.set(check_mode(mode))
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+def check_mode(mode: Any) -> bool | str:
+    """The mode given, or (None) the one in force.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if mode is None:
+        return _mode.get()
+    if mode not in _MODES:
+        raise ValueError(f'native must be True, False or "try", but is {mode!r}.')
+    return mode
+
+
+def solve(request: Request) -> tuple[Run, Tensor, Problem] | None:
+    """Solve natively; None: it cannot be, a warning said why, and the mode is "try".
+
+    Raises:
+        Unsupported, ctorch.codegen.Untraceable, ctorch.codegen.build.NoCompiler: with
+        ``native=True``, why it cannot be.
+    """
+    from ctorch.codegen import Untraceable
+
+    try:
+        return _solve(request)
+    except (Unsupported, Untraceable, build.NoCompiler, build.CompileError) as error:
+        if request.native is True:
+            raise
+        warnings.warn(f"native: solving eagerly, for {error}", stacklevel=4)
+        return None
+
+
+def _solve(request: Request) -> tuple[Run, Tensor, Problem]:
+    problem = request.problem()
+    _check_supported(request, problem)
+    lowered = trace(request)
+    batch = problem.y0.shape[0] if lowered.independent and problem.y0.dim() else 1
+    run = _run(request, problem, lowered, batch)
+    return run, run.rows, problem
+
+
+# -- what can be native
+# ------------------------------------------------------------------------------------------------
+
+
+def _check_supported(request: Request, problem: Problem) -> None:
+    layout, method = request.layout, request.method
+    reasons = {
+        f"method {method!r}": method not in (*methods.ADAPTIVE, *methods.FIXED),
+        f"batched=True with method {method!r}": layout.batched and method not in methods.ADAPTIVE,
+        "events": bool(request.events),
+        "dense=True": request.dense,
+        "a complex state": layout.is_complex,
+        f"a state of {layout.dtype}": layout.dtype not in (torch.float32, torch.float64),
+        f"a state on {layout.device}": layout.device.type != "cpu",
+        "a state without elements": problem.y0.numel() == 0,
+        'a function as options["norm"]': problem.norm is not None,
+        "step_t and jump_t": bool(problem.step_t or problem.jump_t),
+        "callbacks": bool(problem.callbacks),
+        "a torch.func transform or forward-mode AD": transforms_active(),
+    }
+    for what, there in reasons.items():
+        if there:
+            raise Unsupported(f"{what} is not built natively yet: use native=False.")
+
+
+def trace(request: Request) -> Lowered:
+    """The lowered vector field of a request; kept as long as the function lives."""
+    from ctorch.codegen import trace as lower
+
+    func, layout = request.func, request.layout
+    key = (layout.batched, tuple(layout._shapes), layout.user_dtype, layout._spec)
+    try:
+        known = _traces.setdefault(func, {})
+    except TypeError:  # no weak reference to it, or no hash
+        known = {}
+    lowered = known.get(key)
+    if lowered is None or not lowered.valid():
+        known[key] = lowered = lower(
+            func, request.y0, request.t, request.args, batched=layout.batched
+        )
+    return lowered
+
+
+# -- the call
+# ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a compiled solve returned.
+
+    Attributes:
+        rows: [B, T, dim], or in memory [T, B, dim].
+        numbers: [7, B] int64: evaluations, accepted, rejected, status, and the bits of time, step
+            and error norm at the end.
+        failed: how many samples failed.
+    """
+
+    rows: Tensor
+    numbers: Tensor
+    failed: int
+
+
+def form_of(request: Request, problem: Problem, lowered: Lowered, batch: int) -> Form:
+    """What the compiled solve of a request is made for."""
+    layout = request.layout
+    alone = batch == 1
+    entry = "solve_joint"
+    if request.method in methods.FIXED:
+        entry = "solve_fixed"
+    elif layout.batched or alone:
+        entry = "solve_samples"
+    method = request.coefficients()
+    segments = tuple(layout.segments) if layout.segments else (lowered.dim,)
+    return Form(
+        method.tableau.name,
+        request.interpolant,
+        entry,
+        1 if alone else 0,
+        segments,
+        problem.max_norm,
+        problem.tolerances.rtol.dim() > 0,
+    )
+
+
+_functions: dict[tuple[str, Form], Callable[[Any], int]] = {}
+
+
+def function_of(lowered: Lowered, form: Form) -> Callable[[Any], int]:
+    """The compiled solve; made where it is not there."""
+    function = _functions.get((lowered.source, form))
+    if function is None:
+        library = build.load(solve_source(lowered.source, form))
+        function = library.ct_solve
+        function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_void_p]
+        _functions[lowered.source, form] = function
+    return function
+
+
+def settings(request: Request, problem: Problem) -> Task:
+    """Everything in a task but the arrays."""
+    control, tolerances = problem.controller, problem.tolerances
+    task = Task(
+        p=control.p, i=control.i, d=control.d, safety=control.safety,
+        min_factor=control.min_factor, max_factor=control.max_factor,
+        never_shrinks=control.never_shrinks, min_step=problem.min_step,
+        max_step=problem.max_step, max_steps=problem.max_steps,
+        first_step=-1.0 if problem.first_step is None else problem.first_step,
+        overshoot=problem.overshoot, perturb=problem.perturb,
+        patience=0 if request.layout.batched else PATIENCE,
+    )  # fmt: skip
+    if not tolerances.rtol.dim():
+        task.rtol, task.atol = tolerances.rtol.item(), tolerances.atol.item()
+    return task
+
+
+def execute(
+    function: Callable[[Any], int],
+    task: Task,
+    y0: Tensor,
+    t: Tensor,
+    own: Tensor | None,
+    shared: Sequence[Tensor],
+    rows_first: bool,
+) -> Outcome:
+    """Make the call.
+
+    Args:
+        function: the compiled solve.
+        task: its settings.
+        y0: [B, dim], contiguous.
+        t: float64, [T] or [B, T], contiguous.
+        own: [B, own] or None, contiguous.
+        shared: contiguous, of the dtype of y0.
+        rows_first: the result is [T, B, dim], not [B, T, dim].
+    """
+    (batch, dim), rows = y0.shape, t.shape[-1]
+    out = y0.new_empty((rows, batch, dim) if rows_first else (batch, rows, dim))
+    numbers = torch.empty((7, batch), dtype=torch.int64)
+    base, size = numbers.data_ptr(), 8 * batch
+    task.batch, task.rows, task.threads = batch, rows, torch.get_num_threads()
+    task.t, task.t_stride = t.data_ptr(), rows if t.dim() == 2 else 0
+    task.y0, task.out = y0.data_ptr(), out.data_ptr()
+    task.out_sample, task.out_row = (dim, batch * dim) if rows_first else (rows * dim, dim)
+    task.counts, task.status, task.last = base, base + 3 * size, base + 4 * size
+    if own is not None:
+        task.own = own.data_ptr()
+    if shared:
+        pointers = (ctypes.c_void_p * len(shared))(*[x.data_ptr() for x in shared])
+        task.shared = ctypes.addressof(pointers)
+    return Outcome(out, numbers, function(ctypes.byref(task)))
+
+
+def _run(request: Request, problem: Problem, lowered: Lowered, batch: int) -> Run:
+    layout = request.layout
+    args = request.args
+    shared = [_plain(x, layout.dtype) for x in lowered.shared(args)]
+    own = lowered.of_samples(args, batch)
+    y0 = problem.y0.detach().reshape(batch, -1).contiguous()
+    t = problem.t.detach().double().contiguous()
+    form = form_of(request, problem, lowered, batch)
+    task = settings(request, problem)
+    held = []  # arrays that the task points to
+    knots = request.knots(problem)
+    if knots is not None:
+        grid = torch.tensor([time for time, _ in knots()], dtype=torch.float64)
+        task.knots, task.knot_count = grid.data_ptr(), len(grid)
+        held.append(grid)
+    if form.tolerances:
+        for name in ("rtol", "atol"):
+            tolerance = getattr(problem.tolerances, name).reshape(batch, -1).contiguous()
+            setattr(task, f"{name}s", tolerance.data_ptr())
+            held.append(tolerance)
+    outcome = execute(
+        function_of(lowered, form),
+        task,
+        y0,
+        t,
+        None if own is None else _plain(own, layout.dtype),
+        shared,
+        rows_first=not layout.batched,
+    )
+    del held
+    shape = problem.y0.shape
+    if layout.batched:
+        rows = outcome.rows.view(batch, t.shape[-1], *shape[1:])
+        return batched_run(problem, rows, outcome)
+    return joint_run(problem, outcome.rows.view(t.shape[-1], *shape), outcome)
+
+
+def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.detach().to("cpu", dtype).contiguous()
+
+
+# -- what came of it
+# --------------------------------------------------------------------------------------------------
+
+
+def joint_run(problem: Problem, rows: Tensor, outcome: Outcome) -> Run:
+    """The outcome of a solve with one step for all."""
+    nfe, accepted, rejected, status = outcome.numbers[:4, 0].tolist()
+    run = Run(rows, [], rows[-1], Stats(nfe, accepted, rejected))
+    if outcome.failed:
+        if status == 0:  # of samples that take the same steps, another one failed
+            status = int(outcome.numbers[3].max())
+        t, h, error = outcome.numbers[4:, 0].view(torch.float64).tolist()
+        run.status = Status(status)
+        run.failure = _failure(problem, run.status, t, h, error)
+    return run
+
+
+def _failure(problem: Problem, status: Status, t: float, h: float, error: float) -> Failure:
+    if status is Status.MAX_STEPS:
+        return max_steps_failure(problem, t, h, error)
+    if status is Status.STEP_UNDERFLOW or not math.isfinite(error):
+        return underflow_failure(problem, t, h, error, None)
+    return nonfinite_failure(t, h, "the state y")
+
+
+def batched_run(problem: Problem, rows: Tensor, outcome: Outcome) -> Run:
+    """The outcome of a solve in which every sample stepped on its own."""
+    nfe, accepted, rejected, status = outcome.numbers[:4]
+    run = Run(rows, [], rows[:, -1], Stats(nfe, accepted, rejected), status)  # type: ignore[arg-type]
+    if outcome.failed:
+        sample = int(status.ne(0).nonzero()[0])
+        t, h, error = outcome.numbers[4:, sample].view(torch.float64).tolist()
+        failure = _failure(problem, Status(int(status[sample])), t, h, error)
+        failure.message = f"sample {sample}: {failure.message}"
+        if outcome.failed > 1:
+            failure.message += f" {outcome.failed} of {len(status)} samples failed."
+        run.failure = failure
+    return run
