@@ -3,4 +3,5 @@
 
 #include "fixed.h"
 #include "joint.h"
+#include "linear.h"
 #include "samples.h"

@@ -86,7 +86,7 @@ def contents() -> Contents:
 
 
 def clear() -> Contents:
-    """Remove everything, of all versions; returns what there was. Loaded libraries go on working."""
+    """Remove everything, of all versions; returns what there was. Loaded libraries stay loaded."""
     held = contents()
     for place in root().glob("native-*"):
         for path in place.iterdir():

@@ -1,6 +1,7 @@
 """Ordinary differential equations: problems in, solutions out."""
 
 from ctorch.ode import regularizers as regularizers
+from ctorch.ode.compile import compile as compile
 from ctorch.ode.continuous import ContinuousAdjoint as ContinuousAdjoint
 from ctorch.ode.control import StepController as StepController
 from ctorch.ode.events import Event as Event
@@ -18,6 +19,6 @@ from ctorch.ode.tableaus import TABLEAUS as TABLEAUS
 
 __all__ = [
     "METHODS", "TABLEAUS", "ContinuousAdjoint", "Event", "Solution", "Stats", "Status",
-    "StepController", "native_solves", "odeint", "odeint_adjoint", "odeint_dense", "odeint_event", "regularizers",
-    "solve_ode",
+    "StepController", "compile", "native_solves", "odeint", "odeint_adjoint", "odeint_dense",
+    "odeint_event", "regularizers", "solve_ode",
 ]  # fmt: skip

@@ -64,6 +64,7 @@ class Unsupported(NotImplementedError):
 
 
 _MODES = (True, False, "try")
+_DTYPES = (torch.float32, torch.float64)
 _mode: contextvars.ContextVar[bool | str] = contextvars.ContextVar("native", default=False)
 #: traces of functions, by what they were traced for
 _traces: weakref.WeakKeyDictionary[Any, dict[Any, Lowered]] = weakref.WeakKeyDictionary()
@@ -122,7 +123,7 @@ def solve(request: Request) -> tuple[Run, Tensor, Problem] | None:
 
 def _solve(request: Request) -> tuple[Run, Tensor, Problem]:
     problem = request.problem()
-    _check_supported(request, problem)
+    check_supported(request, problem)
     lowered = trace(request)
     batch = problem.y0.shape[0] if lowered.independent and problem.y0.dim() else 1
     run = _run(request, problem, lowered, batch)
@@ -130,28 +131,40 @@ def _solve(request: Request) -> tuple[Run, Tensor, Problem]:
 
 
 # -- what can be native
-# ------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
-def _check_supported(request: Request, problem: Problem) -> None:
-    layout, method = request.layout, request.method
-    reasons = {
-        f"method {method!r}": method not in (*methods.ADAPTIVE, *methods.FIXED),
-        f"batched=True with method {method!r}": layout.batched and method not in methods.ADAPTIVE,
-        "events": bool(request.events),
-        "dense=True": request.dense,
-        "a complex state": layout.is_complex,
-        f"a state of {layout.dtype}": layout.dtype not in (torch.float32, torch.float64),
-        f"a state on {layout.device}": layout.device.type != "cpu",
-        "a state without elements": problem.y0.numel() == 0,
-        'a function as options["norm"]': problem.norm is not None,
-        "step_t and jump_t": bool(problem.step_t or problem.jump_t),
-        "callbacks": bool(problem.callbacks),
-        "a torch.func transform or forward-mode AD": transforms_active(),
-    }
-    for what, there in reasons.items():
-        if there:
-            raise Unsupported(f"{what} is not built natively yet: use native=False.")
+def check_supported(request: Request, problem: Problem) -> None:
+    """Raise ``Unsupported`` where a request has no native form."""
+    what = _objection(request, problem)
+    if what:
+        raise Unsupported(f"{what} is not built natively yet: use native=False.")
+
+
+def _objection(request: Request, problem: Problem) -> str:
+    """What of a request has no native form; empty: nothing."""
+    layout, method, y0 = request.layout, request.method, problem.y0
+    if method not in (methods.ADAPTIVE if layout.batched else (*methods.ADAPTIVE, *methods.FIXED)):
+        return f"method {method!r}" + " with batched=True" * layout.batched
+    if layout.dtype not in _DTYPES or layout.is_complex:
+        return f"a state of {layout.user_dtype}"
+    if layout.device.type != "cpu":
+        return f"a state on {layout.device}"
+    if not layout.is_tensor:
+        return "a state of several tensors"
+    if request.events:
+        return "events"
+    if request.dense:
+        return "dense=True"
+    if problem.norm is not None:
+        return 'a function as options["norm"]'
+    if problem.step_t or problem.jump_t:
+        return "step_t or jump_t"
+    if problem.callbacks:
+        return "a callback"
+    if not y0.numel():
+        return "a state without elements"
+    return "a torch.func transform or forward-mode AD" if transforms_active() else ""
 
 
 def trace(request: Request) -> Lowered:
@@ -173,7 +186,7 @@ def trace(request: Request) -> Lowered:
 
 
 # -- the call
-# ------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -285,8 +298,9 @@ def execute(
 def _run(request: Request, problem: Problem, lowered: Lowered, batch: int) -> Run:
     layout = request.layout
     args = request.args
-    shared = [_plain(x, layout.dtype) for x in lowered.shared(args)]
+    shared = lowered.shared(args)
     own = lowered.of_samples(args, batch)
+    _refuse_gradient(request, problem, shared, own)
     y0 = problem.y0.detach().reshape(batch, -1).contiguous()
     t = problem.t.detach().double().contiguous()
     form = form_of(request, problem, lowered, batch)
@@ -307,8 +321,8 @@ def _run(request: Request, problem: Problem, lowered: Lowered, batch: int) -> Ru
         task,
         y0,
         t,
-        None if own is None else _plain(own, layout.dtype),
-        shared,
+        None if own is None else plain(own, layout.dtype),
+        [plain(x, layout.dtype) for x in shared],
         rows_first=not layout.batched,
     )
     del held
@@ -319,18 +333,33 @@ def _run(request: Request, problem: Problem, lowered: Lowered, batch: int) -> Ru
     return joint_run(problem, outcome.rows.view(t.shape[-1], *shape), outcome)
 
 
-def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.detach().to("cpu", dtype).contiguous()
+def _refuse_gradient(
+    request: Request, problem: Problem, shared: Sequence[Tensor], own: Tensor | None
+) -> None:
+    if not request.differentiates:
+        return
+    inputs = [problem.y0, problem.t, *shared, *([] if own is None else [own])]
+    if any(x.requires_grad for x in inputs):
+        raise Unsupported(
+            'a gradient is not built natively yet: use native=False, gradient="none", or'
+            " torch.no_grad()."
+        )
+
+
+def plain(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """As a compiled solve reads it."""
+    x = x.detach()
+    return x if x.dtype is dtype and x.is_contiguous() else x.to("cpu", dtype).contiguous()
 
 
 # -- what came of it
-# --------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 def joint_run(problem: Problem, rows: Tensor, outcome: Outcome) -> Run:
     """The outcome of a solve with one step for all."""
-    nfe, accepted, rejected, status = outcome.numbers[:4, 0].tolist()
-    run = Run(rows, [], rows[-1], Stats(nfe, accepted, rejected))
+    nfe, accepted, rejected, status, *_ = outcome.numbers.select(1, 0).tolist()
+    run = Run(rows, [], rows, Stats(nfe, accepted, rejected))
     if outcome.failed:
         if status == 0:  # of samples that take the same steps, another one failed
             status = int(outcome.numbers[3].max())
@@ -348,16 +377,29 @@ def _failure(problem: Problem, status: Status, t: float, h: float, error: float)
     return nonfinite_failure(t, h, "the state y")
 
 
+_CAUSES = {
+    Status.MAX_STEPS: "max_steps was reached: loosen the tolerances or raise max_steps",
+    Status.STEP_UNDERFLOW: "underflow in dt: the error test asks for a step below the resolution"
+    " of time (a jump of the field, too tight tolerances for the dtype, a blow-up, or a stiff"
+    " problem)",
+    Status.NONFINITE: "the vector field or the state is not finite (underflow in dt): evaluate func"
+    " there",
+}
+
+
 def batched_run(problem: Problem, rows: Tensor, outcome: Outcome) -> Run:
     """The outcome of a solve in which every sample stepped on its own."""
     nfe, accepted, rejected, status = outcome.numbers[:4]
-    run = Run(rows, [], rows[:, -1], Stats(nfe, accepted, rejected), status)  # type: ignore[arg-type]
+    run = Run(rows, [], rows, Stats(nfe, accepted, rejected), status)  # type: ignore[arg-type]
     if outcome.failed:
         sample = int(status.ne(0).nonzero()[0])
         t, h, error = outcome.numbers[4:, sample].view(torch.float64).tolist()
-        failure = _failure(problem, Status(int(status[sample])), t, h, error)
-        failure.message = f"sample {sample}: {failure.message}"
-        if outcome.failed > 1:
-            failure.message += f" {outcome.failed} of {len(status)} samples failed."
-        run.failure = failure
+        cause = Status(int(status[sample]))
+        others = f" {outcome.failed} of {len(status)} samples failed." if outcome.failed > 1 else ""
+        message = (
+            f"sample {sample}: {_CAUSES[cause]}; t={t:.9g}, step h={h:.3e}, error norm"
+            f" {error:.3g}.{others} With throw=False the other samples' solutions are returned,"
+            " with a status for each."
+        )
+        run.failure = Failure(cause, message, t, h, error)
     return run

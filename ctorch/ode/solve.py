@@ -97,9 +97,9 @@ def solve_ode(
         args: further arguments of ``func`` and the events; gradients reach tensors in them.
         options: keys of torchdiffeq's ``options``: norm, step_t, jump_t, min_step, max_step,
             safety, ifactor, dfactor, grid_constructor, perturb, ...
-        native: True: field and solver run as one compiled program (the first solve takes a second or
-            two, later ones read it from a cache on disk), or an error says why they cannot; "try":
-            the same, with a warning and an eager solve where they cannot; False: eager; None: what
+        native: True: field and solver run as one compiled program (the first solve takes seconds,
+            later ones find it in a cache on disk), or an error says why they cannot; "try": the
+            same, with a warning and an eager solve where they cannot; False: eager; None: what
             ``ctorch.native_solves`` says, without it False.
         progress: show a progress bar.
         throw: raise ``ctorch.SolveError`` where the solve fails; else return what was reached, with
