@@ -52,7 +52,9 @@ def lotka_volterra(dtype: torch.dtype) -> Twin:
         eaten = hare * lynx
         return torch.stack([1.5 * hare - eaten, eaten - 3 * lynx], -1)
 
-    body = "const V eaten = y[0] * y[1]; dy[0] = real(1.5) * y[0] - eaten; dy[1] = eaten - 3 * y[1];"
+    body = (
+        "const V eaten = y[0] * y[1]; dy[0] = real(1.5) * y[0] - eaten; dy[1] = eaten - 3 * y[1];"
+    )
     return Twin(func, source(dtype, body, dim=2), 2)
 
 
@@ -63,10 +65,7 @@ def forced(dtype: torch.dtype) -> Twin:
         push = -stiffness * torch.sin(y[..., :1]) + torch.cos(3 * t)
         return torch.cat([y[..., 1:], push], -1)
 
-    body = (
-        "dy[0] = y[1];"
-        " dy[1] = -own[0] * ct::native::sin(y[0]) + ct::native::cos(real(3) * t);"
-    )
+    body = "dy[0] = y[1]; dy[1] = -own[0] * ct::native::sin(y[0]) + ct::native::cos(real(3) * t);"
     return Twin(func, source(dtype, body, dim=2, own=1), 2, own=1)
 
 
