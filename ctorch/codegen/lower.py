@@ -78,7 +78,7 @@ class Recorder(TorchDispatchMode):
         """The ids of a tensor that was met, or made, here."""
         if not self.traced(tensor):
             return self.graph.constant_array(tensor)
-        ids = self._twin(tensor).numpy()
+        ids = self._twin(tensor).numpy().copy()  # what is there may be written over
         if (ids < 0).any():
             raise Untraceable("a result that is not lowered is used")
         return ids
