@@ -1,0 +1,6 @@
+"""Traced PyTorch functions lowered to C++."""
+
+from ctorch.codegen.lower_source import Untraceable
+from ctorch.codegen.trace import Field, Traced, clear, trace
+
+__all__ = ["Field", "Traced", "Untraceable", "clear", "trace"]
