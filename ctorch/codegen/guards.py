@@ -338,7 +338,7 @@ def _slots(kind: type) -> list[str]:
 
 def _is_library(module: str | None) -> bool:
     top = (module or "").split(".")[0]
-    return top in _LIBRARIES or top in sys.stdlib_module_names and top != "__main__"
+    return top in _LIBRARIES or (top in sys.stdlib_module_names and top != "__main__")
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctorch import codegen
 from ctorch._eager import eager
 from ctorch.ode import arguments, methods, native
 from ctorch.ode.layout import Layout
@@ -61,7 +62,7 @@ class CompiledSolve:
         """Solve from y0 at t[0] to the times t, as ``ctorch.solve_ode`` does."""
         key = (y0.shape, y0.dtype, t.shape)
         prepared = self._known.get(key)
-        if prepared is None or not prepared.lowered.valid():
+        if prepared is None or not prepared.valid(y0, t, args):
             prepared = self._known[key] = self._prepare(y0, t, args)
         return prepared.solve(y0, self._checked(y0, t), args)
 
@@ -98,25 +99,31 @@ class _Prepared:
     def __init__(self, request: Request) -> None:
         self.problem = problem = request.problem()
         native.check_supported(request, problem)
-        self.lowered = lowered = native.trace(request)
-        y0 = problem.y0
-        self.batch = y0.shape[0] if lowered.independent and y0.dim() else 1
-        form = native.form_of(request, problem, lowered, self.batch)
+        y0, batched = problem.y0, request.layout.batched
+        self.traced = traced = codegen.trace(
+            request.func, request.y0, problem.t, request.args, batched=batched
+        )
+        self.batch = native.batch_of(problem, traced)
+        form = native.form_of(request, problem, traced, self.batch)
         if form.tolerances or request.method in methods.FIXED:
             raise native.Unsupported(
                 "compile with fixed steps, or with a tensor as rtol or atol, is not built yet: use"
                 " solve_ode(native=True)."
             )
-        self.function = native.function_of(lowered, form)
+        self.function = native.function_of(traced, form)
         self.task = bytes(native.settings(request, problem))
         self.dtype, self.batched = request.layout.dtype, request.layout.batched
         self.shape, self.rows = tuple(y0.shape), request.t.shape[-1]
 
+    def valid(self, y0: Tensor, t: Tensor, args: tuple[Any, ...]) -> bool:
+        """Whether func is what was compiled; its tensors are looked up anew."""
+        self.traced.problem.tensors = [x for x in args if isinstance(x, Tensor)]
+        return self.traced.still_valid()
+
     def solve(self, y0: Tensor, t: Tensor, args: tuple[Any, ...]) -> Solution:
         """Make the call."""
-        lowered, batch, shape = self.lowered, self.batch, self.shape
-        shared = lowered.shared(args)
-        own = lowered.of_samples(args, batch)
+        batch, shape = self.batch, self.shape
+        shared, own = self.traced.shared, self.traced.own
         if torch.is_grad_enabled() and (y0.requires_grad or any(x.requires_grad for x in shared)):
             raise native.Unsupported(
                 "gradients of compiled solves are not built yet: call it under torch.no_grad()."
@@ -125,7 +132,7 @@ class _Prepared:
         flat = (y0 if y0.dim() == 2 else y0.reshape(batch, -1)).contiguous()
         outcome = native.execute(
             self.function, task, flat, t,
-            None if own is None else native.plain(own, self.dtype),
+            native.plain(own, self.dtype),
             [native.plain(x, self.dtype) for x in shared],
             not self.batched,
         )  # fmt: skip

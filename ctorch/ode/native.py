@@ -8,14 +8,14 @@ import ctypes
 import dataclasses
 import math
 import warnings
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ctorch.codegen import build
+from ctorch import codegen
+from ctorch.codegen import Traced, Untraceable, build
 from ctorch.ode import methods
 from ctorch.ode.adaptive import PATIENCE
 from ctorch.ode.native_source import Form, solve_source
@@ -35,30 +35,6 @@ if TYPE_CHECKING:
     from ctorch.ode.solve import Request
 
 
-class Lowered(Protocol):
-    """A vector field of one sample as C++.
-
-    Attributes:
-        source: of ``struct Field``.
-        dim, own: numbers of the state, and of args, that each sample has for itself.
-        independent: False: the field mixes samples; ``dim`` is then that of the whole state.
-    """
-
-    source: str
-    dim: int
-    own: int
-    independent: bool
-
-    def valid(self) -> bool:
-        """Whether everything that was looked at while tracing is as it was."""
-
-    def shared(self, args: tuple[Any, ...]) -> list[Tensor]:
-        """The arrays that all samples share, as they are now."""
-
-    def of_samples(self, args: tuple[Any, ...], batch: int) -> Tensor | None:
-        """The numbers of args that belong to samples: [B, own]."""
-
-
 class Unsupported(NotImplementedError):
     """A solve that cannot be native; the message says why."""
 
@@ -66,8 +42,6 @@ class Unsupported(NotImplementedError):
 _MODES = (True, False, "try")
 _DTYPES = (torch.float32, torch.float64)
 _mode: contextvars.ContextVar[bool | str] = contextvars.ContextVar("native", default=False)
-#: traces of functions, by what they were traced for
-_traces: weakref.WeakKeyDictionary[Any, dict[Any, Lowered]] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
@@ -110,8 +84,6 @@ def solve(request: Request) -> tuple[Run, Tensor, Problem] | None:
         Unsupported, ctorch.codegen.Untraceable, ctorch.codegen.build.NoCompiler: with
         ``native=True``, why it cannot be.
     """
-    from ctorch.codegen import Untraceable
-
     try:
         return _solve(request)
     except (Unsupported, Untraceable, build.NoCompiler, build.CompileError) as error:
@@ -124,9 +96,10 @@ def solve(request: Request) -> tuple[Run, Tensor, Problem] | None:
 def _solve(request: Request) -> tuple[Run, Tensor, Problem]:
     problem = request.problem()
     check_supported(request, problem)
-    lowered = trace(request)
-    batch = problem.y0.shape[0] if lowered.independent and problem.y0.dim() else 1
-    run = _run(request, problem, lowered, batch)
+    traced = codegen.trace(
+        request.func, request.y0, problem.t.detach(), request.args, batched=request.layout.batched
+    )
+    run = _run(request, problem, traced)
     return run, run.rows, problem
 
 
@@ -167,24 +140,6 @@ def _objection(request: Request, problem: Problem) -> str:
     return "a torch.func transform or forward-mode AD" if transforms_active() else ""
 
 
-def trace(request: Request) -> Lowered:
-    """The lowered vector field of a request; kept as long as the function lives."""
-    from ctorch.codegen import trace as lower
-
-    func, layout = request.func, request.layout
-    key = (layout.batched, tuple(layout._shapes), layout.user_dtype, layout._spec)
-    try:
-        known = _traces.setdefault(func, {})
-    except TypeError:  # no weak reference to it, or no hash
-        known = {}
-    lowered = known.get(key)
-    if lowered is None or not lowered.valid():
-        known[key] = lowered = lower(
-            func, request.y0, request.t, request.args, batched=layout.batched
-        )
-    return lowered
-
-
 # -- the call
 # ------------------------------------------------------------------------------------------
 
@@ -205,7 +160,12 @@ class Outcome:
     failed: int
 
 
-def form_of(request: Request, problem: Problem, lowered: Lowered, batch: int) -> Form:
+def batch_of(problem: Problem, traced: Traced) -> int:
+    """How many samples there are; one where the field mixes them."""
+    return problem.y0.shape[0] if traced.field.split else 1
+
+
+def form_of(request: Request, problem: Problem, traced: Traced, batch: int) -> Form:
     """What the compiled solve of a request is made for."""
     layout = request.layout
     alone = batch == 1
@@ -215,7 +175,7 @@ def form_of(request: Request, problem: Problem, lowered: Lowered, batch: int) ->
     elif layout.batched or alone:
         entry = "solve_samples"
     method = request.coefficients()
-    segments = tuple(layout.segments) if layout.segments else (lowered.dim,)
+    segments = tuple(layout.segments) if layout.segments else (traced.dim,)
     return Form(
         method.tableau.name,
         request.interpolant,
@@ -230,15 +190,32 @@ def form_of(request: Request, problem: Problem, lowered: Lowered, batch: int) ->
 _functions: dict[tuple[str, Form], Callable[[Any], int]] = {}
 
 
-def function_of(lowered: Lowered, form: Form) -> Callable[[Any], int]:
-    """The compiled solve; made where it is not there."""
-    function = _functions.get((lowered.source, form))
+def function_of(traced: Traced, form: Form) -> Callable[[Any], int]:
+    """The compiled solve; made where it is not there, and compared with the vector field."""
+    function = _functions.get((traced.source, form))
     if function is None:
-        library = build.load(solve_source(lowered.source, form))
+        library = build.load(solve_source(traced.source, form))
         function = library.ct_solve
         function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_void_p]
-        _functions[lowered.source, form] = function
+        _functions[traced.source, form] = function
+        traced.verify(_evaluation(library))
     return function
+
+
+def _evaluation(library: ctypes.CDLL) -> Callable[[Tensor, Tensor, Tensor, list[Tensor]], Tensor]:
+    """The compiled vector field as a function of t [B], y [B, dim], own [B, own] and shared."""
+    evaluate = library.ct_eval
+    evaluate.restype, evaluate.argtypes = None, [ctypes.c_int64, *[ctypes.c_void_p] * 5]
+
+    def call(t: Tensor, y: Tensor, own: Tensor, shared: list[Tensor]) -> Tensor:
+        t, y, own = t.double().contiguous(), y.contiguous(), own.contiguous()
+        arrays = [plain(x, y.dtype) for x in shared]
+        slope = torch.empty_like(y)
+        pointers = (ctypes.c_void_p * len(arrays))(*[x.data_ptr() for x in arrays])
+        evaluate(len(y), t.data_ptr(), y.data_ptr(), own.data_ptr(), pointers, slope.data_ptr())
+        return slope
+
+    return call
 
 
 def settings(request: Request, problem: Problem) -> Task:
@@ -263,7 +240,7 @@ def execute(
     task: Task,
     y0: Tensor,
     t: Tensor,
-    own: Tensor | None,
+    own: Tensor,
     shared: Sequence[Tensor],
     rows_first: bool,
 ) -> Outcome:
@@ -274,7 +251,7 @@ def execute(
         task: its settings.
         y0: [B, dim], contiguous.
         t: float64, [T] or [B, T], contiguous.
-        own: [B, own] or None, contiguous.
+        own: [B, own], contiguous.
         shared: contiguous, of the dtype of y0.
         rows_first: the result is [T, B, dim], not [B, T, dim].
     """
@@ -287,23 +264,20 @@ def execute(
     task.y0, task.out = y0.data_ptr(), out.data_ptr()
     task.out_sample, task.out_row = (dim, batch * dim) if rows_first else (rows * dim, dim)
     task.counts, task.status, task.last = base, base + 3 * size, base + 4 * size
-    if own is not None:
-        task.own = own.data_ptr()
+    task.own = own.data_ptr()
     if shared:
         pointers = (ctypes.c_void_p * len(shared))(*[x.data_ptr() for x in shared])
         task.shared = ctypes.addressof(pointers)
     return Outcome(out, numbers, function(ctypes.byref(task)))
 
 
-def _run(request: Request, problem: Problem, lowered: Lowered, batch: int) -> Run:
-    layout = request.layout
-    args = request.args
-    shared = lowered.shared(args)
-    own = lowered.of_samples(args, batch)
+def _run(request: Request, problem: Problem, traced: Traced) -> Run:
+    layout, batch = request.layout, batch_of(problem, traced)
+    shared, own = traced.shared, traced.own
     _refuse_gradient(request, problem, shared, own)
     y0 = problem.y0.detach().reshape(batch, -1).contiguous()
     t = problem.t.detach().double().contiguous()
-    form = form_of(request, problem, lowered, batch)
+    form = form_of(request, problem, traced, batch)
     task = settings(request, problem)
     held = []  # arrays that the task points to
     knots = request.knots(problem)
@@ -317,11 +291,11 @@ def _run(request: Request, problem: Problem, lowered: Lowered, batch: int) -> Ru
             setattr(task, f"{name}s", tolerance.data_ptr())
             held.append(tolerance)
     outcome = execute(
-        function_of(lowered, form),
+        function_of(traced, form),
         task,
         y0,
         t,
-        None if own is None else plain(own, layout.dtype),
+        plain(own, layout.dtype),
         [plain(x, layout.dtype) for x in shared],
         rows_first=not layout.batched,
     )
@@ -334,11 +308,11 @@ def _run(request: Request, problem: Problem, lowered: Lowered, batch: int) -> Ru
 
 
 def _refuse_gradient(
-    request: Request, problem: Problem, shared: Sequence[Tensor], own: Tensor | None
+    request: Request, problem: Problem, shared: Sequence[Tensor], own: Tensor
 ) -> None:
     if not request.differentiates:
         return
-    inputs = [problem.y0, problem.t, *shared, *([] if own is None else [own])]
+    inputs = [problem.y0, problem.t, *shared, own]
     if any(x.requires_grad for x in inputs):
         raise Unsupported(
             'a gradient is not built natively yet: use native=False, gradient="none", or'

@@ -44,6 +44,10 @@ def solve_source(field: str, form: Form) -> str:
             'extern "C" int64_t ct_solve(const ct::native::Task* task) {',
             f"  return ct::native::{form.entry}<Field, Method, {width}>(*task);",
             "}",
+            'extern "C" void ct_eval(int64_t batch, const double* t, const void* y, const void* own,',
+            "                        const void* const* shared, void* dy) {",
+            f"  ct::native::evaluate_samples<Field, {width}>(batch, t, y, own, shared, dy);",
+            "}",
             "",
         ]
     )
