@@ -17,7 +17,7 @@ class Fixed {
   using D = typename T::D;
   static constexpr long dim = T::dim;
 
-  CT_LANES explicit Fixed(const Task& task_) : task(task_) {}
+  CT_LANES explicit Fixed(const Task& task_, Run<real>* kept_) : task(task_), kept(kept_) {}
 
   // The samples first, ..., first + valid - 1.
   CT_LANES void run(int64_t first_, int valid_) {
@@ -50,6 +50,7 @@ class Fixed {
     tile.attempt(start, h, end_time);
     evaluations = T::stages + (accepted == 0 ? 0 : evaluations);
     ++accepted;
+    if (kept != nullptr) keep(t, t1);
     bool extended = false;
     const double tau = direction * t, tau1 = direction * t1;
     for (double goal; output < task.rows && (goal = direction * task.t[output]) <= tau1; ++output) {
@@ -66,6 +67,15 @@ class Fixed {
       write(tile.at);
     }
     for_each<dim>([&](long d) __attribute__((always_inline)) { tile.y[d] = tile.y1[d]; });
+  }
+
+  void keep(double t, double t1) {
+    int64_t row = output;
+    while (row < task.rows && direction * task.t[row] <= direction * t1) ++row;
+    for (int lane = 0; lane < valid; ++lane) {
+      real* to = kept->add(first + lane, t, t1 - t, t1, output, row, dim);
+      for (long d = 0; d < dim; ++d) to[d] = get(tile.y[d], lane);
+    }
   }
 
   CT_LANES void write(const V* state) {
@@ -93,6 +103,7 @@ class Fixed {
   }
 
   const Task& task;
+  Run<real>* const kept;
   T tile;
   typename T::Tolerances tolerances;
   double direction;
@@ -103,15 +114,19 @@ class Fixed {
 // Returns how many samples failed.
 template <class Field, class Method, int W>
 int64_t solve_fixed(const Task& task) {
-  if constexpr (W == 1) {
-    Fixed<Field, Method, 1> solve(task);
-    for (int64_t i = 0; i < task.batch; ++i) solve.run(i, 1);
-  } else {
-    on_threads((task.batch + W - 1) / W, task.threads, [&](int64_t i) {
-      const auto solve = std::make_unique<Fixed<Field, Method, W>>(task);
-      solve->run(i * W, static_cast<int>(std::min<int64_t>(W, task.batch - i * W)));
-    });
-  }
+  using Worker = Fixed<Field, Method, W>;
+  using real = typename Field::real;
+  auto* tape = static_cast<Tape<real>*>(task.tape);
+  if (tape != nullptr) open_runs<real>(task, W);
+  const int64_t runs = tape == nullptr ? (task.batch + W - 1) / W : tape->runs.size();
+  on_threads(runs, task.threads, [&](int64_t i) {
+    auto* kept = tape == nullptr ? nullptr : &tape->runs[i];
+    const int64_t begin = kept == nullptr ? i * W : kept->begin;
+    const int64_t end = kept == nullptr ? std::min(task.batch, begin + W) : kept->end;
+    const auto solve = std::make_unique<Worker>(task, kept);
+    for (int64_t first = begin; first < end; first += W)
+      solve->run(first, static_cast<int>(std::min<int64_t>(W, end - first)));
+  });
   return task.batch - std::count(task.status, task.status + task.batch, kSuccess);
 }
 

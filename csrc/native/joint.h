@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "rows.h"
+#include "tape.h"
 
 namespace ct::native {
 
@@ -16,6 +17,7 @@ class Joint {
   static constexpr long dim = T::dim;
 
   explicit Joint(const Task& task_) : task(task_), gains(task_, Method::order) {
+    if (task.tape != nullptr) open_runs<real>(task, W);
     parts.resize((task.batch + W - 1) / W);
     for (size_t p = 0; p < parts.size(); ++p) {
       Part& part = parts[p];
@@ -157,12 +159,26 @@ class Joint {
       ++evaluations;
       for (Part& part : parts) part.tile.evaluate_late(start, h, end_time);
     }
+    if (task.tape != nullptr) keep();
     if (goal() <= clock.stop) read(start, h, end_time);
     clock.tau = clock.stop;
     for (Part& part : parts)
       for (long d = 0; d < dim; ++d) {
         part.tile.y[d] = part.tile.y1[d];
         part.tile.k[0][d] = part.tile.k[T::stages - 1][d];
+      }
+  }
+
+  void keep() {
+    auto& runs = static_cast<Tape<real>*>(task.tape)->runs;
+    int64_t row = output;
+    while (row < task.rows && clock.direction * task.t[row] <= clock.stop) ++row;
+    for (auto& run : runs)
+      for (int64_t sample = run.begin; sample < run.end; ++sample) {
+        Part& part = parts[sample / W];
+        real* to = run.add(sample, clock.t(), clock.h(), clock.t1(), output, row, dim);
+        for (long d = 0; d < dim; ++d)
+          to[d] = get(part.tile.y[d], static_cast<int>(sample - part.first));
       }
   }
 

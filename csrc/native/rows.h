@@ -5,6 +5,7 @@
 #include <thread>
 #include <vector>
 
+#include "tape.h"
 #include "tile.h"
 
 namespace ct::native {
@@ -49,6 +50,19 @@ CT_LANES void store_sample(const Task& task, const V* state, int lane, int64_t s
                            int64_t row) {
   auto* to = output_row<T>(task, sample, row);
   for_each<T::dim>([&](long d) __attribute__((always_inline)) { to[d] = get(state[d], lane); });
+}
+
+// Divides samples that take the same steps into runs of whole tiles, few enough that each may have
+// gradients of its own.
+template <class Real>
+void open_runs(const Task& task, int width) {
+  const int64_t tiles = (task.batch + width - 1) / width, run = (tiles + 15) / 16 * width;
+  auto& runs = static_cast<Tape<Real>*>(task.tape)->runs;
+  runs.resize((task.batch + run - 1) / run);
+  for (size_t i = 0; i < runs.size(); ++i) {
+    const int64_t begin = static_cast<int64_t>(i) * run;
+    runs[i].open(begin, begin + run < task.batch ? begin + run : task.batch);
+  }
 }
 
 // body(0), ..., body(count - 1) on several threads.

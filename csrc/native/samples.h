@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "rows.h"
+#include "tape.h"
 
 namespace ct::native {
 
@@ -19,8 +20,9 @@ class Samples {
   using D = typename T::D;
   static constexpr long dim = T::dim;
 
-  CT_LANES Samples(const Task& task_, int64_t begin_, int64_t end_)
-      : task(task_), gains(task_, Method::order), begin(begin_), end(end_) {
+  CT_LANES Samples(const Task& task_, int64_t begin_, int64_t end_, Run<real>* kept_)
+      : task(task_), gains(task_, Method::order), begin(begin_), end(end_), kept(kept_) {
+    if (kept != nullptr) kept->open(begin, end);
     prepare_tile(task, tile, tolerances);
   }
 
@@ -198,6 +200,7 @@ class Samples {
     if (any(moved)) {
       tile.evaluate_late(t, h, end_time);
       const Mask<D> pending = moved & (goal <= clock.stop);
+      if (kept != nullptr) keep(bits_of(moved), t, h);
       if (any(pending)) {
         read(pending, t, h, end_time);
         ended = ended | (active & (goal == all<D>(kInfinity)));
@@ -207,6 +210,18 @@ class Samples {
     if constexpr (W == 1)
       if (task.patience > 0) watch(norm);
     if (any(ended)) leave(bits_of(ended));
+  }
+
+  __attribute__((noinline)) void keep(uint32_t lanes, D t, D h) {
+    for (int lane = 0; lane < W; ++lane)
+      if (lanes >> lane & 1) {
+        const double stop = get(clock.stop, lane), direction = get(clock.direction, lane);
+        int64_t row = output[lane];
+        while (row < task.rows && direction * goal_of(sample[lane], row) <= stop) ++row;
+        real* to = kept->add(sample[lane], get(t, lane), get(h, lane), direction * stop,
+                             output[lane], row, dim);
+        for (long d = 0; d < dim; ++d) to[d] = get(tile.y[d], lane);
+      }
   }
 
   CT_LANES void accept(Mask<D> moved) {
@@ -278,6 +293,7 @@ class Samples {
   const Task& task;
   const Gains gains;
   const int64_t begin, end;
+  Run<real>* const kept;
   int64_t next;
   T tile;
   typename T::Tolerances tolerances;
@@ -296,20 +312,21 @@ class Samples {
 // Returns how many samples failed.
 template <class Field, class Method, int W>
 int64_t solve_samples(const Task& task) {
-  if constexpr (W == 1) {
-    Samples<Field, Method, W> samples(task, 0, task.batch);
-    samples.run();
-  } else {
-    // the same runs for any number of threads
-    const int64_t size = std::max<int64_t>(8 * W, (task.batch / 64 + W - 1) / W * W);
-    const int64_t run = std::min<int64_t>(size, 1024);
-    on_threads((task.batch + run - 1) / run, task.threads, [&](int64_t i) {
-      using Run = Samples<Field, Method, W>;
-      const auto samples =
-          std::make_unique<Run>(task, i * run, std::min(task.batch, (i + 1) * run));
-      samples->run();
-    });
-  }
+  // the same runs for any number of threads
+  const int64_t size = std::max<int64_t>(8 * W, (task.batch / 64 + W - 1) / W * W);
+  const int64_t run = W == 1 ? task.batch : std::min<int64_t>(size, 1024);
+  const int64_t runs = (task.batch + run - 1) / run;
+  auto* tape = static_cast<Tape<typename Field::real>*>(task.tape);
+  if (tape != nullptr) tape->runs.resize(runs);
+  on_threads(runs, task.threads, [&](int64_t i) {
+    using Worker = Samples<Field, Method, W>;
+    auto* kept = tape == nullptr ? nullptr : &tape->runs[i];
+    const int64_t begin = i * run, end = std::min(task.batch, begin + run);
+    if constexpr (sizeof(Worker) < 1 << 15)
+      Worker(task, begin, end, kept).run();
+    else
+      std::make_unique<Worker>(task, begin, end, kept)->run();
+  });
   return task.batch - std::count(task.status, task.status + task.batch, kSuccess);
 }
 

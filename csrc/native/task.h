@@ -28,6 +28,16 @@ struct Task {
   int64_t* counts;  // [3, batch]: evaluations, accepted, rejected steps
   int64_t* status;  // [batch]
   double* last;     // [3, batch]: t, step, error norm at the end
+  void* tape;       // where the accepted steps are kept for the gradient, or null
+};
+
+// Cotangents of the rows in, those of everything else out.
+struct Cotangents {
+  const void* out;       // real, at the strides of Task.out
+  void* y0;              // real [batch, dim]
+  void* own;             // real [batch, own]
+  void* const* shared;   // real arrays as Task.shared, zeros; null where none is wanted
+  const int64_t* sizes;  // of the shared arrays
 };
 
 // ctorch.ode.Status

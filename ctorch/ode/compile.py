@@ -110,7 +110,7 @@ class _Prepared:
                 "compile with fixed steps, or with a tensor as rtol or atol, is not built yet: use"
                 " solve_ode(native=True)."
             )
-        self.function = native.function_of(traced, form)
+        self.function = native.library_of(traced, form).ct_solve
         self.task = bytes(native.settings(request, problem))
         self.dtype, self.batched = request.layout.dtype, request.layout.batched
         self.shape, self.rows = tuple(y0.shape), request.t.shape[-1]

@@ -99,7 +99,7 @@ def _solve(request: Request) -> tuple[Run, Tensor, Problem]:
     traced = codegen.trace(
         request.func, request.y0, problem.t.detach(), request.args, batched=request.layout.batched
     )
-    run = _run(request, problem, traced)
+    run = Call(request, problem, traced).run()
     return run, run.rows, problem
 
 
@@ -165,7 +165,9 @@ def batch_of(problem: Problem, traced: Traced) -> int:
     return problem.y0.shape[0] if traced.field.split else 1
 
 
-def form_of(request: Request, problem: Problem, traced: Traced, batch: int) -> Form:
+def form_of(
+    request: Request, problem: Problem, traced: Traced, batch: int, gradient: bool = False
+) -> Form:
     """What the compiled solve of a request is made for."""
     layout = request.layout
     alone = batch == 1
@@ -184,22 +186,28 @@ def form_of(request: Request, problem: Problem, traced: Traced, batch: int) -> F
         segments,
         problem.max_norm,
         problem.tolerances.rtol.dim() > 0,
+        gradient,
     )
 
 
-_functions: dict[tuple[str, Form], Callable[[Any], int]] = {}
+_libraries: dict[tuple[str, Form], ctypes.CDLL] = {}
 
 
-def function_of(traced: Traced, form: Form) -> Callable[[Any], int]:
+def library_of(traced: Traced, form: Form) -> ctypes.CDLL:
     """The compiled solve; made where it is not there, and compared with the vector field."""
-    function = _functions.get((traced.source, form))
-    if function is None:
+    library = _libraries.get((traced.source, form))
+    if library is None:
         library = build.load(solve_source(traced.source, form))
-        function = library.ct_solve
-        function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_void_p]
-        _functions[traced.source, form] = function
+        pointer = ctypes.c_void_p
+        library.ct_solve.restype, library.ct_solve.argtypes = ctypes.c_int64, [pointer]
+        if form.gradient:
+            library.ct_tape.restype = pointer
+            library.ct_free.restype, library.ct_free.argtypes = None, [pointer]
+            library.ct_pull_back.restype = None
+            library.ct_pull_back.argtypes = [pointer, pointer]
         traced.verify(_evaluation(library))
-    return function
+        _libraries[traced.source, form] = library
+    return library
 
 
 def _evaluation(library: ctypes.CDLL) -> Callable[[Tensor, Tensor, Tensor, list[Tensor]], Tensor]:
@@ -271,53 +279,78 @@ def execute(
     return Outcome(out, numbers, function(ctypes.byref(task)))
 
 
-def _run(request: Request, problem: Problem, traced: Traced) -> Run:
-    layout, batch = request.layout, batch_of(problem, traced)
-    shared, own = traced.shared, traced.own
-    _refuse_gradient(request, problem, shared, own)
-    y0 = problem.y0.detach().reshape(batch, -1).contiguous()
-    t = problem.t.detach().double().contiguous()
-    form = form_of(request, problem, traced, batch)
-    task = settings(request, problem)
-    held = []  # arrays that the task points to
-    knots = request.knots(problem)
-    if knots is not None:
-        grid = torch.tensor([time for time, _ in knots()], dtype=torch.float64)
-        task.knots, task.knot_count = grid.data_ptr(), len(grid)
-        held.append(grid)
-    if form.tolerances:
-        for name in ("rtol", "atol"):
-            tolerance = getattr(problem.tolerances, name).reshape(batch, -1).contiguous()
-            setattr(task, f"{name}s", tolerance.data_ptr())
-            held.append(tolerance)
-    outcome = execute(
-        function_of(traced, form),
-        task,
-        y0,
-        t,
-        plain(own, layout.dtype),
-        [plain(x, layout.dtype) for x in shared],
-        rows_first=not layout.batched,
-    )
-    del held
-    shape = problem.y0.shape
-    if layout.batched:
-        rows = outcome.rows.view(batch, t.shape[-1], *shape[1:])
-        return batched_run(problem, rows, outcome)
-    return joint_run(problem, outcome.rows.view(t.shape[-1], *shape), outcome)
+class Call:
+    """One native solve: the library, the arrays, the settings.
 
+    Attributes:
+        request, problem, traced: of the solve.
+        gradient: some input requires grad, and a gradient may be asked for.
+        batch: how many samples there are.
+        y0, t, own, shared: the arrays, as compiled code reads them.
+    """
 
-def _refuse_gradient(
-    request: Request, problem: Problem, shared: Sequence[Tensor], own: Tensor
-) -> None:
-    if not request.differentiates:
-        return
-    inputs = [problem.y0, problem.t, *shared, own]
-    if any(x.requires_grad for x in inputs):
-        raise Unsupported(
-            'a gradient is not built natively yet: use native=False, gradient="none", or'
-            " torch.no_grad()."
-        )
+    def __init__(self, request: Request, problem: Problem, traced: Traced) -> None:
+        self.request, self.problem, self.traced = request, problem, traced
+        layout, own = request.layout, traced.own
+        self.batch = batch_of(problem, traced)
+        self.gradient = request.differentiates and self._check_gradient(own)
+        self.y0 = problem.y0.detach().reshape(self.batch, -1).contiguous()
+        self.t = problem.t.detach().double().contiguous()
+        self.own = plain(own, layout.dtype)
+        self.shared = [plain(x, layout.dtype) for x in traced.shared]
+        self.form = form_of(request, problem, traced, self.batch, self.gradient)
+        self.library = library_of(traced, self.form)
+        self.task = settings(request, problem)
+        self._held: list[Any] = []  # what the task points to
+        knots = request.knots(problem)
+        if knots is not None:
+            grid = torch.tensor([time for time, _ in knots()], dtype=torch.float64)
+            self.task.knots, self.task.knot_count = grid.data_ptr(), len(grid)
+            self._held.append(grid)
+        if self.form.tolerances:
+            for name in ("rtol", "atol"):
+                part = getattr(problem.tolerances, name).reshape(self.batch, -1).contiguous()
+                setattr(self.task, f"{name}s", part.data_ptr())
+                self._held.append(part)
+
+    def _check_gradient(self, own: Tensor) -> bool:
+        t, inputs = self.problem.t, [self.problem.y0, own, *self.traced.shared]
+        if not (t.requires_grad or any(x.requires_grad for x in inputs)):
+            return False
+        error = self.traced.field.derivative_error
+        if error:
+            raise Unsupported(f"the gradient is not built natively, for {error}")
+        if t.requires_grad:
+            raise Unsupported("a gradient in t is not built natively yet: use native=False.")
+        if self.request.adjoint:
+            raise Unsupported(
+                'gradient="adjoint" is not built natively: use "checkpoint", which is exact.'
+            )
+        return True
+
+    def run(self) -> Run:
+        """Solve; the rows have their graph where one is wanted."""
+        if not self.gradient:
+            return self.result(self.make())
+        from ctorch.ode.native_gradient import with_gradient
+
+        return with_gradient(self)
+
+    def make(self) -> Outcome:
+        """Make the call."""
+        return execute(
+            self.library.ct_solve, self.task, self.y0, self.t, self.own, self.shared,
+            rows_first=not self.request.layout.batched,
+        )  # fmt: skip
+
+    def result(self, outcome: Outcome) -> Run:
+        """What came of it, in the user's shapes."""
+        shape, rows = self.problem.y0.shape, self.t.shape[-1]
+        if self.request.layout.batched:
+            return batched_run(
+                self.problem, outcome.rows.view(self.batch, rows, *shape[1:]), outcome
+            )
+        return joint_run(self.problem, outcome.rows.view(rows, *shape), outcome)
 
 
 def plain(x: Tensor, dtype: torch.dtype) -> Tensor:

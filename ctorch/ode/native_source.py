@@ -20,6 +20,7 @@ class Form:
         segments: lengths of the parts of a sample whose norms are taken apart.
         max_norm: a part's norm is its maximum, not its root mean square.
         tolerances: they are arrays, not numbers.
+        gradient: its gradient is compiled too.
     """
 
     method: str
@@ -29,27 +30,32 @@ class Form:
     segments: tuple[int, ...]
     max_norm: bool = False
     tolerances: bool = False
+    gradient: bool = False
 
 
 def solve_source(field: str, form: Form) -> str:
     """The translation unit for ``field``, the source of a ``struct Field``."""
     width = form.width or "ct::native::kRegister<Field::real>"
+    template = f"<Field, Method, {width}>"
+    entries = f"""extern "C" int64_t ct_solve(const ct::native::Task* task) {{
+  return ct::native::{form.entry}{template}(*task);
+}}
+extern "C" void ct_eval(int64_t batch, const double* t, const void* y, const void* own,
+                        const void* const* shared, void* dy) {{
+  ct::native::evaluate_samples<Field, {width}>(batch, t, y, own, shared, dy);
+}}
+"""
+    if form.gradient:
+        entries += f"""extern "C" void* ct_tape() {{ return new ct::native::Tape<Field::real>; }}
+extern "C" void ct_free(void* tape) {{ delete static_cast<ct::native::Tape<Field::real>*>(tape); }}
+extern "C" void ct_pull_back(const ct::native::Task* task, const ct::native::Cotangents* given) {{
+  ct::native::pull_back_rows{template}(*task, *given);
+}}
+"""
+    headers = ["solver", *["adjoint"] * form.gradient]
+    lines = [f'#include "native/{name}.h"' for name in headers]
     return "\n".join(
-        [
-            '#include "native/solver.h"',
-            "namespace {",
-            field,
-            method_source(form),
-            "}  // namespace",
-            'extern "C" int64_t ct_solve(const ct::native::Task* task) {',
-            f"  return ct::native::{form.entry}<Field, Method, {width}>(*task);",
-            "}",
-            'extern "C" void ct_eval(int64_t batch, const double* t, const void* y, const void* own,',
-            "                        const void* const* shared, void* dy) {",
-            f"  ct::native::evaluate_samples<Field, {width}>(batch, t, y, own, shared, dy);",
-            "}",
-            "",
-        ]
+        [*lines, "namespace {", field, method_source(form), "}  // namespace", entries]
     )
 
 

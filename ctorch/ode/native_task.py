@@ -24,5 +24,11 @@ class Task(ctypes.Structure):
         *[(name, ctypes.c_int64) for name in ("overshoot", "patience")],
         ("knots", ctypes.c_void_p),
         *[(name, ctypes.c_int64) for name in ("knot_count", "perturb", "threads")],
-        *[(name, ctypes.c_void_p) for name in ("counts", "status", "last")],
+        *[(name, ctypes.c_void_p) for name in ("counts", "status", "last", "tape")],
     ]
+
+
+class Cotangents(ctypes.Structure):
+    """See csrc/native/task.h."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("out", "y0", "own", "shared", "sizes")]
