@@ -53,6 +53,51 @@ CT_LANES void dots(const T* w, const T* b, const T* x, T* y) {
   }
 }
 
+// The sums of R registers in one: at each level two registers of partial sums become one, which
+// holds the folded halves of the groups of the first between those of the second.
+template <int kGroup, class X, int... P>
+CT_LANES X fold_pair(X a, X b, std::integer_sequence<int, P...>) {
+  constexpr int R = kWidth<X>, h = kGroup / 2;
+  constexpr auto from = [](int p) { return (p / h % 2) * R + p / h / 2 * kGroup + p % h; };
+  return __builtin_shufflevector(a, b, from(P)...) +
+         __builtin_shufflevector(a, b, (from(P) + h)...);
+}
+
+template <int kCount, class X>
+CT_LANES X fold_all(X* each) {
+  if constexpr (kCount == 1) {
+    return each[0];
+  } else {
+    constexpr int half = kCount / 2;
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i)
+      each[i] =
+          fold_pair<kCount>(each[i], each[i + half], std::make_integer_sequence<int, kWidth<X>>{});
+    return fold_all<half>(each);
+  }
+}
+
+// As many dots as a register holds numbers.
+template <long K, long kRow, Sum kSum, class T>
+CT_LANES void register_of_dots(const T* w, const T* b, const T* x, T* y) {
+  constexpr int R = kRegister<T>;
+  using X = Lanes<T, R>;
+  X acc[R] = {};
+  for (long i = 0; i + R <= K; i += R) {
+    const X xi = load<X>(x + i);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) acc[r] += xi * load<X>(w + r * kRow + i);
+  }
+  X total = fold_all<R>(acc);
+  for (long j = K - K % R; j < K; ++j) {
+    X column;
+    for (int r = 0; r < R; ++r) column[r] = w[r * kRow + j];
+    total += x[j] * column;
+  }
+  if (b != nullptr) total += load<X>(b);
+  store<X>(y, kSum == Sum::kAdd ? load<X>(y) + total : total);
+}
+
 // One sample, outputs side by side in memory: registers run along the outputs.
 template <int kRegisters, long K, long kColumn, Sum kSum, class T>
 CT_LANES void columns(const T* w, const T* b, const T* x, T* y) {
@@ -82,9 +127,8 @@ CT_LANES void one_sample(const T* w, const T* b, const T* x, T* y) {
     for (; o + 4 * R <= N; o += 4 * R) columns<4, K, kColumn, kSum>(w + o, bias(o), x, y + o);
     for (; o + R <= N; o += R) columns<1, K, kColumn, kSum>(w + o, bias(o), x, y + o);
   } else if constexpr (kColumn == 1 && K >= R) {
-    constexpr long kWhole = N - N % kOutputs;
-    for (; o < kWhole; o += kOutputs)
-      dots<kOutputs, K, kRow, kSum>(w + o * kRow, bias(o), x, y + o);
+    constexpr long kWhole = N - N % R;
+    for (; o < kWhole; o += R) register_of_dots<K, kRow, kSum>(w + o * kRow, bias(o), x, y + o);
     if constexpr (N > kWhole)
       dots<static_cast<int>(N - kWhole), K, kRow, kSum>(w + o * kRow, bias(o), x, y + o);
     return;

@@ -99,7 +99,12 @@ def _solve(request: Request) -> tuple[Run, Tensor, Problem]:
     traced = codegen.trace(
         request.func, request.y0, problem.t.detach(), request.args, batched=request.layout.batched
     )
-    run = Call(request, problem, traced).run()
+    call = Call(request, problem, traced)
+    if request.key is not None:
+        from ctorch.ode import native_quick
+
+        native_quick.remember(request.key, call)
+    run = call.run()
     return run, run.rows, problem
 
 
@@ -191,6 +196,11 @@ def form_of(
 
 
 _libraries: dict[tuple[str, Form], ctypes.CDLL] = {}
+
+
+def known_library(traced: Traced, form: Form) -> ctypes.CDLL | None:
+    """The compiled solve, if this process has it."""
+    return _libraries.get((traced.source, form))
 
 
 def library_of(traced: Traced, form: Form) -> ctypes.CDLL:

@@ -123,6 +123,16 @@ def solve_ode(
     arguments.check_func(func)
     _check_unbuilt(gradient, save)
     native = native_solve.check_mode(native)
+    key = None
+    if native and events is None and not (dense or progress):
+        from ctorch.ode import native_quick
+
+        settings = (method, max_steps, dt0, controller, batched)
+        key = native_quick.key_of(y0, rtol, atol, options, *settings)
+        if key is not None:
+            done = native_quick.solve(key, func, y0, t, args, batched, gradient != "none")
+            if done is not None:
+                return done
     method = methods.check_method(method)
     layout = Layout(y0, batched)
     t = arguments.check_times(t, layout.device, strict=False, batched=batched)
@@ -138,6 +148,7 @@ def solve_ode(
         controller=controller, events=_events(events), dense=dense, dt0=dt0, gradient=gradient,
         native=native,
     )  # fmt: skip
+    request.key = key
     with progress_bar(progress, t) as bar:
         run, rows, problem = request.solve(bar)
     solution = _solution(request, problem, run, rows, y0, t)
@@ -201,6 +212,7 @@ class Request:
         self.controller, self.events, self.until_event = controller, events, until_event
         self.dense, self.dt0, self.gradient = dense, dt0, gradient
         self.torchdiffeq, self.native = torchdiffeq, native
+        self.key: Any = None  # of the way back to a native solve
 
     def solve(self, bar: Callable[[float], None] | None = None) -> tuple[Run, Tensor, Problem]:
         """Returns the run, its rows with their graph, and the problem."""

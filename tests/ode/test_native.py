@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 import ctorch
-import ctorch.codegen
 from ctorch.codegen import build
 from ctorch.ode import TABLEAUS, Solution, Status, native
 
 from . import native_fields as fields
-from .native_fields import Twin
 
 F32, F64 = torch.float32, torch.float64
 ADAPTIVE = [name for name, tableau in TABLEAUS.items() if tableau.adaptive]
@@ -36,23 +34,11 @@ def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Twin], Twin]:
-    """Puts a hand-written twin in the place of the tracer."""
-
-    def put(twin: Twin) -> Twin:
-        monkeypatch.setattr(ctorch.codegen, "trace", lambda *_, **__: twin)
-        monkeypatch.setattr(native, "_traces", type(native._traces)())
-        return twin
-
-    return put
-
-
-def both(twin: Twin, y0: Tensor, t: Tensor, **how: Any) -> tuple[Solution, Solution]:
+def both(func: Any, y0: Tensor, t: Tensor, **how: Any) -> tuple[Solution, Solution]:
     how = {"gradient": "none", "throw": False, "rtol": 1e-5, "atol": 1e-5, **how}
     return (
-        ctorch.solve_ode(twin.func, y0, t, native=True, **how),
-        ctorch.solve_ode(twin.func, y0, t, **how),
+        ctorch.solve_ode(func, y0, t, native=True, **how),
+        ctorch.solve_ode(func, y0, t, **how),
     )
 
 
@@ -75,64 +61,60 @@ def tolerance(method: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)
-def test_samples_step_as_in_the_eager_solver(use: Any, method: str) -> None:
-    twin = use(fields.forced(F64))
+def test_samples_step_as_in_the_eager_solver(method: str) -> None:
     y0, stiffness = pendulums(21, F64)  # more than there are lanes, and no multiple of them
     how = {"method": method, "args": (stiffness,), "batched": True, **tolerance(method)}
     for t in (T, T.flip(0)):
-        mine, eager = both(twin, y0, t, **how)
+        mine, eager = both(fields.forced, y0, t, **how)
         same(mine, eager)
         assert mine.stats.accepted.unique().numel() > 2
     torch.testing.assert_close(mine.y[:, 0], y0)
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)
-def test_a_whole_batch_steps_together_as_in_the_eager_solver(use: Any, method: str) -> None:
-    twin = use(fields.forced(F64))
+def test_a_whole_batch_steps_together_as_in_the_eager_solver(method: str) -> None:
     y0, stiffness = pendulums(11, F64)
-    mine, eager = both(twin, y0, T, method=method, args=(stiffness,), **tolerance(method))
+    mine, eager = both(fields.forced, y0, T, method=method, args=(stiffness,), **tolerance(method))
     same(mine, eager)
     assert mine.stats.nfe == eager.stats.nfe
 
 
 @pytest.mark.parametrize("method", ["dopri5", "bosh3"])
 @pytest.mark.parametrize("dtype", [F32, F64])
-def test_one_sample_alone(use: Any, method: str, dtype: torch.dtype) -> None:
-    twin = use(fields.forced(dtype))
+def test_one_sample_alone(method: str, dtype: torch.dtype) -> None:
     y0, stiffness = pendulums(2, dtype)
     for batched in (True, False):
         how = {"args": (stiffness[1:],), "method": method, "batched": batched, "controller": "i"}
-        mine, eager = both(twin, y0[1:], T, **how)
+        mine, eager = both(fields.forced, y0[1:], T, **how)
         same(mine, eager, 1e-9 if dtype is F64 else 2e-5)
     assert mine.stats.nfe == eager.stats.nfe
 
 
 @pytest.mark.parametrize("method", FIXED)
-def test_fixed_steps(use: Any, method: str) -> None:
-    twin = use(fields.forced(F64))
+def test_fixed_steps(method: str) -> None:
     y0, stiffness = pendulums(11, F64)
     how: dict[str, Any] = {"method": method, "args": (stiffness,)}
     for more in ({"dt0": 0.03}, {}, {"dt0": 0.03, "options": {"perturb": True}}):
-        mine, eager = both(twin, y0, T, **how, **more)
+        mine, eager = both(fields.forced, y0, T, **how, **more)
         same(mine, eager)
         assert mine.stats.nfe == eager.stats.nfe
-    mine, eager = both(twin, y0, T.flip(0), **how, dt0=0.07, max_steps=9)
+    mine, eager = both(fields.forced, y0, T.flip(0), **how, dt0=0.07, max_steps=9)
     same(mine, eager)
     assert mine.status is Status.MAX_STEPS
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("batched", [True, False])
-def test_a_network(use: Any, dtype: torch.dtype, batched: bool) -> None:
-    twin = use(fields.mlp(dtype))
+def test_a_network(dtype: torch.dtype, batched: bool) -> None:
+    net = fields.Net(dtype)
     y0 = torch.randn(19, 2, dtype=dtype, generator=torch.Generator().manual_seed(1))
     # (below 1e-4 the rounding of float32 shows in the error estimates, and in the steps)
     how = {"batched": batched, **({} if dtype is F64 else {"rtol": 1e-3, "atol": 1e-3})}
     close = 1e-9 if dtype is F64 else 1e-4
-    same(*both(twin, y0, T, **how), close)
+    same(*both(net, y0, T, **how), close)
     with torch.no_grad():
-        twin.parameters[2].mul_(0.5)
-    same(*both(twin, y0, T, **how), close)
+        net.net[2].weight.mul_(0.5)
+    same(*both(net, y0, T, **how), close)
 
 
 @pytest.mark.parametrize(
@@ -151,43 +133,37 @@ def test_a_network(use: Any, dtype: torch.dtype, batched: bool) -> None:
     ids=lambda settings: "-".join(map(str, settings)),
 )
 @pytest.mark.parametrize("batched", [True, False])
-def test_settings_mean_the_same(use: Any, settings: dict[str, Any], batched: bool) -> None:
-    twin = use(fields.forced(F64))
+def test_settings_mean_the_same(settings: dict[str, Any], batched: bool) -> None:
     y0, stiffness = pendulums(11, F64)
-    same(*both(twin, y0, T, args=(stiffness,), batched=batched, **settings))
+    same(*both(fields.forced, y0, T, args=(stiffness,), batched=batched, **settings))
 
 
-def test_each_sample_has_its_own_times(use: Any) -> None:
-    twin = use(fields.forced(F64))
+def test_each_sample_has_its_own_times() -> None:
     y0, stiffness = pendulums(21, F64)
     ends = torch.linspace(-2, 2, 21, dtype=F64)
     ends[3] = 0.0  # nothing to do
     t = torch.linspace(0, 1, 5, dtype=F64) * ends[:, None]
-    mine, eager = both(twin, y0, t, args=(stiffness,), batched=True)
+    mine, eager = both(fields.forced, y0, t, args=(stiffness,), batched=True)
     same(mine, eager)
     assert mine.stats.accepted[3] == 0
 
 
-@pytest.mark.parametrize("make", [fields.root, fields.blow_up])
+@pytest.mark.parametrize("func", [fields.root, fields.blow_up])
 @pytest.mark.parametrize("batched", [True, False])
-def test_failures_have_the_same_status_and_rows(
-    use: Any, make: Callable[..., Twin], batched: bool
-) -> None:
-    twin = use(make(F64))
+def test_failures_have_the_same_status_and_rows(func: Callable[..., Tensor], batched: bool) -> None:
     y0 = torch.tensor([[1.0, 2.0], [1e-3, 1e-3], [0.5, 0.1], [-1.0, 0.1]], dtype=F64)
     t = torch.linspace(0.0, 3.0, 7, dtype=F64)
     for rows in (slice(None), slice(0, 1)):
-        mine, eager = both(twin, y0[rows], t, batched=batched, max_steps=5000)
+        mine, eager = both(func, y0[rows], t, batched=batched, max_steps=5000)
         assert torch.equal(torch.as_tensor(mine.status), torch.as_tensor(eager.status))
         assert torch.equal(mine.y.isnan(), eager.y.isnan())
         torch.testing.assert_close(mine.y, eager.y, rtol=1e-4, atol=1e-4, equal_nan=True)
         assert bool(mine.message)
     with pytest.raises(ctorch.SolveError, match="t="):
-        ctorch.solve_ode(twin.func, y0, t, batched=batched, native=True, gradient="none")
+        ctorch.solve_ode(func, y0, t, batched=batched, native=True, gradient="none")
 
 
-def test_threads_do_not_change_a_bit(use: Any) -> None:
-    twin = use(fields.forced(F64))
+def test_threads_do_not_change_a_bit() -> None:
     y0, stiffness = pendulums(333, F64)
     threads = torch.get_num_threads()
     how: dict[str, Any] = {"args": (stiffness,), "batched": True, "gradient": "none"}
@@ -195,30 +171,28 @@ def test_threads_do_not_change_a_bit(use: Any) -> None:
         found = []
         for count in (1, 4):
             torch.set_num_threads(count)
-            found.append(ctorch.solve_ode(twin.func, y0, T, native=True, **how))
+            found.append(ctorch.solve_ode(fields.forced, y0, T, native=True, **how))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(found[0].y, found[1].y)
     assert torch.equal(found[0].stats.nfe, found[1].stats.nfe)
 
 
-def test_a_sample_does_not_depend_on_its_neighbors(use: Any) -> None:
-    twin = use(fields.forced(F64))
+def test_a_sample_does_not_depend_on_its_neighbors() -> None:
     y0, stiffness = pendulums(40, F64)
-    whole, _ = both(twin, y0, T, args=(stiffness,), batched=True)
+    whole, _ = both(fields.forced, y0, T, args=(stiffness,), batched=True)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:23]
-    part, _ = both(twin, y0[order], T, args=(stiffness[order],), batched=True)
+    part, _ = both(fields.forced, y0[order], T, args=(stiffness[order],), batched=True)
     assert torch.equal(part.y, whole.y[order])
 
 
-def test_odeint_and_the_context_switch_it_on(use: Any) -> None:
-    twin = use(fields.lotka_volterra(F64))
+def test_odeint_and_the_context_switch_it_on() -> None:
     y0, t = torch.ones(3, 2, dtype=F64), torch.tensor([0.0, 0.7, 2.0], dtype=F64)
-    eager = ctorch.odeint(twin.func, y0, t)
-    found = [ctorch.odeint(twin.func, y0, t, options={"native": True})]
+    eager = ctorch.odeint(fields.lotka_volterra, y0, t)
+    found = [ctorch.odeint(fields.lotka_volterra, y0, t, options={"native": True})]
     with ctorch.native_solves(True):
-        found.append(ctorch.odeint(twin.func, y0, t))
-        assert ctorch.solve_ode(twin.func, y0, t, native=False).stats.nfe > 0
+        found.append(ctorch.odeint(fields.lotka_volterra, y0, t))
+        assert ctorch.solve_ode(fields.lotka_volterra, y0, t, native=False).stats.nfe > 0
     for y in found:
         torch.testing.assert_close(y, eager, rtol=1e-10, atol=1e-10)
     assert native._mode.get() is False
@@ -226,8 +200,7 @@ def test_odeint_and_the_context_switch_it_on(use: Any) -> None:
         pass
 
 
-def test_what_is_not_native_is_named_or_solved_eagerly_with_one_warning(use: Any) -> None:
-    twin = use(fields.lotka_volterra(F64))
+def test_what_is_not_native_is_named_or_solved_eagerly_with_one_warning() -> None:
     y0 = torch.ones(3, 2, dtype=F64)
     cases: dict[str, dict[str, Any]] = {
         "events": {"events": lambda t, y: y[..., 0] - 1.2},
@@ -239,42 +212,39 @@ def test_what_is_not_native_is_named_or_solved_eagerly_with_one_warning(use: Any
     }
     for what, how in cases.items():
         with pytest.raises(NotImplementedError, match=what):
-            ctorch.solve_ode(twin.func, y0, T, native=True, **how)
+            ctorch.solve_ode(fields.lotka_volterra, y0, T, native=True, **how)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            sol = ctorch.solve_ode(twin.func, y0, T, native="try", **how)
+            sol = ctorch.solve_ode(fields.lotka_volterra, y0, T, native="try", **how)
         assert [str(x.message) for x in caught if "native" in str(x.message)][1:] == []
         assert what in str(caught[0].message)
-        assert torch.equal(sol.y, ctorch.solve_ode(twin.func, y0, T, **how).y)
+        assert torch.equal(sol.y, ctorch.solve_ode(fields.lotka_volterra, y0, T, **how).y)
 
 
-def test_without_a_compiler(use: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    twin = use(fields.lotka_volterra(F64))
-    for name in ("_functions",):
-        monkeypatch.setattr(native, name, {})
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(native, "_libraries", {})
     monkeypatch.setattr(build, "_loaded", {})
     monkeypatch.setenv("CTORCH_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
     y0 = torch.ones(3, 2, dtype=F64)
     with pytest.raises(build.NoCompiler, match=r"g\+\+"):
-        ctorch.solve_ode(twin.func, y0, T, native=True)
+        ctorch.solve_ode(fields.lotka_volterra, y0, T, native=True)
     with pytest.warns(UserWarning, match=r"solving eagerly.*g\+\+"):
-        sol = ctorch.solve_ode(twin.func, y0, T, native="try")
-    assert torch.equal(sol.y, ctorch.solve_ode(twin.func, y0, T).y)
+        sol = ctorch.solve_ode(fields.lotka_volterra, y0, T, native="try")
+    assert torch.equal(sol.y, ctorch.solve_ode(fields.lotka_volterra, y0, T).y)
 
 
-def test_a_compiled_solve_is_solve_ode_without_its_cost(use: Any) -> None:
-    twin = use(fields.forced(F64))
+def test_a_compiled_solve_is_solve_ode_without_its_cost() -> None:
     y0, stiffness = pendulums(11, F64)
     for batched in (True, False):
-        solve = ctorch.ode.compile(twin.func, batched=batched, rtol=1e-7, atol=1e-7)
+        solve = ctorch.ode.compile(fields.forced, batched=batched, rtol=1e-7, atol=1e-7)
         how = {"rtol": 1e-7, "atol": 1e-7, "args": (stiffness,), "batched": batched}
         for t in (T, T * 0.5):
             mine = solve(y0, t, stiffness)
-            same(mine, ctorch.solve_ode(twin.func, y0, t, gradient="none", **how))
+            same(mine, ctorch.solve_ode(fields.forced, y0, t, gradient="none", **how))
     with pytest.raises(TypeError, match="rtoll"):
-        ctorch.ode.compile(twin.func, rtoll=1)
+        ctorch.ode.compile(fields.forced, rtoll=1)
     with pytest.raises(ValueError, match="monotone"):
         solve(y0, torch.tensor([0.0, 1.0, 0.5, 2.0, 3.0]), stiffness)
     t = T.clone()
