@@ -108,13 +108,16 @@ def test_fixed_steps(method: str) -> None:
 def test_a_network(dtype: torch.dtype, batched: bool) -> None:
     net = fields.Net(dtype)
     y0 = torch.randn(19, 2, dtype=dtype, generator=torch.Generator().manual_seed(1))
-    # (below 1e-4 the rounding of float32 shows in the error estimates, and in the steps)
-    how = {"batched": batched, **({} if dtype is F64 else {"rtol": 1e-3, "atol": 1e-3})}
-    close = 1e-9 if dtype is F64 else 1e-4
-    same(*both(net, y0, T, **how), close)
-    with torch.no_grad():
-        net.net[2].weight.mul_(0.5)
-    same(*both(net, y0, T, **how), close)
+    for _ in range(2):
+        mine, eager = both(net, y0, T, batched=batched)
+        if dtype is F64:
+            same(mine, eager)
+        else:  # the rounding of float32 shows in the error estimates, and so in the steps
+            torch.testing.assert_close(mine.y, eager.y, rtol=1e-4, atol=1e-4)
+            steps = mine.stats.accepted / torch.as_tensor(eager.stats.accepted)
+            assert bool(((steps - 1).abs() < 0.4).all())
+        with torch.no_grad():
+            net.net[2].weight.mul_(0.5)
 
 
 @pytest.mark.parametrize(
