@@ -10,7 +10,7 @@ import numpy as np
 
 from ctorch.codegen import emit_sums as sums
 from ctorch.codegen.emit_loops import Access, Piece, Where, affine, pieces
-from ctorch.codegen.emit_plan import CONSTANT, TABLE, Allocator, Item, Plan, Step
+from ctorch.codegen.emit_plan import CONSTANT, TABLE, Allocator, Item, Plan, Step, period
 from ctorch.codegen.emit_text import Operand, expression, literal
 from ctorch.codegen.graph import Graph, Ids
 
@@ -293,7 +293,8 @@ class Body:
         self.lines += ["}"] * depth
 
     def _constant_table(self, ids: Ids) -> str:
-        values = ", ".join(literal(self.graph.constants.values[i]).text for i in ids.reshape(-1))
+        once = ids.reshape(-1)[: period(ids.reshape(-1))]
+        values = ", ".join(literal(self.graph.constants.values[i]).text for i in once)
         return self._table("real", values)
 
     def _int_table(self, places: Ids) -> str:

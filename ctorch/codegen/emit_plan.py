@@ -118,7 +118,8 @@ class Plan:
         where = self.where(ids)
         constant = where.array == CONSTANT
         if constant.all() and (where.place != where.place.reshape(-1)[0]).any():
-            return Where(np.full_like(where.array, TABLE), np.arange(ids.size).reshape(ids.shape))
+            places = np.arange(ids.size) % period(where.place.reshape(-1))
+            return Where(np.full_like(where.array, TABLE), places.reshape(ids.shape))
         return where
 
     # ---- order and loops
@@ -195,6 +196,13 @@ class Plan:
             done |= 1 << g
             steps.append(Step(groups[g]))
         return steps
+
+
+def period(values: Ids) -> int:
+    """After how many values they come again."""
+    n = len(values)
+    divisors = (p for p in range(1, n) if n % p == 0)
+    return next((p for p in divisors if (values.reshape(-1, p) == values[:p]).all()), n)
 
 
 def _cost(item: Item) -> int:

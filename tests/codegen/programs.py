@@ -42,7 +42,8 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "selu": F.selu, "leaky_relu": lambda x: F.leaky_relu(x, 0.2), "softplus": F.softplus,
     "softplus_beta": lambda x: F.softplus(x, 3.0, 2.0), "mish": F.mish, "sinc": torch.sinc,
     "logsigmoid": F.logsigmoid, "hardtanh": F.hardtanh, "hardswish": F.hardswish,
-    "hardsigmoid": F.hardsigmoid, "softsign": F.softsign, "tanhshrink": F.tanhshrink,
+    "hardsigmoid": lambda x:
+    F.hardsigmoid(x.detach()) * x, "softsign": F.softsign, "tanhshrink": F.tanhshrink,
     "threshold": lambda x: F.threshold(x, 0.1, -0.2), "logit": lambda x: (x.sigmoid()).logit(),
     "floor": lambda x: (3 * x + 0.1234).floor(), "ceil": lambda x: (3 * x + 0.1234).ceil(),
     "round": lambda x: (3 * x + 0.1234).round(), "trunc": lambda x: (3 * x + 0.1234).trunc(),
