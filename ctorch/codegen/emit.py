@@ -219,7 +219,10 @@ class Body:
         for item in step.items:
             for ids in item.operands:
                 arrays = np.unique(self.plan.where(ids).array)
-                if not (len(arrays) == 1 and int(arrays[0]) in inside) and ids.tobytes() not in keys:
+                if (
+                    not (len(arrays) == 1 and int(arrays[0]) in inside)
+                    and ids.tobytes() not in keys
+                ):
                     keys[ids.tobytes()] = len(wheres)
                     wheres.append(self.plan.operand(ids))
                     constants.append(ids)
@@ -245,8 +248,8 @@ class Body:
             item = self.plan.items[access.array]
             if (item.given and item.node.op == "t") or (not item.given and not item.stored):
                 name = self.element(access.array, access.base)
-                text = name.text if name.kind != "mask" else name.full(
-                    "real" if item.uniform else "V"
+                text = (
+                    name.text if name.kind != "mask" else name.full("real" if item.uniform else "V")
                 )
                 lines.append(f"const X u{i} = at.wide({text});")
                 continue
@@ -325,7 +328,9 @@ class Body:
         strides = affine(where.place)
         if first >= 0 and strides is not None and (where.array == first).all():
             item = self.plan.items[first]
-            fits = not (lanes and item.uniform) and not (packed and ids.size > 1 and strides[-1] != 1)
+            fits = not (lanes and item.uniform) and not (
+                packed and ids.size > 1 and strides[-1] != 1
+            )
             if item.given and item.node.op == "t" and fits:
                 return "&t", strides, None, False
             if (item.given or item.stored) and fits:
@@ -427,7 +432,9 @@ class Body:
         depth = len(piece.sizes)
         name = self._source(source)
         for d, size in enumerate(piece.sizes):
-            self.lines.append(f"for (long i{d} = 0; i{d} < {size}; ++i{d})" + (" {" * (d < depth - 1)))
+            self.lines.append(
+                f"for (long i{d} = 0; i{d} < {size}; ++i{d})" + (" {" * (d < depth - 1))
+            )
         moves = [
             " + ".join([str(x.base), *(f"i{d} * {s}" for d, s in enumerate(x.strides) if s)])
             for x in (source, target)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ctorch.codegen.emit_loops import Where
 from ctorch.codegen.graph import Graph, Ids, Node
@@ -81,13 +82,11 @@ class Plan:
         self.straight = cost <= STRAIGHT
         for item in self.items:
             item.straight = self.straight or (item.count == 1 and _cost(item) <= 16)
-            item.stored = not item.straight and not (
-                item.count == 1 and item.node.kind != "map"
-            )
+            item.stored = not item.straight and not (item.count == 1 and item.node.kind != "map")
 
-    def _add_item(self, position: int, node: Node, live: Ids, varying: Ids) -> None:
+    def _add_item(self, position: int, node: Node, live: NDArray[np.bool_], varying: Ids) -> None:
         places = self.graph.offsets(np.arange(node.size) + node.base)
-        mine = live[places].astype(bool)
+        mine = live[places]
         if not mine.any():
             return
         if node.kind != "map" and node.kind != "reduce":
@@ -244,4 +243,3 @@ class Allocator:
                 self._free[-1] = (self._free[-1][0], self._free[-1][1] + length)
             else:
                 self._free.append((begin, length))
-

@@ -20,10 +20,21 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from ctorch.codegen import lower_elementwise, lower_structure
 from ctorch.codegen.graph import Graph, Ids
 from ctorch.codegen.lower_expression import Expr
-from ctorch.codegen.lower_source import Untraceable, refuse
+from ctorch.codegen.lower_source import refuse
 from ctorch.codegen.lower_structure import BY_VALUE, MOVEMENTS, PLACES, SHAPE_ONLY
 
 RULES = {**lower_elementwise.RULES, **lower_structure.RULES}
+
+
+def supported_operators() -> dict[str, list[str]]:
+    """Names of the ATen operators that are lowered, by what becomes of them."""
+    moved = MOVEMENTS | CONVERSIONS | SHAPE_ONLY
+    return {
+        "computed, element by element": sorted(lower_elementwise.RULES),
+        "reductions, products, sums into places": sorted(lower_structure.RULES),
+        "moved, with nothing left to compute": sorted(moved),
+    }
+
 
 #: What has no fixed sequence of operators.
 DATA_DEPENDENT = {

@@ -244,9 +244,9 @@ def _running(op: str) -> Rule:
     def rule(x: Expr, dim: int, dtype: Any = None) -> Expr:
         if not x.ndim:
             return x
-        parts = [Expr(x.graph, x.ids.take(0, dim))]
+        parts = [x.at(0, dim)]
         for i in range(1, x.shape[dim]):
-            parts.append(parts[-1].call(op, Expr(x.graph, x.ids.take(i, dim))))
+            parts.append(parts[-1].call(op, x.at(i, dim)))
         return stacked(parts, dim)
 
     return rule
@@ -308,7 +308,9 @@ def _scatter(x: Expr, dim: int, index: Any, source: Any) -> Expr:
 
 def _places_equal(x: Expr, index: Expr, dim: int) -> Expr:
     """Truth values [*index.shape, n]: whether an index is each of the n places along ``dim``."""
-    return index.unsqueeze(-1).same(Expr(x.graph, x.graph.constant_array(torch.arange(x.shape[dim]))))
+    return index.unsqueeze(-1).same(
+        Expr(x.graph, x.graph.constant_array(torch.arange(x.shape[dim])))
+    )
 
 
 def _gather_by_value(x: Expr, dim: int, index: Expr, sparse_grad: bool = False) -> Expr:
@@ -343,8 +345,8 @@ def _hits(x: Expr, dim: int, index: Expr, source: Any) -> Iterator[tuple[Expr, E
     places = Expr(x.graph, x.graph.constant_array(counted))
     for i in range(index.shape[dim]):
         value = x.of(source)
-        value = Expr(x.graph, value.ids.take([i], dim)) if value.ndim else value
-        yield Expr(x.graph, index.ids.take([i], dim)).same(places), value
+        value = value.at(i, dim, keepdim=True) if value.ndim else value
+        yield index.at(i, dim, keepdim=True).same(places), value
 
 
 def _where_largest(op: str) -> Rule:
@@ -357,7 +359,7 @@ def _where_largest(op: str) -> Rule:
         hits = x.same(best).call("or", x.call("isnan"))
         place = x.of(0.0).expand(best.shape)
         for i in reversed(range(x.shape[dim])):
-            place = Expr(x.graph, hits.ids.take([i], dim)).where(float(i), place)
+            place = hits.at(i, dim, keepdim=True).where(float(i), place)
         return place if keepdim else Expr(x.graph, place.ids.squeeze(dim))
 
     return rule

@@ -78,14 +78,16 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "logaddexp": torch.logaddexp, "addcmul": lambda a, b: torch.addcmul(a, a, b, value=0.3),
     "addcdiv": lambda a, b: torch.addcdiv(a, b, _positive(a), value=0.3), "xlogy": lambda a, b:
     torch.xlogy(a, _positive(b)), "fmod": lambda a, b: torch.fmod(a + 0.1234, _positive(b)),
-    "copysign": torch.copysign, "heaviside": lambda a, b: torch.heaviside(a.detach(), b.detach()) * b,
+    "copysign": torch.copysign,
+    "heaviside": lambda a, b: torch.heaviside(a.detach(), b.detach()) * b,
 }  # fmt: skip
 
 REDUCTIONS: dict[str, Callable[[Tensor, int, bool], Tensor]] = {
     "sum": lambda x, d, k: x.sum(d, k), "mean": lambda x, d, k: x.mean(d, k),
     "prod": lambda x, d, k: _inside(x).prod(d, k), "amax": lambda x, d, k: x.amax(d, k),
     "amin": lambda x, d, k: x.amin(d, k), "max": lambda x, d, k: x.max(d, k).values,
-    "min": lambda x, d, k: x.min(d, k).values, "var": lambda x, d, k: x.var(d, correction=0, keepdim=k),
+    "min": lambda x, d, k: x.min(d, k).values,
+    "var": lambda x, d, k: x.var(d, correction=0, keepdim=k),
     "std": lambda x, d, k: (torch.cat([x, x + 1], d)).std(d, keepdim=k),
     "norm": lambda x, d, k: _positive(x).norm(dim=d, keepdim=k),
     "norm1": lambda x, d, k: torch.linalg.vector_norm(x, 1, d, k),

@@ -140,7 +140,11 @@ def freeze(net: Net) -> None:
     net.layer.weight.requires_grad_(False)
 
 
-CHANGES = [value for name, value in list(globals().items()) if name.startswith(("change_", "add_", "freeze"))]
+CHANGES = [
+    value
+    for name, value in list(globals().items())
+    if name.startswith(("change_", "add_", "freeze"))
+]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
@@ -263,9 +267,11 @@ def test_counting_is_no_state_but_other_changes_are() -> None:
     func = Plain()
     first = traced(func)
     assert traced(func).field is first.field
-    with pytest.raises(Untraceable, match="calls.* is changed by each call|mixes samples, or is random"):
+    with pytest.raises(
+        Untraceable, match=r"calls.* is changed by each call|mixes samples, or is random"
+    ):
         traced(Counting(True))
-    with pytest.raises(Untraceable, match="calls.* is changed by each call"):
+    with pytest.raises(Untraceable, match=r"calls.* is changed by each call"):
         traced(Counting(False))
 
 
