@@ -10,7 +10,7 @@ import numpy as np
 
 from ctorch.codegen import emit_sums as sums
 from ctorch.codegen.emit_loops import Access, Piece, Where, affine, pieces
-from ctorch.codegen.emit_plan import CONSTANT, TABLE, Allocator, Item, Plan, Step
+from ctorch.codegen.emit_plan import CONSTANT, TABLE, Allocator, Item, Plan, Step, period
 from ctorch.codegen.emit_text import Operand, expression, literal
 from ctorch.codegen.graph import Graph, Ids
 
@@ -219,7 +219,10 @@ class Body:
         for item in step.items:
             for ids in item.operands:
                 arrays = np.unique(self.plan.where(ids).array)
-                if not (len(arrays) == 1 and int(arrays[0]) in inside) and ids.tobytes() not in keys:
+                if (
+                    not (len(arrays) == 1 and int(arrays[0]) in inside)
+                    and ids.tobytes() not in keys
+                ):
                     keys[ids.tobytes()] = len(wheres)
                     wheres.append(self.plan.operand(ids))
                     constants.append(ids)
@@ -245,8 +248,8 @@ class Body:
             item = self.plan.items[access.array]
             if (item.given and item.node.op == "t") or (not item.given and not item.stored):
                 name = self.element(access.array, access.base)
-                text = name.text if name.kind != "mask" else name.full(
-                    "real" if item.uniform else "V"
+                text = (
+                    name.text if name.kind != "mask" else name.full("real" if item.uniform else "V")
                 )
                 lines.append(f"const X u{i} = at.wide({text});")
                 continue
@@ -293,7 +296,8 @@ class Body:
         self.lines += ["}"] * depth
 
     def _constant_table(self, ids: Ids) -> str:
-        values = ", ".join(literal(self.graph.constants.values[i]).text for i in ids.reshape(-1))
+        once = ids.reshape(-1)[: period(ids.reshape(-1))]
+        values = ", ".join(literal(self.graph.constants.values[i]).text for i in once)
         return self._table("real", values)
 
     def _int_table(self, places: Ids) -> str:
@@ -324,7 +328,9 @@ class Body:
         strides = affine(where.place)
         if first >= 0 and strides is not None and (where.array == first).all():
             item = self.plan.items[first]
-            fits = not (lanes and item.uniform) and not (packed and ids.size > 1 and strides[-1] != 1)
+            fits = not (lanes and item.uniform) and not (
+                packed and ids.size > 1 and strides[-1] != 1
+            )
             if item.given and item.node.op == "t" and fits:
                 return "&t", strides, None, False
             if (item.given or item.stored) and fits:
@@ -426,7 +432,9 @@ class Body:
         depth = len(piece.sizes)
         name = self._source(source)
         for d, size in enumerate(piece.sizes):
-            self.lines.append(f"for (long i{d} = 0; i{d} < {size}; ++i{d})" + (" {" * (d < depth - 1)))
+            self.lines.append(
+                f"for (long i{d} = 0; i{d} < {size}; ++i{d})" + (" {" * (d < depth - 1))
+            )
         moves = [
             " + ".join([str(x.base), *(f"i{d} * {s}" for d, s in enumerate(x.strides) if s)])
             for x in (source, target)

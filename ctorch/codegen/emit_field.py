@@ -37,6 +37,8 @@ def field_source(
     graph, slope = forward
     body = Body(graph, [Output("dy", slope)], "eval")
     parts = [
+        # of a class with a name for the linker, tables would be those of the first library loaded
+        "namespace {",
         "struct Field {",
         f"  using real = {'float' if dtype == torch.float32 else 'double'};",
         f"  static constexpr long dim = {sizes[0]};",
@@ -58,7 +60,7 @@ def field_source(
         parts.append(f"  static constexpr long vjp_work = {body.work};")
         parts += [f"  {table}" for table in body.tables]
         functions += [_VJP, *_indented(["V* const time = &ct_t;", *body.lines]), "  }"]
-    return "\n".join([*parts, *functions, "};"]) + "\n"
+    return "\n".join([*parts, *functions, "};", "}  // namespace"]) + "\n"
 
 
 def _indented(lines: Sequence[str]) -> list[str]:

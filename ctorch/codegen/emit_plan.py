@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ctorch.codegen.emit_loops import Where
 from ctorch.codegen.graph import Graph, Ids, Node
@@ -81,13 +82,11 @@ class Plan:
         self.straight = cost <= STRAIGHT
         for item in self.items:
             item.straight = self.straight or (item.count == 1 and _cost(item) <= 16)
-            item.stored = not item.straight and not (
-                item.count == 1 and item.node.kind != "map"
-            )
+            item.stored = not item.straight and not (item.count == 1 and item.node.kind != "map")
 
-    def _add_item(self, position: int, node: Node, live: Ids, varying: Ids) -> None:
+    def _add_item(self, position: int, node: Node, live: NDArray[np.bool_], varying: Ids) -> None:
         places = self.graph.offsets(np.arange(node.size) + node.base)
-        mine = live[places].astype(bool)
+        mine = live[places]
         if not mine.any():
             return
         if node.kind != "map" and node.kind != "reduce":
@@ -118,7 +117,8 @@ class Plan:
         where = self.where(ids)
         constant = where.array == CONSTANT
         if constant.all() and (where.place != where.place.reshape(-1)[0]).any():
-            return Where(np.full_like(where.array, TABLE), np.arange(ids.size).reshape(ids.shape))
+            places = np.arange(ids.size) % period(where.place.reshape(-1))
+            return Where(np.full_like(where.array, TABLE), places.reshape(ids.shape))
         return where
 
     # ---- order and loops
@@ -197,6 +197,13 @@ class Plan:
         return steps
 
 
+def period(values: Ids) -> int:
+    """After how many values they come again."""
+    n = len(values)
+    divisors = (p for p in range(1, n) if n % p == 0)
+    return next((p for p in divisors if (values.reshape(-1, p) == values[:p]).all()), n)
+
+
 def _cost(item: Item) -> int:
     if item.given:
         return 0
@@ -236,4 +243,3 @@ class Allocator:
                 self._free[-1] = (self._free[-1][0], self._free[-1][1] + length)
             else:
                 self._free.append((begin, length))
-

@@ -137,9 +137,9 @@ class Graph:
         if terms.shape[1] <= 2:
             columns = [terms[:, i].reshape(shape) for i in range(terms.shape[1])]
             return columns[0] if len(columns) == 1 else self.map(binary, *columns)
-        return self._add(
-            Node("reduce", binary, 0, shape, (np.ascontiguousarray(terms),))
-        ).reshape(shape)
+        return self._add(Node("reduce", binary, 0, shape, (np.ascontiguousarray(terms),))).reshape(
+            shape
+        )
 
     def product(self, a: Ids, b: Ids) -> Ids:
         """[batch, m, k] times [batch, k, n] -> [batch, m, n]."""

@@ -33,6 +33,7 @@ _PLAIN = (
 )  # fmt: skip
 _LIBRARIES = ("torch", "numpy", "ctorch", "builtins", "math", "functools", "itertools", "typing",
               "collections", "operator", "scipy", "abc", "enum", "types", "os", "sys")  # fmt: skip
+_DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 #: Of a module, what has no influence on its result.
 _BOOKKEEPING = {
     "_non_persistent_buffers_set", "_state_dict_hooks", "_state_dict_pre_hooks",
@@ -239,7 +240,9 @@ class Guards:
         self._line(f"if type({name}) is not {self._constant(type(item))}: return None")
         if all(isinstance(x, (bool, int, float, str)) for x in item):
             self.values[path] = tuple(item)
-            self._line(f"if not same(tuple({name}), {self._constant(tuple(item))}): return None", path)
+            self._line(
+                f"if not same(tuple({name}), {self._constant(tuple(item))}): return None", path
+            )
             return
         self.values[f"len({path})"] = len(item)
         self._line(f"if len({name}) != {len(item)}: return None", f"len({path})")
@@ -277,8 +280,7 @@ class Guards:
             if _is_library(base.__module__):
                 continue
             for key, value in list(vars(base).items()):
-                if key in _BOOKKEEPING or isinstance(value, (types.MemberDescriptorType,
-                                                             types.GetSetDescriptorType)):  # fmt: skip
+                if key in _BOOKKEEPING or isinstance(value, _DESCRIPTORS):
                     continue
                 access = f"{name}.__mro__[{place}].__dict__[{key!r}]"
                 if isinstance(value, property):
@@ -293,17 +295,10 @@ class Held:
 
     def __init__(self, tensor: Tensor) -> None:
         self._copy = tensor.detach().clone()
-        self._seen: tuple[Any, int] | None = None
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor has that content."""
-        mark = (tensor, tensor._version) if not tensor.is_inference() else None
-        if mark is not None and self._seen is not None:
-            if mark[0] is self._seen[0] and mark[1] == self._seen[1]:
-                return True
-        same = tensor.shape == self._copy.shape and bool((tensor == self._copy).all())
-        self._seen = mark if same else None
-        return same
+        return tensor.shape == self._copy.shape and bool((tensor == self._copy).all())
 
 
 def same_plain(a: Any, b: Any) -> bool:
@@ -319,7 +314,11 @@ def same_plain(a: Any, b: Any) -> bool:
 
 def same_array(a: Any, b: Any) -> bool:
     """Equality of numpy's arrays, types included."""
-    return type(a) is type(b) and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    return (
+        type(a) is type(b)
+        and a.dtype == b.dtype
+        and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    )
 
 
 def _signature(tensor: Tensor) -> tuple[Any, ...]:
@@ -346,5 +345,3 @@ def _names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)
-
-

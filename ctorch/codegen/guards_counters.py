@@ -40,7 +40,8 @@ def _counts(name: str, code: types.CodeType) -> bool:
         adds = [x for x in following[:2] if x.opname in _CONSTANTS]
         steps = [
             x for x in following[:3]
-            if x.opname.startswith("INPLACE") or (x.opname == "BINARY_OP" and x.argrepr.endswith("="))
+            if x.opname.startswith("INPLACE")
+            or (x.opname == "BINARY_OP" and x.argrepr.endswith("="))
         ]  # fmt: skip
         stores = [x for x in following if x.opname.startswith("STORE") and x.argval == name]
         if not (adds and steps and stores):

@@ -15,15 +15,26 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from ctorch.codegen import lower_elementwise, lower_structure
 from ctorch.codegen.graph import Graph, Ids
 from ctorch.codegen.lower_expression import Expr
-from ctorch.codegen.lower_source import Untraceable, refuse
+from ctorch.codegen.lower_source import refuse
 from ctorch.codegen.lower_structure import BY_VALUE, MOVEMENTS, PLACES, SHAPE_ONLY
 
 RULES = {**lower_elementwise.RULES, **lower_structure.RULES}
+
+
+def supported_operators() -> dict[str, list[str]]:
+    """Names of the ATen operators that are lowered, by what becomes of them."""
+    moved = MOVEMENTS | CONVERSIONS | SHAPE_ONLY
+    return {
+        "computed, element by element": sorted(lower_elementwise.RULES),
+        "reductions, products, sums into places": sorted(lower_structure.RULES),
+        "moved, with nothing left to compute": sorted(moved),
+    }
+
 
 #: What has no fixed sequence of operators.
 DATA_DEPENDENT = {
@@ -80,7 +91,7 @@ class Recorder(TorchDispatchMode):
             return self.graph.constant_array(tensor)
         ids = self._twin(tensor).numpy().copy()  # what is there may be written over
         if (ids < 0).any():
-            raise Untraceable("a result that is not lowered is used")
+            refuse("a by-product", "is used that is not lowered", "write it otherwise")
         return ids
 
     def traced(self, tensor: Tensor) -> bool:
@@ -209,7 +220,12 @@ class Recorder(TorchDispatchMode):
         return [None if x is None else x.ids for x in results]
 
     def _operands(self, given: Any) -> Any:
-        return pytree.tree_map_only(Tensor, lambda x: Expr(self.graph, self.ids(x)), given)
+        def operand(x: Tensor) -> Expr | None:
+            if self.traced(x) and x.numel() and bool((self._twin(x) == _UNKNOWN).all()):
+                return None  # a by-product that is not computed; a rule may not need it
+            return Expr(self.graph, self.ids(x))
+
+        return pytree.tree_map_only(Tensor, operand, given)
 
     def _chosen_by_value(self, places: Any) -> bool:
         leaves = pytree.tree_leaves(places)
@@ -271,7 +287,8 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name in ESCAPES and args and isinstance(args[0], Tensor):
-            self._recorder.meet(args[0])
+            with _disable_current_modes():
+                self._recorder.meet(args[0])
             if self._recorder.traced(args[0]):
                 refuse(f"{name}()", "takes numbers out of PyTorch", "use PyTorch's operators")
         return func(*args, **(kwargs or {}))

@@ -22,7 +22,6 @@ def _unary(op: str) -> Rule:
     return lambda x: x.call(op)
 
 
-
 def _binary(op: str) -> Rule:
     def rule(a: Any, b: Any) -> Expr:
         return a.call(op, b) if isinstance(a, Expr) else b.of(a).call(op, b)
@@ -52,8 +51,8 @@ def _floor_divide(a: Expr, b: Any) -> Expr:
     a, b = (a, a.of(b)) if isinstance(a, Expr) else (b.of(a), b)
     left = a.call("fmod", b)
     quotient = (a - left) / b
-    quotient = _not(left.same(0.0)).call("and", (left < 0).call("ne", b < 0)).where(
-        quotient - 1, quotient
+    quotient = (
+        _not(left.same(0.0)).call("and", (left < 0).call("ne", b < 0)).where(quotient - 1, quotient)
     )
     whole = quotient.call("floor")
     whole = (quotient - whole > 0.5).where(whole + 1, whole)

@@ -173,6 +173,10 @@ class Expr:
     def __getitem__(self, index: Any) -> Expr:
         return Expr(self.graph, self.ids[index])
 
+    def at(self, i: int, dim: int, keepdim: bool = False) -> Expr:
+        """What is at one place of a dimension."""
+        return Expr(self.graph, np.asarray(self.ids.take([i] if keepdim else i, dim)))
+
     def matmul(self, other: Expr) -> Expr:
         """[batch, m, k] times [batch, k, n]."""
         return Expr(self.graph, self.graph.product(self.ids, other.ids))

@@ -32,9 +32,7 @@ def refuse(operator: str, why: str, remedy: str) -> NoReturn:
     line, text = here()
     place = f" at {line}" if line else ""
     code = f" ({text})" if text else ""
-    raise Untraceable(
-        f"operator {operator}{place}{code} {why}: {remedy}.", operator, line
-    )
+    raise Untraceable(f"operator {operator}{place}{code} {why}: {remedy}.", operator, line)
 
 
 def here() -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -244,9 +244,9 @@ def _running(op: str) -> Rule:
     def rule(x: Expr, dim: int, dtype: Any = None) -> Expr:
         if not x.ndim:
             return x
-        parts = [Expr(x.graph, x.ids.take(0, dim))]
+        parts = [x.at(0, dim)]
         for i in range(1, x.shape[dim]):
-            parts.append(parts[-1].call(op, Expr(x.graph, x.ids.take(i, dim))))
+            parts.append(parts[-1].call(op, x.at(i, dim)))
         return stacked(parts, dim)
 
     return rule
@@ -308,11 +308,9 @@ def _scatter(x: Expr, dim: int, index: Any, source: Any) -> Expr:
 
 def _places_equal(x: Expr, index: Expr, dim: int) -> Expr:
     """Truth values [*index.shape, n]: whether an index is each of the n places along ``dim``."""
-    return index.unsqueeze(-1).same(Expr(x.graph, x.graph.constant_array(_counted(x, dim))))
-
-
-def _counted(x: Expr, dim: int) -> Any:
-    return torch.arange(x.shape[dim])
+    return index.unsqueeze(-1).same(
+        Expr(x.graph, x.graph.constant_array(torch.arange(x.shape[dim])))
+    )
 
 
 def _gather_by_value(x: Expr, dim: int, index: Expr, sparse_grad: bool = False) -> Expr:
@@ -326,13 +324,29 @@ def _gather_by_value(x: Expr, dim: int, index: Expr, sparse_grad: bool = False) 
 
 
 def _scatter_by_value(x: Expr, dim: int, index: Expr, source: Any) -> Expr:
-    """Each line of ``index`` names one place."""
-    if index.shape[dim] != 1:
-        raise NotImplementedError("several places that depend on values")
+    for hit, value in _hits(x, dim, index, source):
+        x = hit.where(value, x)
+    return x
+
+
+def _scatter_add_by_value(x: Expr, dim: int, index: Expr, source: Expr) -> Expr:
+    for hit, value in _hits(x, dim, index, source):
+        x = x + hit.where(value, 0.0)
+    return x
+
+
+def _hits(x: Expr, dim: int, index: Expr, source: Any) -> Iterator[tuple[Expr, Expr]]:
+    """For every place that is named: where it is, and what goes there."""
     dim = dim % x.ndim
-    places = _counted(x, dim).reshape([-1 if d == dim else 1 for d in range(x.ndim)])
-    hit = index.same(Expr(x.graph, x.graph.constant_array(places)))
-    return hit.where(source, x)
+    for d in range(x.ndim):
+        if d != dim and index.shape[d] != x.shape[d]:
+            raise NotImplementedError("places for a part of the lines")
+    counted = torch.arange(x.shape[dim]).reshape([-1 if d == dim else 1 for d in range(x.ndim)])
+    places = Expr(x.graph, x.graph.constant_array(counted))
+    for i in range(index.shape[dim]):
+        value = x.of(source)
+        value = value.at(i, dim, keepdim=True) if value.ndim else value
+        yield index.at(i, dim, keepdim=True).same(places), value
 
 
 def _where_largest(op: str) -> Rule:
@@ -345,7 +359,7 @@ def _where_largest(op: str) -> Rule:
         hits = x.same(best).call("or", x.call("isnan"))
         place = x.of(0.0).expand(best.shape)
         for i in reversed(range(x.shape[dim])):
-            place = Expr(x.graph, hits.ids.take([i], dim)).where(float(i), place)
+            place = hits.at(i, dim, keepdim=True).where(float(i), place)
         return place if keepdim else Expr(x.graph, place.ids.squeeze(dim))
 
     return rule
@@ -386,4 +400,5 @@ RULES: dict[str, Rule] = {
 }  # fmt: skip
 
 #: The same where places depend on values.
-BY_VALUE: dict[str, Rule] = {"gather": _gather_by_value, "scatter": _scatter_by_value}
+BY_VALUE: dict[str, Rule] = {"gather": _gather_by_value, "scatter": _scatter_by_value,
+                             "scatter_add": _scatter_add_by_value}  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,9 +42,7 @@ class Inputs:
         """Copies that require gradients."""
         copies = [x.detach().clone().requires_grad_(True) for x in self.leaves()]
         ends = np.cumsum([1, len(self.y), len(self.own)])
-        return Inputs(
-            copies[0], copies[1 : ends[1]], copies[ends[1] : ends[2]], copies[ends[2] :]
-        )
+        return Inputs(copies[0], copies[1 : ends[1]], copies[ends[1] : ends[2]], copies[ends[2] :])
 
 
 #: What the user's function returns for inputs, checked: the leaves of the slope.
@@ -193,7 +192,12 @@ def _settings() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     math: Any = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     try:
-        with math, torch.autograd.set_detect_anomaly(True, check_nan=False):
+        with (
+            warnings.catch_warnings(),
+            math,
+            torch.autograd.set_detect_anomaly(True, check_nan=False),
+        ):
+            warnings.filterwarnings("ignore", message="Error detected in")  # it is raised
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -47,7 +47,9 @@ def check(
     flat = torch.cat([x.reshape(batch, -1) for x in leaves], 1)
     times = time.expand(batch)
     with torch.no_grad():
-        value = torch.cat([x.reshape(batch, -1) for x in pytree.tree_leaves(func(shaped, y, *args))], 1)
+        value = torch.cat(
+            [x.reshape(batch, -1) for x in pytree.tree_leaves(func(shaped, y, *args))], 1
+        )
     _close(compiled.eval(times, flat, traced.own, traced.shared), value, factor)
     if vjp:
         _check_vjp(compiled, traced, func, (shaped, y, args), (times, flat), factor)
@@ -77,7 +79,10 @@ def _check_vjp(
     shared = [x for x, own in zip(floating, traced.field.owned, strict=True) if not own]
     held = traced.shared[len(shared) :]
     out = torch.cat(
-        [x.reshape(batch, -1) for x in pytree.tree_leaves(func(t, y, *pytree.tree_unflatten(leaves, spec)))],
+        [
+            x.reshape(batch, -1)
+            for x in pytree.tree_leaves(func(t, y, *pytree.tree_unflatten(leaves, spec)))
+        ],
         1,
     )
     ct = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
@@ -87,7 +92,11 @@ def _check_vjp(
         grads = list(torch.autograd.grad(out, wanted, ct, allow_unused=True))
     grads = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, wanted, strict=True)]
     ct_t, ct_y, ct_own, ct_shared = compiled.vjp(*flat, traced.own, traced.shared, ct)
-    _close(ct_t.sum() if t.dim() == 0 else ct_t, grads[0] if t.dim() == 0 else grads[0].reshape(-1), factor)
+    _close(
+        ct_t.sum() if t.dim() == 0 else ct_t,
+        grads[0] if t.dim() == 0 else grads[0].reshape(-1),
+        factor,
+    )
     n = len(pytree.tree_leaves(y))
     _close(ct_y, torch.cat([g.reshape(batch, -1) for g in grads[1 : 1 + n]], 1), factor)
     rest = grads[1 + n :]
