@@ -124,6 +124,54 @@ def ours_forward(problem: Problem, *, method: str = "dopri5", batched: bool = Fa
     return Case(name, lambda: solve(problem.field), describe)
 
 
+def native_forward(problem: Problem, *, batched: bool = False) -> Case:
+    """The whole solve compiled, through the handle of ``ctorch.ode.compile``."""
+    import ctorch
+
+    times = problem.times().double()
+    solve = ctorch.ode.compile(problem.field, batched=batched, **tolerances(problem))
+
+    @torch.no_grad()
+    def call() -> Any:
+        return solve(problem.y0, times, *problem.args)
+
+    def describe(solution: Any) -> Report:
+        stats = solution.stats
+        end = solution.y[:, -1] if batched else final(solution.y)
+        return Report(
+            y=first(end).double().numpy(),
+            nfe=most(stats.nfe),
+            accepted=most(stats.accepted),
+            rejected=most(stats.rejected),
+        )
+
+    name = "ctorch: native dopri5" + ", each sample its own steps" * batched
+    return Case(name, call, describe)
+
+
+def native_gradient(problem: Problem) -> Case:
+    import ctorch
+
+    times = problem.times()
+
+    def solve() -> tuple[Any, list[Tensor], Any]:
+        y0 = problem.fresh_y0()
+        solution = ctorch.solve_ode(problem.field, y0, times, native=True, **tolerances(problem))
+        return *backward(problem, y0, final(solution.y)), solution.stats
+
+    def describe(result: tuple[Any, list[Tensor], Any]) -> Report:
+        y, gradients, stats = result
+        return Report(
+            y=y.double().numpy(),
+            gradients=arrays(gradients),
+            nfe=stats.nfe,
+            accepted=stats.accepted,
+            rejected=stats.rejected,
+        )
+
+    return Case("ctorch: native dopri5", solve, describe, True)
+
+
 def ours_odeint(problem: Problem) -> Case:
     import ctorch
 

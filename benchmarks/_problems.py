@@ -29,6 +29,7 @@ class Problem:
         numpy_field: f(t, y [B, D]), for scipy and for references.
         jax_field: f(jnp, t, y, parameters), where ``parameters`` are those of ``field``, in order.
         loss: of the final state; None: no gradients are asked for.
+        args: further arguments of ``field`` that belong to samples, where it has them as defaults.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Problem:
     numpy_field: Callable[[float, Numpy], Numpy] | None = None
     jax_field: Callable[..., Any] | None = None
     loss: Callable[[Any], Any] | None = None
+    args: tuple[Tensor, ...] = ()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -146,9 +148,9 @@ def van_der_pol(batch: int, dtype: torch.dtype, end: float = 20.0) -> Problem:
 
     stiffness = torch.tensor(mu, dtype=dtype)
 
-    def field(t: Tensor, y: Tensor) -> Tensor:
+    def field(t: Tensor, y: Tensor, mu: Tensor = stiffness) -> Tensor:
         x, v = y[..., 0], y[..., 1]
-        return torch.stack([v, stiffness * (1 - x * x) * v - x], -1)
+        return torch.stack([v, mu * (1 - x * x) * v - x], -1)
 
     def jax_field(jnp: Any, t: Any, y: Any, parameters: Any) -> Any:
         x, v = y[..., 0], y[..., 1]
@@ -162,6 +164,7 @@ def van_der_pol(batch: int, dtype: torch.dtype, end: float = 20.0) -> Problem:
         tolerance=1e-6,
         numpy_field=lambda t, y: jax_field(np, t, y, ()),
         jax_field=jax_field,
+        args=(stiffness,),
     )
 
 

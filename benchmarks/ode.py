@@ -124,8 +124,10 @@ def with_vjp(problem: Problem) -> Case:
 
 
 def forward_cases(bench: Bench, problem: Problem) -> list[Case | None]:
+    plain = not isinstance(problem.y0, tuple)
     return [
         peers.ours_forward(problem),
+        *([peers.native_forward(problem)] if plain and not problem.args else []),
         peers.ours_odeint(problem),
         bench.peer("torchdiffeq", peers.torchdiffeq_forward, problem),
         bench.peer("torchode", peers.torchode_forward, problem),
@@ -136,6 +138,8 @@ def forward_cases(bench: Bench, problem: Problem) -> list[Case | None]:
 
 def gradient_cases(bench: Bench, problem: Problem, quick: bool) -> list[Case | None]:
     cases = [peers.ours_gradient(problem, g) for g in ("backprop", "checkpoint", "adjoint")]
+    if not isinstance(problem.y0, tuple):
+        cases.append(peers.native_gradient(problem))
     for variant in ("backprop", "adjoint") if quick else ("backprop", "adjoint", "seminorm"):
         cases.append(bench.peer("torchdiffeq", peers.torchdiffeq_gradient, problem, variant))
     if not quick and not isinstance(problem.y0, tuple):
@@ -178,7 +182,11 @@ def overhead_ratio(floor: Floor, cases: dict[str, Case]) -> float | None:
 def vdp(bench: Bench, quick: bool) -> None:
     for dtype in [torch.float64] if quick else [torch.float32, torch.float64]:
         problem = van_der_pol(256, dtype, end=2.0 if quick else 20.0)
-        solvers = [peers.ours_forward(problem, batched=True), *forward_cases(bench, problem)]
+        solvers = [
+            peers.ours_forward(problem, batched=True),
+            peers.native_forward(problem, batched=True),
+            *forward_cases(bench, problem),
+        ]
         cases, floor = bench.measure(problem, solvers, slow=True)
         every = 16
         reference = reference_solution(problem, every)

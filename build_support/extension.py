@@ -62,7 +62,7 @@ def build(library: Path) -> dict[str, object]:
 
 def shared_headers() -> list[Path]:
     """The headers that generated code includes, on the user's machine."""
-    names = ["core/hd.h", "*/arith.h", "native/**/*.h"]
+    names = ["core/hd.h", "*/arith.h", "native/**/*.h", "jet/vector_math.h", "jet/polynomials.h"]
     return sorted(header for name in names for header in CSRC.glob(name))
 
 

@@ -8,9 +8,12 @@ import platform
 from pathlib import Path
 
 
-def info() -> None:
-    """Show versions, devices, and which kernels are compiled; say what is missing and its cure."""
-    print(report())
+def info(cache: bool = False) -> None:
+    """Show versions, devices, and which kernels are compiled; say what is missing and its cure.
+
+    With --cache: what the cache of compiled solves holds.
+    """
+    print("\n".join(_cache()) if cache else report())
 
 
 def report() -> str:
@@ -64,6 +67,24 @@ def _kernels() -> list[str]:
     elif torch.version.cuda and not kernels.HAS_CUDA_KERNELS:
         lines.append(f"         why no CUDA kernels: {kernels.cuda_reason()}")
     return lines
+
+
+def _cache() -> list[str]:
+    from ctorch.codegen import build
+    from ctorch.codegen import cache as stored
+
+    held = stored.contents()
+    try:
+        compiler = build.compiler()
+    except build.NoCompiler as error:
+        compiler = f"none: {error}"
+    return [
+        f"cache    {held.folder}",
+        f"         {held.libraries} compiled solves, {held.size / 1e6:.1f} MB"
+        " (`ctorch cache clear` removes them)",
+        f"compiler {compiler}",
+        f"headers  {build.include_folder()}",
+    ]
 
 
 def _extras() -> list[str]:

@@ -1,10 +1,12 @@
 """Ordinary differential equations: problems in, solutions out."""
 
 from ctorch.ode import regularizers as regularizers
+from ctorch.ode.compile import compile as compile
 from ctorch.ode.continuous import ContinuousAdjoint as ContinuousAdjoint
 from ctorch.ode.control import StepController as StepController
 from ctorch.ode.events import Event as Event
 from ctorch.ode.methods import ALL as METHODS
+from ctorch.ode.native import native_solves as native_solves
 from ctorch.ode.odeint import odeint as odeint
 from ctorch.ode.odeint import odeint_adjoint as odeint_adjoint
 from ctorch.ode.odeint import odeint_dense as odeint_dense
@@ -17,6 +19,6 @@ from ctorch.ode.tableaus import TABLEAUS as TABLEAUS
 
 __all__ = [
     "METHODS", "TABLEAUS", "ContinuousAdjoint", "Event", "Solution", "Stats", "Status",
-    "StepController", "odeint", "odeint_adjoint", "odeint_dense", "odeint_event", "regularizers",
-    "solve_ode",
+    "StepController", "compile", "native_solves", "odeint", "odeint_adjoint", "odeint_dense",
+    "odeint_event", "regularizers", "solve_ode",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from ctorch.ode import arguments, methods
 from ctorch.ode.continuous import ContinuousAdjoint
 from ctorch.ode.events import Event, link
 from ctorch.ode.layout import Layout
+from ctorch.ode.native import check_mode
 from ctorch.ode.solve import Request
 
 Func = Callable[[Tensor, Any], Any]
@@ -48,7 +49,8 @@ def odeint(
         options: of the method. Adaptive: norm, first_step, step_t, jump_t, min_step, max_step,
             safety, ifactor, dfactor, max_num_steps, dtype (accepted; time is always float64).
             Fixed-step: step_size or grid_constructor(func, y0, t), interp ("linear", "cubic"),
-            perturb; Adams also max_order, max_iters. scipy_solver: solver, min_step, max_step.
+            perturb; Adams also max_order, max_iters. scipy_solver: solver, min_step, max_step. All:
+            native (see ``solve_ode``).
         event_fn: ``event_fn(t, y)``: integrate from t[0] in the direction of t[1] until an element
             changes its sign.
 
@@ -290,6 +292,8 @@ def _request(
         )
     t = arguments.check_times(t, layout.device, strict=True, batched=False)
     events = [] if event_fn is None else [Event(event_fn)]
+    options = dict(options or {})
+    native = check_mode(options.pop("native", None))
     return Request(
         func,
         y0,
@@ -297,10 +301,11 @@ def _request(
         method,
         rtol,
         atol,
-        dict(options or {}),
+        options,
         layout,
         events=events,
         until_event=bool(events),
         gradient=gradient,
         torchdiffeq=True,
+        native=native,
     )

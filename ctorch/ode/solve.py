@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from ctorch.ode import (
     taylor,
 )
 from ctorch.ode import batched as batched_solve
+from ctorch.ode import native as native_solve
 from ctorch.ode.arguments import number
 from ctorch.ode.coefficients import coefficients
 from ctorch.ode.continuous import ContinuousAdjoint
@@ -63,7 +63,7 @@ def solve_ode(
     dt0: float | None = None,
     args: tuple[Any, ...] = (),
     options: dict[str, Any] | None = None,
-    native: bool | str = False,
+    native: bool | str | None = None,
     progress: bool = False,
     throw: bool = True,
 ) -> Solution:
@@ -109,7 +109,10 @@ def solve_ode(
             safety, ifactor, dfactor, grid_constructor, perturb, ...; of implicit methods also
             root_finder ("newton", "jacobi_newton", "functional"), diagonal, batch_dims, root_tol,
             max_iters.
-        native: compile the whole solve; not built yet.
+        native: True: field and solver run as one compiled program (the first solve takes seconds,
+            later ones find it in a cache on disk), or an error says why they cannot; "try": the
+            same, with a warning and an eager solve where they cannot; False: eager; None: what
+            ``ctorch.native_solves`` says, without it False.
         progress: show a progress bar.
         throw: raise ``ctorch.SolveError`` where the solve fails; else return what was reached, with
             ``status`` set.
@@ -130,7 +133,18 @@ def solve_ode(
         tensor([0.3679, 0.3679])
     """
     arguments.check_func(func)
-    _check_unbuilt(gradient, native, save)
+    _check_unbuilt(gradient, save)
+    native = native_solve.check_mode(native)
+    key = None
+    if native and events is None and not (dense or progress):
+        from ctorch.ode import native_quick
+
+        settings = (method, max_steps, dt0, controller, batched)
+        key = native_quick.key_of(y0, rtol, atol, options, *settings)
+        if key is not None:
+            done = native_quick.solve(key, func, y0, t, args, batched, gradient != "none")
+            if done is not None:
+                return done
     method = methods.check_method(method)
     layout = Layout(y0, batched)
     t = arguments.check_times(t, layout.device, strict=False, batched=batched)
@@ -144,7 +158,9 @@ def solve_ode(
     request = Request(
         func, y0, t, method, rtol, atol, options, layout, args,
         controller=controller, events=_events(events), dense=dense, dt0=dt0, gradient=gradient,
+        native=native,
     )  # fmt: skip
+    request.key = key
     with progress_bar(progress, t) as bar:
         run, rows, problem = request.solve(bar)
     solution = _solution(request, problem, run, rows, y0, t)
@@ -156,7 +172,7 @@ def solve_ode(
     return solution
 
 
-def _check_unbuilt(gradient: Any, native: Any, save: str) -> None:
+def _check_unbuilt(gradient: Any, save: str) -> None:
     if (isinstance(gradient, str) and gradient not in GRADIENTS) or not isinstance(
         gradient, (str, ContinuousAdjoint)
     ):
@@ -165,12 +181,6 @@ def _check_unbuilt(gradient: Any, native: Any, save: str) -> None:
         )
     if gradient == "reversible":
         raise NotImplementedError('gradient="reversible" is not built yet: use "checkpoint".')
-    if native not in (True, False, "try"):
-        raise ValueError(f'native must be True, False or "try", but is {native!r}.')
-    if native is True:
-        raise NotImplementedError("native=True (compiled solves) is not built yet.")
-    if native == "try":
-        warnings.warn("native solves are not built yet: solving eagerly.", stacklevel=3)
     if save != "t":
         raise NotImplementedError(f'save={save!r} is not built yet: use save="t" or dense=True.')
 
@@ -206,16 +216,22 @@ class Request:
         dt0: float | None = None,
         gradient: Any = "backprop",
         torchdiffeq: bool = False,
+        native: bool | str = False,
     ) -> None:
         self.func, self.args, self.y0, self.t = func, args, y0, t
         self.method, self.options, self.layout = method, options, layout
         self.rtol, self.atol = rtol, atol
         self.controller, self.events, self.until_event = controller, events, until_event
         self.dense, self.dt0, self.gradient = dense, dt0, gradient
-        self.torchdiffeq = torchdiffeq
+        self.torchdiffeq, self.native = torchdiffeq, native
+        self.key: Any = None  # of the way back to a native solve
 
     def solve(self, bar: Callable[[float], None] | None = None) -> tuple[Run, Tensor, Problem]:
         """Returns the run, its rows with their graph, and the problem."""
+        if self.native:
+            done = native_solve.solve(self)
+            if done is not None:
+                return done
         if self.layout.batched:
             by_taylor = self.method in methods.TAYLOR
             return (batched_taylor if by_taylor else batched_solve).solve(self, bar)
@@ -351,6 +367,11 @@ class Request:
 
     def coefficients(self) -> Any:
         """The method with the interpolant that this solve reads."""
+        return coefficients(self.method, self.interpolant)
+
+    @property
+    def interpolant(self) -> str:
+        """Name of the interpolant that this solve reads."""
         if self.method in methods.FIXED:
             interp = self.options.get("interp", "linear" if self.torchdiffeq else "cubic")
             if interp not in ("linear", "cubic"):
@@ -358,8 +379,8 @@ class Request:
                     f'Unknown interpolation method {interp!r}: options["interp"] is "linear" or'
                     ' "cubic".'
                 )
-            return coefficients(self.method, "linear" if interp == "linear" else "best")
-        return coefficients(self.method, "torchdiffeq" if self.torchdiffeq else "best")
+            return "linear" if interp == "linear" else "best"
+        return "torchdiffeq" if self.torchdiffeq else "best"
 
     def polynomials(self, run: Run) -> Tensor:
         """The interpolant in which a run's continuous solution is written."""

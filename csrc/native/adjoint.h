@@ -1,0 +1,263 @@
+// The exact gradient of a solve, step sizes held fixed: the accepted steps are made again from
+// their states, last to first, and every stage is pulled back by the field's vector-Jacobian
+// product.
+//
+// With k_i = f(t_i, Y_i), Y_i = y + h sum_j a_ij k_j and the cotangents yb of y1 and kb of the
+// slope at the end, a step gives kb_i = h b_i yb, kb_last += kb; then from the last stage to the
+// first u_i = kb_i df/dy, yb += u_i, kb_j += h a_ij u_i; what remains in kb_0 goes to the step
+// before.
+#pragma once
+
+#include <memory>
+
+#include "rows.h"
+
+namespace ct::native {
+
+template <class Field, class Method, int W>
+class Adjoint {
+ public:
+  using T = Tile<Field, Method, W>;
+  using real = typename T::real;
+  using V = typename T::V;
+  using D = typename T::D;
+  static constexpr long dim = T::dim;
+  static constexpr int stages = T::stages, total = T::total;
+
+  Adjoint(const Task& task_, const Run<real>& run_, const Cotangents& cotangents_,
+          real* const* shared_)
+      : task(task_), run(run_), cotangents(cotangents_), shared(shared_) {
+    tile.shared = reinterpret_cast<const real* const*>(task.shared);
+  }
+
+  void sweep() {
+    next = run.begin;
+    for (int lane = 0; lane < W; ++lane) {
+      clear(lane);
+      for (long d = 0; d < dim; ++d) set(tile.y[d], lane, states(run.begin)[d]);
+      for (long j = 0; j < Field::own; ++j) set(tile.own[j], lane, owned(run.begin)[j]);
+      sample[lane] = -1;
+      refill(lane);
+    }
+    while (busy > 0) step();
+  }
+
+ private:
+  static constexpr int64_t kNone = -1, kFirstSlope = -2;  // in place of a step
+
+  const real* states(int64_t i) const { return static_cast<const real*>(task.y0) + i * dim; }
+  const real* owned(int64_t i) const { return static_cast<const real*>(task.own) + i * Field::own; }
+  const real* row(int64_t i, int64_t number) const {
+    return static_cast<const real*>(cotangents.out) + i * task.out_sample + number * task.out_row;
+  }
+
+  // ---- samples in lanes
+  // ----------------------------------------------------------------------------------------
+
+  // A lane without cotangents adds nothing, whatever its numbers are.
+  void clear(int lane) {
+    for (long d = 0; d < dim; ++d) {
+      set(yb[d], lane, 0);
+      set(carried[d], lane, 0);
+    }
+    for (long j = 0; j < Field::own; ++j) set(ownb[j], lane, 0);
+    set(t, lane, task.t[0]);
+    set(h, lane, 0);
+    set(stop, lane, task.t[0]);
+    set(fresh, lane, 1);
+    at[lane] = kNone;
+  }
+
+  void refill(int lane) {
+    while (next < run.end) {
+      const int64_t i = next++;
+      if (run.last[i - run.begin] < 0) {  // all its rows are y0
+        real* to = static_cast<real*>(cotangents.y0) + i * dim;
+        std::fill_n(to, dim, real(0));
+        first_rows(i, to);
+        continue;
+      }
+      sample[lane] = i;
+      for (long j = 0; j < Field::own; ++j) set(tile.own[j], lane, owned(i)[j]);
+      at[lane] = run.last[i - run.begin];
+      load(lane);
+      ++busy;
+      return;
+    }
+  }
+
+  void load(int lane) {
+    const Taped& taped = run.steps[at[lane]];
+    set(t, lane, taped.t);
+    set(h, lane, taped.h);
+    set(stop, lane, taped.stop);
+    set(fresh, lane, taped.before < 0 ? 1 : 0);
+    const real* y = run.states.data() + at[lane] * dim;
+    for (long d = 0; d < dim; ++d) set(tile.y[d], lane, y[d]);
+  }
+
+  // Adds the cotangents of the rows that are y0 itself.
+  void first_rows(int64_t i, real* to) const {
+    const double* times = task.t + i * task.t_stride;
+    for (int64_t r = 0; r < task.rows && times[r] == times[0]; ++r)
+      for (long d = 0; d < dim; ++d) to[d] += row(i, r)[d];
+  }
+
+  // To the step before; after the first one the slope at its start is still to be pulled back.
+  void go_back(int lane) {
+    if (at[lane] == kNone) return;
+    if (at[lane] >= 0) {
+      const int64_t before = run.steps[at[lane]].before;
+      at[lane] = before >= 0 ? before : kFirstSlope;
+      if (before >= 0) return load(lane);
+      if constexpr (Method::fsal) {
+        set(h, lane, 0);
+        set(stop, lane, get(t, lane));
+        return;
+      }
+    }
+    const int64_t i = sample[lane];
+    real* to = static_cast<real*>(cotangents.y0) + i * dim;
+    for (long d = 0; d < dim; ++d) to[d] = get(yb[d], lane);
+    first_rows(i, to);
+    real* own = static_cast<real*>(cotangents.own) + i * Field::own;
+    for (long j = 0; j < Field::own; ++j) own[j] = get(ownb[j], lane);
+    --busy;
+    clear(lane);
+    refill(lane);
+  }
+
+  // ---- one step
+  // ------------------------------------------------------------------------------------------------
+
+  void step() {
+    bool inside = false;
+    for (int i = 0; i < total; ++i)
+      for (long d = 0; d < dim; ++d) kb[i][d] = V{};
+    read_rows(inside);
+    const V length = convert<V>(h);
+    make_stages(length, inside);
+    for_constants<0, stages>([&](auto i) {
+      if (Method::b[i] != 0)
+        for (long d = 0; d < dim; ++d)
+          kb[i][d] += length * static_cast<real>(Method::b[i]) * ends[d];
+    });
+    if constexpr (Method::fsal)
+      for (long d = 0; d < dim; ++d) kb[stages - 1][d] += carried[d];
+    for (long d = 0; d < dim; ++d) yb[d] = ends[d] + starts[d];
+    if (inside) for_backwards<total - 1, stages>([&](auto i) { pull_back<i>(length); });
+    for_backwards<stages - 1, 1>([&](auto i) { pull_back<i>(length); });
+    if constexpr (Method::fsal)
+      for (long d = 0; d < dim; ++d) carried[d] = kb[0][d];
+    else
+      pull_back<0>(length);
+    for (int lane = 0; lane < W; ++lane) go_back(lane);
+  }
+
+  template <int kFrom, int kTo, class Body>
+  static void for_backwards(const Body& body) {
+    if constexpr (kFrom >= kTo) {
+      body(std::integral_constant<int, kFrom>{});
+      for_backwards<kFrom - 1, kTo>(body);
+    }
+  }
+
+  // Cotangents of the rows in the step: `ends` of its end, `starts` of its start, kb of its slopes.
+  void read_rows(bool& inside) {
+    for (long d = 0; d < dim; ++d) ends[d] = yb[d], starts[d] = V{};
+    for (int lane = 0; lane < W; ++lane) {
+      if (at[lane] < 0) continue;
+      const Taped& taped = run.steps[at[lane]];
+      const double* times = task.t + sample[lane] * task.t_stride;
+      for (int64_t r = taped.first_row; r < taped.end_row; ++r) {
+        const real* g = row(sample[lane], r);
+        if (times[r] == taped.stop) {
+          for (long d = 0; d < dim; ++d) set(ends[d], lane, get(ends[d], lane) + g[d]);
+          continue;
+        }
+        inside = true;
+        const double theta = std::min((times[r] - taped.t) / (taped.stop - taped.t), 1.0);
+        for (int i = 0; i < total; ++i) {
+          double weight = 0;
+          for (int m = Method::degree - 1; m >= 0; --m) weight = weight * theta + Method::p[i][m];
+          const real w = static_cast<real>(weight * theta * taped.h);
+          for (long d = 0; d < dim; ++d) set(kb[i][d], lane, get(kb[i][d], lane) + w * g[d]);
+        }
+        for (long d = 0; d < dim; ++d) set(starts[d], lane, get(starts[d], lane) + g[d]);
+      }
+    }
+  }
+
+  // The stages of the forward step again: states Y and times of all, slopes of those that are used.
+  void make_stages(V length, bool inside) {
+    const V begin = convert<V>(t), end = convert<V>(stop);
+    const V end_time = task.knots == nullptr || task.perturb ? beside(end, begin) : end;
+    // the first slope is the last one of the step before, which was taken just before its end
+    const V earlier = begin - (end - begin);
+    V first = begin;
+    if constexpr (Method::fsal)
+      first = select(mask_for<V>(fresh > D{}), begin, beside(begin, earlier));
+    else if (task.perturb)
+      first = beside(begin, end);
+    times[0] = first;
+    for (long d = 0; d < dim; ++d) states_of[0][d] = tile.y[d];
+    tile.evaluate(first, tile.y, tile.k[0]);
+    for_constants<1, total>([&](auto i) {
+      if (i >= stages && !inside) return;
+      times[i] = tile.template stage_time<i>(t, h, end_time);
+      tile.template stage_state<i>(length, states_of[i]);
+      constexpr bool kUsed = i != (Method::fsal ? stages - 1 : stages);
+      if (i < total - 1 && (kUsed || inside)) tile.evaluate(times[i], states_of[i], tile.k[i]);
+    });
+  }
+
+  template <int I>
+  __attribute__((noinline)) void pull_back(V length) {
+    V u[dim], time_b;
+    Field::vjp(times[I], states_of[I], tile.own, tile.shared, work, kb[I], time_b, u, ownb, shared);
+    for (long d = 0; d < dim; ++d) yb[d] += u[d];
+    for_constants<0, I>([&](auto j) {
+      if (Method::a[I][j] != 0)
+        for (long d = 0; d < dim; ++d)
+          kb[j][d] += length * static_cast<real>(Method::a[I][j]) * u[d];
+    });
+  }
+
+  const Task& task;
+  const Run<real>& run;
+  const Cotangents& cotangents;
+  real* const* shared;
+  T tile;
+  V yb[dim], ends[dim], starts[dim], carried[dim], kb[total][dim];
+  V states_of[total][dim], times[total];
+  V ownb[Field::own + 1], work[Field::vjp_work + 1];
+  D t, h, stop, fresh;
+  int64_t sample[W], at[W], next;
+  int busy = 0;
+};
+
+// Pulls cotangents of the rows back through the steps on the tape.
+template <class Field, class Method, int W>
+void pull_back_rows(const Task& task, const Cotangents& cotangents) {
+  using real = typename Field::real;
+  const auto& runs = static_cast<const Tape<real>*>(task.tape)->runs;
+  const int64_t count = static_cast<int64_t>(runs.size());
+  // every run adds to arrays of its own, which are added up in their order
+  std::vector<std::vector<std::vector<real>>> sums(count);
+  on_threads(count, task.threads, [&](int64_t i) {
+    real* pointers[Field::shared + 1];
+    sums[i].resize(Field::shared);
+    for (long s = 0; s < Field::shared; ++s) {
+      if (cotangents.shared[s] != nullptr) sums[i][s].assign(cotangents.sizes[s], real(0));
+      pointers[s] = cotangents.shared[s] == nullptr ? nullptr : sums[i][s].data();
+    }
+    std::make_unique<Adjoint<Field, Method, W>>(task, runs[i], cotangents, pointers)->sweep();
+  });
+  for (long s = 0; s < Field::shared; ++s) {
+    real* to = static_cast<real*>(cotangents.shared[s]);
+    for (int64_t i = 0; to != nullptr && i < count; ++i)
+      for (int64_t j = 0; j < cotangents.sizes[s]; ++j) to[j] += sums[i][s][j];
+  }
+}
+
+}  // namespace ct::native

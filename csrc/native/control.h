@@ -1,0 +1,138 @@
+// Step control of one tile of samples: the arithmetic of csrc/runge_kutta/control.h on lanes.
+// Time is counted as tau = direction * t, which increases.
+#pragma once
+
+#include "math.h"
+#include "task.h"
+
+namespace ct::native {
+
+constexpr double kTinyError = 1e-300;              // its logarithm is finite
+constexpr double kLogLeast = -23.025850929940457;  // log 1e-10: less counts as this later
+constexpr double kLandingRoom = 1.001;             // a step that all but reaches the end lands
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// Of h_next = h * clip(safety * e^last * e_1^past * e_2^before), where e, e_1, e_2 are the error
+// norms of the last three accepted steps.
+struct Gains {
+  double last, past, before, safety, min_factor, max_factor;
+  bool integral, never_shrinks;
+
+  Gains(const Task& task, double order)
+      : last(-(task.p + task.i + task.d) / order),
+        past((task.p + 2 * task.d) / order),
+        before(-task.d / order),
+        safety(task.safety),
+        min_factor(task.min_factor),
+        max_factor(task.max_factor),
+        integral(task.p == 0 && task.d == 0),
+        never_shrinks(task.never_shrinks != 0) {}
+};
+
+template <class D>
+CT_LANES D at_least(D x, D low) {
+  return select(x < low, low, x);
+}
+template <class D>
+CT_LANES D at_most(D x, D high) {
+  return select(x > high, high, x);
+}
+
+// By how much the step changes. The powers are taken together, as one exponential.
+template <class D>
+CT_LANES D step_factor(const Gains& gains, D error, D log_error, D log_last, D log_before) {
+  const Mask<D> accepted = error <= all<D>(1);
+  D power = gains.last * log_error;
+  if (!gains.integral) {
+    // the history of accepted steps says nothing on how to shorten a rejected one
+    const D history = gains.past * log_last + gains.before * log_before;
+    power += select(accepted, history, D{});
+  }
+  D factor = gains.safety * exp(power), least = all<D>(gains.min_factor);
+  if (!gains.integral)
+    factor = select(accepted, factor, at_most(factor, all<D>(gains.safety)));
+  else if (gains.never_shrinks)
+    least = select(error < all<D>(1), all<D>(1), least);
+  factor = at_most(at_least(factor, least), all<D>(gains.max_factor));
+  factor = select(error == D{}, all<D>(gains.max_factor), factor);
+  return select(error < all<D>(kInfinity), factor, all<D>(gains.min_factor));
+}
+
+// Where a tile of samples stands, and its attempted step.
+template <class D>
+struct Clock {
+  D tau, end, direction, proposed, error, log_last, log_before, accepted, rejected;
+  D length, stop;
+  Mask<D> lands;
+
+  D t() const { return direction * tau; }
+  D h() const { return direction * length; }
+  D t1() const { return direction * stop; }
+
+  // The next step. A lane that is not active makes one of length zero.
+  CT_LANES void plan(const Task& task, Mask<D> active) {
+    length = at_most(at_least(proposed, all<D>(task.min_step)), all<D>(task.max_step));
+    lands = active & (tau + kLandingRoom * length >= end);
+    length = select(lands, end - tau, length);
+    stop = select(lands, end, tau + length);
+    length = select(active, length, D{});
+    stop = select(active, stop, tau);
+  }
+
+  // Which lanes accept the attempt, by its error norm; `tau` itself is not moved here.
+  CT_LANES Mask<D> judge(const Task& task, const Gains& gains, Mask<D> active, D norm) {
+    error = select(active, norm, error);
+    const Mask<D> finite = norm < all<D>(kInfinity);
+    const Mask<D> forced = finite & (length <= all<D>(task.min_step));
+    const Mask<D> moved = active & ((norm <= all<D>(1)) | forced);
+    const D log_error = log(at_least(norm, all<D>(kTinyError)));
+    const D factor = step_factor(gains, norm, log_error, log_last, log_before);
+    D next = length * select(moved, factor, at_most(factor, all<D>(1)));
+    // a step cut short to end on a given time says little against the length tried before
+    const Mask<D> cut = moved & lands & (proposed > next);
+    next = select(cut, proposed, next);
+    log_before = select(moved, log_last, log_before);
+    log_last = select(moved, at_least(log_error, all<D>(kLogLeast)), log_last);
+    accepted += select(moved, all<D>(1), D{});
+    const Mask<D> refused = active & negated(moved);
+    rejected += select(refused, all<D>(1), D{});
+    proposed = select(active, next, proposed);
+    return moved;
+  }
+};
+
+// First steps (Hairer, Norsett, Wanner, "Solving ODEs I", II.4), in two parts, between which the
+// field is evaluated at distance h0.
+template <class D>
+CT_LANES D first_guess(D d0, D d1, D span) {
+  const Mask<D> tiny = (d0 < all<D>(1e-5)) | (d1 < all<D>(1e-5));
+  const D h0 = at_most(select(tiny, all<D>(1e-6), 0.01 * d0 / d1), span);
+  const Mask<D> usable = (h0 > D{}) & (h0 < all<D>(kInfinity));
+  return select(usable, h0, at_most(span, all<D>(1e-6)));
+}
+
+template <class D>
+CT_LANES D first_length(D h0, D d1, D d2, D span, double order) {
+  const D steepest = select(d1 > d2, d1, select(d1 != d1, d1, d2));
+  const Mask<D> flat = (d1 <= all<D>(1e-15)) & (d2 <= all<D>(1e-15));
+  D h1 = select(flat, at_least(h0 * 1e-3, all<D>(1e-6)),
+                exp(log(0.01 / at_least(steepest, all<D>(kTinyError))) * (1 / order)));
+  h1 = select(steepest < all<D>(kInfinity), h1, h0);
+  return at_most(at_most(100.0 * h0, h1), span);
+}
+
+// The number next to x in the direction of y, for finite x.
+template <class V>
+CT_LANES V beside(V x, V y) {
+  if constexpr (kWidth<V> == 1) {
+    return std::nextafter(x, y);
+  } else {
+    using I = Mask<V>;
+    const I up = (I)(y > x), positive = (I)(x > V{});
+    const I step = (up == positive) ? I{} + 1 : I{} - 1;
+    const V least = (V)(I{} + 1), zero_case = select(up, least, -least);
+    return select(x == y, y, select(x == V{}, zero_case, (V)((I)x + step)));
+  }
+}
+
+}  // namespace ct::native

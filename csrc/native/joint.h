@@ -1,0 +1,248 @@
+// Adaptive solves with one step for all samples: the error norm is over the whole batch.
+#pragma once
+
+#include <memory>
+
+#include "rows.h"
+#include "tape.h"
+
+namespace ct::native {
+
+template <class Field, class Method, int W>
+class Joint {
+ public:
+  using T = Tile<Field, Method, W>;
+  using real = typename T::real;
+  using V = typename T::V;
+  static constexpr long dim = T::dim;
+
+  explicit Joint(const Task& task_) : task(task_), gains(task_, Method::order) {
+    if (task.tape != nullptr) open_runs<real>(task, W);
+    parts.resize((task.batch + W - 1) / W);
+    for (size_t p = 0; p < parts.size(); ++p) {
+      Part& part = parts[p];
+      part.first = static_cast<int64_t>(p) * W;
+      part.valid = static_cast<int>(std::min<int64_t>(W, task.batch - part.first));
+      prepare_tile(task, part.tile, part.tolerances);
+      for (int lane = 0; lane < W; ++lane) {
+        load_sample(task, part.tile, part.tolerances, lane,
+                    part.first + std::min(lane, part.valid - 1));
+        set(part.counted, lane, lane < part.valid ? kYes : 0);
+      }
+    }
+  }
+
+  void run() {
+    const double first = task.t[0], last = task.t[task.rows - 1];
+    clock = {};
+    clock.direction = last < first ? -1 : 1;
+    clock.tau = clock.direction * first;
+    last_goal = clock.direction * last;
+    clock.end = task.overshoot ? kInfinity : last_goal;
+    clock.error = std::numeric_limits<double>::quiet_NaN();
+    for (output = 0; output < task.rows && goal() <= clock.tau; ++output)
+      for (Part& part : parts) write(part, part.tile.y);
+    evaluations = 1;
+    int64_t status = kSuccess;
+    if (output < task.rows) {
+      start(last_goal - clock.tau);
+      status = integrate();
+    }
+    finish(status);
+  }
+
+ private:
+  struct Part {
+    T tile;
+    typename T::Tolerances tolerances;
+    Mask<V> counted;  // the other lanes repeat a sample
+    int64_t first;
+    int valid;
+  };
+
+  static constexpr auto kYes = static_cast<Number<Mask<V>>>(-1);
+
+  double goal() const { return clock.direction * task.t[output]; }
+
+  // ---- norms
+  // -------------------------------------------------------------------------------------------------
+
+  // Root mean square (or maximum) over all samples of scaled(part, d); the largest of the segments.
+  template <class Scaled>
+  double norm(const Scaled& scaled) {
+    double totals[Method::segments] = {};
+    for (Part& part : parts)
+      for_constants<0, Method::segments>([&](auto s) {
+        V total{};
+        for (long d = Method::segment[s]; d < Method::segment[s + 1]; ++d) {
+          const V x = scaled(part, d);
+          total = Method::maximum ? T::larger(total, abs(x)) : total + x * x;
+        }
+        total = select(part.counted, total, V{});
+        if constexpr (Method::maximum)
+          for (int lane = 0; lane < part.valid; ++lane)
+            totals[s] = T::larger(totals[s], static_cast<double>(get(total, lane)));
+        else
+          totals[s] += sum(convert<typename T::D>(total));
+      });
+    double largest = 0;
+    for (int s = 0; s < Method::segments; ++s) {
+      const double count =
+          static_cast<double>(task.batch) * (Method::segment[s + 1] - Method::segment[s]);
+      if (count == 0) continue;
+      const double size = Method::maximum ? totals[s] : std::sqrt(totals[s] / count);
+      largest = T::larger(largest, size);
+    }
+    return static_cast<real>(largest);
+  }
+
+  // ---- steps
+  // -------------------------------------------------------------------------------------------------
+
+  void start(double span) {
+    const double t0 = clock.t();
+    for (Part& part : parts) part.tile.evaluate(time(t0), part.tile.y, part.tile.k[0]);
+    if (task.first_step >= 0) {
+      clock.proposed = task.first_step;
+      return;
+    }
+    const auto scaled_norm = [&](const auto& of) {
+      return norm([&](Part& part, long d) {
+        return of(part.tile, d) / part.tolerances.scale(d, abs(part.tile.y[d]));
+      });
+    };
+    const double d0 = scaled_norm([](T& tile, long d) { return tile.y[d]; });
+    const double d1 = scaled_norm([](T& tile, long d) { return tile.k[0][d]; });
+    const double h0 = first_guess(d0, d1, span), signed_h0 = clock.direction * h0;
+    for (Part& part : parts) {
+      T& tile = part.tile;
+      for (long d = 0; d < dim; ++d)
+        tile.at[d] = tile.y[d] + static_cast<real>(signed_h0) * tile.k[0][d];
+      tile.evaluate(time(t0 + signed_h0), tile.at, tile.k[1]);
+    }
+    ++evaluations;
+    const double d2 = scaled_norm([](T& tile, long d) { return tile.k[1][d] - tile.k[0][d]; }) / h0;
+    clock.proposed = first_length(h0, d1, d2, span, Method::order);
+  }
+
+  int64_t integrate() {
+    double mark = clock.tau;
+    int64_t wild = 0, attempts = 0;
+    while (output < task.rows) {
+      if (attempts >= task.max_steps) return kMaxSteps;
+      if (attempts > 0 && attempts % task.patience == 0) {
+        if (wild > task.patience / 5 && clock.tau - mark < 1e-3 * (last_goal - clock.tau))
+          return kNonfinite;
+        mark = clock.tau, wild = 0;
+      }
+      clock.plan(task, true);
+      if (!(clock.stop > clock.tau)) return clock.error < kInfinity ? kUnderflow : kNonfinite;
+      ++attempts;
+      step(wild);
+    }
+    return kSuccess;
+  }
+
+  void step(int64_t& wild) {
+    using D = typename T::D;
+    const double t = clock.t();
+    const D start = all<D>(t), h = all<D>(clock.h());
+    const V end_time = time(beside(static_cast<real>(clock.t1()), static_cast<real>(t)));
+    const V length = convert<V>(h);
+    for (Part& part : parts) part.tile.attempt(start, h, end_time);
+    const double error = norm(
+        [&](Part& part, long d) { return part.tile.scaled_error(part.tolerances, length, d); });
+    wild += error < kInfinity ? 0 : 1;
+    evaluations += T::evaluated - 1;
+    if (!clock.judge(task, gains, true, error)) return;
+    if constexpr (Method::late) {
+      ++evaluations;
+      for (Part& part : parts) part.tile.evaluate_late(start, h, end_time);
+    }
+    if (task.tape != nullptr) keep();
+    if (goal() <= clock.stop) read(start, h, end_time);
+    clock.tau = clock.stop;
+    for (Part& part : parts)
+      for (long d = 0; d < dim; ++d) {
+        part.tile.y[d] = part.tile.y1[d];
+        part.tile.k[0][d] = part.tile.k[T::stages - 1][d];
+      }
+  }
+
+  void keep() {
+    auto& runs = static_cast<Tape<real>*>(task.tape)->runs;
+    int64_t row = output;
+    while (row < task.rows && clock.direction * task.t[row] <= clock.stop) ++row;
+    for (auto& run : runs)
+      for (int64_t sample = run.begin; sample < run.end; ++sample) {
+        Part& part = parts[sample / W];
+        real* to = run.add(sample, clock.t(), clock.h(), clock.t1(), output, row, dim);
+        for (long d = 0; d < dim; ++d)
+          to[d] = get(part.tile.y[d], static_cast<int>(sample - part.first));
+      }
+  }
+
+  // ---- rows
+  // --------------------------------------------------------------------------------------------------
+
+  template <class D>
+  void read(D t, D h, V end_time) {
+    bool extended = false;
+    for (; output < task.rows && goal() <= clock.stop; ++output) {
+      const bool exact = goal() == clock.stop;
+      if (!exact && !extended) {
+        for (Part& part : parts) part.tile.extend(t, h, end_time);
+        evaluations += T::total - T::stages;
+        extended = true;
+      }
+      const double theta = std::min((goal() - clock.tau) / (clock.stop - clock.tau), 1.0);
+      for (Part& part : parts) {
+        if (!exact) part.tile.interpolate(all<D>(theta), convert<V>(h));
+        write(part, exact ? part.tile.y1 : part.tile.at);
+      }
+    }
+  }
+
+  void write(Part& part, const V* state) {
+    for (int lane = 0; lane < part.valid; ++lane)
+      store_sample<T>(task, state, lane, part.first + lane, output);
+  }
+
+  void finish(int64_t status) {
+    bool finite = true;
+    for (Part& part : parts)
+      for (long d = 0; d < dim; ++d)
+        for (int lane = 0; lane < part.valid; ++lane)
+          finite &= std::isfinite(get(part.tile.y[d], lane));
+    if (status != kMaxSteps && !finite) status = kNonfinite;
+    task.counts[0] = evaluations;
+    task.counts[task.batch] = static_cast<int64_t>(clock.accepted);
+    task.counts[2 * task.batch] = static_cast<int64_t>(clock.rejected);
+    task.status[0] = status;
+    task.last[0] = clock.t();
+    task.last[task.batch] = clock.proposed;
+    task.last[2 * task.batch] = clock.error;
+    for (; output < task.rows; ++output)
+      for (int64_t sample = 0; sample < task.batch; ++sample)
+        std::fill_n(output_row<T>(task, sample, output), dim,
+                    std::numeric_limits<real>::quiet_NaN());
+  }
+
+  CT_LANES static V time(double t) { return all<V>(static_cast<real>(t)); }
+
+  const Task& task;
+  const Gains gains;
+  std::vector<Part> parts;
+  Clock<double> clock;
+  double last_goal;
+  int64_t output, evaluations;
+};
+
+// Returns whether it failed.
+template <class Field, class Method, int W>
+int64_t solve_joint(const Task& task) {
+  Joint<Field, Method, W>(task).run();
+  return task.status[0] != kSuccess;
+}
+
+}  // namespace ct::native

@@ -1,0 +1,257 @@
+// Lanes: one number of W samples at a time. A lane type is a vector of the compiler, and for W = 1
+// the number itself, so that one source gives vector code and straight scalar code.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "wide.h"
+
+// Vectors wider than the registers of the baseline pass between functions that are all inlined.
+#pragma GCC diagnostic ignored "-Wpsabi"
+#pragma GCC diagnostic ignored "-Wignored-attributes"
+
+#define CT_LANES __attribute__((always_inline)) inline
+
+namespace ct::native {
+
+#if defined(__AVX512F__)
+constexpr int kRegisterBytes = 64;
+#elif defined(__AVX__)
+constexpr int kRegisterBytes = 32;
+#else
+constexpr int kRegisterBytes = 16;
+#endif
+
+// Numbers in one register: the usual W.
+template <class T>
+constexpr int kRegister = kRegisterBytes / static_cast<int>(sizeof(T));
+
+template <class T, int W, bool kFits = (sizeof(T) * W <= kRegisterBytes)>
+struct LaneType {
+  typedef T type __attribute__((vector_size(sizeof(T) * W)));
+};
+template <class T>
+struct LaneType<T, 1, true> {
+  using type = T;
+};
+template <class T, int W>
+struct LaneType<T, W, false> {
+  using type = Wide<typename LaneType<T, W / 2>::type, T, W>;
+};
+
+template <class T, int W>
+using Lanes = typename LaneType<T, W>::type;
+
+template <class V, bool kScalar = std::is_arithmetic_v<V>>
+struct LaneTraits {
+  using Number = std::remove_cvref_t<decltype(std::declval<V&>()[0])>;
+  static constexpr int width = sizeof(V) / sizeof(Number);
+  using Mask = std::remove_cvref_t<decltype(std::declval<V>() == std::declval<V>())>;
+};
+template <class H, class T, int W>
+struct LaneTraits<Wide<H, T, W>, false> {
+  using Number = T;
+  static constexpr int width = W;
+  using Mask = decltype(std::declval<Wide<H, T, W>>() == std::declval<Wide<H, T, W>>());
+};
+template <class V>
+struct LaneTraits<V, true> {
+  using Number = V;
+  static constexpr int width = 1;
+  using Mask = bool;
+};
+
+template <class V>
+using Number = typename LaneTraits<V>::Number;
+template <class V>
+constexpr int kWidth = LaneTraits<V>::width;
+template <class V>
+using Mask = typename LaneTraits<V>::Mask;
+
+// ---- numbers to lanes and back
+// ------------------------------------------------------------------------------------
+
+// The same number in every lane.
+template <class V>
+CT_LANES V all(Number<V> x) {
+  if constexpr (kWidth<V> == 1)
+    return x;
+  else if constexpr (IsWide<V>::value)
+    return {all<typename V::Half>(x), all<typename V::Half>(x)};
+  else
+    return x - V{};
+}
+
+// From and to kWidth<V> numbers at any address.
+template <class V>
+CT_LANES V load(const Number<V>* from) {
+  V x;
+  std::memcpy(&x, from, sizeof(V));
+  return x;
+}
+
+template <class V>
+CT_LANES void store(Number<V>* to, const V& x) {
+  std::memcpy(to, &x, sizeof(V));
+}
+
+// One lane. Neither names a lane of x itself, which would keep x out of the registers.
+template <class V>
+CT_LANES Number<V> get(V x, int lane) {
+  Number<V> each[kWidth<V>];
+  store<V>(each, x);
+  return each[lane];
+}
+
+template <class V>
+CT_LANES void set(V& x, int lane, Number<V> value) {
+  if constexpr (kWidth<V> == 1) {
+    x = value;
+  } else if constexpr (IsWide<V>::value) {
+    set(x.low, lane, value);
+    set(x.high, lane - kWidth<V> / 2, value);
+  } else {
+    Mask<V> number;
+    for (int i = 0; i < kWidth<V>; ++i) number[i] = i;
+    x = number == (Mask<V>{} + lane) ? all<V>(value) : x;
+  }
+}
+
+// The lanes in two halves, and these put together.
+template <class V>
+CT_LANES Lanes<Number<V>, kWidth<V> / 2> low_half(const V& x) {
+  Lanes<Number<V>, kWidth<V> / 2> half;
+  std::memcpy(&half, &x, sizeof(half));
+  return half;
+}
+
+template <class V>
+CT_LANES Lanes<Number<V>, kWidth<V> / 2> high_half(const V& x) {
+  Lanes<Number<V>, kWidth<V> / 2> half;
+  std::memcpy(&half, reinterpret_cast<const char*>(&x) + sizeof(half), sizeof(half));
+  return half;
+}
+
+template <class V, class Half>
+CT_LANES V joined(Half low, Half high) {
+  V x;
+  std::memcpy(&x, &low, sizeof(Half));
+  std::memcpy(reinterpret_cast<char*>(&x) + sizeof(Half), &high, sizeof(Half));
+  return x;
+}
+
+// Lanes of another number type.
+template <class To, class V>
+CT_LANES To convert(V x) {
+  if constexpr (std::is_same_v<To, V>)
+    return x;
+  else if constexpr (kWidth<V> == 1)
+    return static_cast<To>(x);
+  else if constexpr (IsWide<To>::value || IsWide<V>::value)
+    return joined<To>(convert<Lanes<Number<To>, kWidth<V> / 2>>(low_half(x)),
+                      convert<Lanes<Number<To>, kWidth<V> / 2>>(high_half(x)));
+  else
+    return __builtin_convertvector(x, To);
+}
+
+// ---- masks
+// --------------------------------------------------------------------------------------------------------
+
+template <class M, class V>
+CT_LANES V select(M mask, V yes, V no) {
+  if constexpr (IsWide<V>::value)
+    return {select(mask.low, yes.low, no.low), select(mask.high, yes.high, no.high)};
+  else
+    return mask ? yes : no;
+}
+
+// The mask for lanes of numbers of another size.
+template <class V, class M>
+CT_LANES Mask<V> mask_for(M mask) {
+  if constexpr (std::is_same_v<M, bool> || std::is_same_v<M, Mask<V>>)
+    return mask;
+  else if constexpr (IsWide<M>::value || IsWide<V>::value)
+    return joined<Mask<V>>(mask_for<Lanes<Number<V>, kWidth<V> / 2>>(low_half(mask)),
+                           mask_for<Lanes<Number<V>, kWidth<V> / 2>>(high_half(mask)));
+  else
+    return __builtin_convertvector(mask, Mask<V>);
+}
+
+CT_LANES bool negated(bool mask) { return !mask; }
+template <class M>
+CT_LANES M negated(M mask) {
+  return ~mask;
+}
+
+// Bit i is lane i.
+CT_LANES uint32_t bits_of(bool mask) { return mask; }
+template <class M>
+CT_LANES uint32_t bits_of(M mask) {
+  if constexpr (IsWide<M>::value) {
+    return bits_of(mask.low) | bits_of(mask.high) << kWidth<M> / 2;
+  } else {
+#if defined(__AVX512DQ__)
+    typedef int Words __attribute__((vector_size(64)));
+    typedef long long Pairs __attribute__((vector_size(64)));
+    if constexpr (sizeof(M) == 64 && sizeof(Number<M>) == 8)
+      return __builtin_ia32_cvtq2mask512((Pairs)mask);
+    else if constexpr (sizeof(M) == 64 && sizeof(Number<M>) == 4)
+      return __builtin_ia32_cvtd2mask512((Words)mask);
+#endif
+    uint32_t bits = 0;
+    for (int i = 0; i < kWidth<M>; ++i) bits |= (mask[i] != 0 ? 1u : 0u) << i;
+    return bits;
+  }
+}
+
+// Whether any lane is set.
+CT_LANES bool any(bool mask) { return mask; }
+template <class M>
+CT_LANES bool any(M mask) {
+  return bits_of(mask) != 0;
+}
+
+// ---- lanes into one
+// ------------------------------------------------------------------------------------------------
+
+// The sum, by halves.
+template <class V>
+CT_LANES Number<V> sum(V x) {
+  if constexpr (kWidth<V> == 1) {
+    return x;
+  } else {
+    return sum(low_half(x) + high_half(x));
+  }
+}
+
+// ---- elementwise over the elements of one sample
+// ------------------------------------------------------------
+
+// out[j] = f(in[j]...) for j < n. With W = 1 the elements themselves go in registers, whole ones:
+// what f gives for an element does not depend on where it stands.
+template <class V, class F, class... In>
+CT_LANES void map(long n, V* out, const F& f, const In*... in) {
+  if constexpr (kWidth<V> > 1) {
+    for (long j = 0; j < n; ++j) out[j] = f(in[j]...);
+  } else {
+    constexpr int R = kRegister<V>;
+    using X = Lanes<V, R>;
+    long j = 0;
+    for (; j + R <= n; j += R) store<X>(out + j, f(load<X>(in + j)...));
+    if (j == n) return;
+    const auto part = [&](const V* from) {
+      X x{};
+      std::memcpy(&x, from + j, (n - j) * sizeof(V));
+      return x;
+    };
+    const X last = f(part(in)...);
+    std::memcpy(out + j, &last, (n - j) * sizeof(V));
+  }
+}
+
+}  // namespace ct::native

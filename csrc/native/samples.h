@@ -1,0 +1,333 @@
+// Adaptive solves in which every sample steps on its own. Samples are lanes of a tile; one that is
+// done makes room for the next. What a sample gets does not depend on its lane or its neighbors.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+
+#include "rows.h"
+#include "tape.h"
+
+namespace ct::native {
+
+// A run of samples, worked on by one thread.
+template <class Field, class Method, int W>
+class Samples {
+ public:
+  using T = Tile<Field, Method, W>;
+  using real = typename T::real;
+  using V = typename T::V;
+  using D = typename T::D;
+  static constexpr long dim = T::dim;
+
+  CT_LANES Samples(const Task& task_, int64_t begin_, int64_t end_, Run<real>* kept_)
+      : task(task_), gains(task_, Method::order), begin(begin_), end(end_), kept(kept_) {
+    if (kept != nullptr) kept->open(begin, end);
+    prepare_tile(task, tile, tolerances);
+  }
+
+  CT_LANES void run() {
+    if constexpr (W == 1) {
+      for (next = begin; next < end; ++next) {
+        load(0, next);
+        start();
+        reset(0, next);
+        while (any(active)) step();
+      }
+    } else {
+      prepare();
+      active = Mask<D>{};
+      next = begin;
+      for (int lane = 0; lane < W; ++lane) refill(lane);
+      while (any(active)) step();
+    }
+  }
+
+ private:
+  // ---- samples into lanes
+  // ------------------------------------------------------------------------------------
+
+  CT_LANES double goal_of(int64_t sample, int64_t row) const {
+    return task.t[sample * task.t_stride + row];
+  }
+
+  CT_LANES void load(int lane, int64_t sample) {
+    load_sample(task, tile, tolerances, lane, sample);
+    const double first = goal_of(sample, 0), last = goal_of(sample, task.rows - 1);
+    const double direction = last < first ? -1 : 1;
+    set(clock.direction, lane, direction);
+    set(clock.tau, lane, direction * first);
+    set(clock.end, lane, task.overshoot ? kInfinity : direction * last);
+    set(span, lane, direction * (last - first));
+  }
+
+  // First slopes and first steps of the loaded samples.
+  CT_LANES void start() {
+    const D t0 = clock.t();
+    tile.evaluate(convert<V>(t0), tile.y, tile.k[0]);
+    if (task.first_step >= 0) {
+      clock.proposed = all<D>(task.first_step);
+      return;
+    }
+    const auto norm = [&](const auto& of) __attribute__((always_inline)) {
+      return T::norm([&](long d) __attribute__((always_inline)) {
+        return of(d) / tolerances.scale(d, abs(tile.y[d]));
+      });
+    };
+    const auto& k = tile.k;
+    const D d0 = norm([&](long d) __attribute__((always_inline)) { return tile.y[d]; });
+    const D d1 = norm([&](long d) __attribute__((always_inline)) { return k[0][d]; });
+    const D h0 = first_guess(d0, d1, span), signed_h0 = clock.direction * h0;
+    const V step = convert<V>(signed_h0);
+    for_each<dim>([&](long d)
+                      __attribute__((always_inline)) { tile.at[d] = tile.y[d] + step * k[0][d]; });
+    tile.evaluate(convert<V>(t0 + signed_h0), tile.at, tile.k[1]);
+    const D d2 =
+        norm([&](long d) __attribute__((always_inline)) { return k[1][d] - k[0][d]; }) / h0;
+    clock.proposed = first_length(h0, d1, d2, span, Method::order);
+  }
+
+  // The same for all samples, in whole tiles; the longest way is started first.
+  void prepare() {
+    const int64_t count = end - begin;
+    slopes.resize(count * dim);
+    lengths.resize(count);
+    order.resize(count);
+    std::vector<double> steps(count);
+    for (int64_t base = 0; base < count; base += W) {
+      const int valid = static_cast<int>(std::min<int64_t>(W, count - base));
+      for (int lane = 0; lane < W; ++lane) load(lane, begin + base + std::min(lane, valid - 1));
+      start();
+      for (int lane = 0; lane < valid; ++lane) {
+        const int64_t i = base + lane;
+        lengths[i] = get(clock.proposed, lane);
+        steps[i] = get(span, lane) / lengths[i];
+        for (long d = 0; d < dim; ++d) slopes[i * dim + d] = get(tile.k[0][d], lane);
+        if (!(steps[i] < kInfinity)) steps[i] = kInfinity;
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) order[i] = i;
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return steps[a] > steps[b]; });
+  }
+
+  // The next sample, if there is one, to a lane.
+  __attribute__((noinline)) void refill(int lane) {
+    while (next < end && !get(active, lane)) {
+      const int64_t i = order[next++ - begin];
+      load(lane, begin + i);
+      for (long d = 0; d < dim; ++d) set(tile.k[0][d], lane, slopes[i * dim + d]);
+      set(clock.proposed, lane, lengths[i]);
+      reset(lane, begin + i);
+    }
+  }
+
+  // Begin with a sample whose state, slope and first step are in place.
+  CT_LANES void reset(int lane, int64_t number) {
+    for (D* x : {&clock.log_last, &clock.log_before, &clock.accepted, &clock.rejected, &extended})
+      set(*x, lane, 0);
+    set(clock.error, lane, std::numeric_limits<double>::quiet_NaN());
+    sample[lane] = number;
+    set(active, lane, kYes);
+    mark = get(clock.tau, lane), last_goal = mark + get(span, lane);
+    wild = 0;
+    output[lane] = 0;
+    advance(lane);
+    const double start = get(clock.tau, lane);
+    while (get(goal, lane) <= start) {
+      write(lane, tile.y);
+      advance(lane, 1);
+    }
+    if (get(goal, lane) == kInfinity) finish(lane, kSuccess);
+  }
+
+  // ---- rows
+  // --------------------------------------------------------------------------------------------------
+
+  CT_LANES void write(int lane, const V* state) const {
+    store_sample<T>(task, state, lane, sample[lane], output[lane]);
+  }
+
+  // To the next row; its time, or infinity where there is none.
+  CT_LANES void advance(int lane, int by = 0) {
+    output[lane] += by;
+    const double t = output[lane] < task.rows
+                         ? get(clock.direction, lane) * goal_of(sample[lane], output[lane])
+                         : kInfinity;
+    set(goal, lane, t);
+  }
+
+  CT_LANES void read(Mask<D> pending, D t, D h, V end_time) {
+    const Mask<D> inside = pending & (goal < clock.stop);
+    const bool interpolates = any(inside);
+    if (interpolates) {
+      tile.extend(t, h, end_time);
+      extended += select(inside, all<D>(T::total - T::stages), D{});
+    }
+    do {
+      const Mask<V> exact = mask_for<V>(goal >= clock.stop);
+      if (interpolates) {
+        const D theta = at_most((goal - clock.tau) / (clock.stop - clock.tau), all<D>(1));
+        tile.interpolate(theta, convert<V>(h));
+      }
+      for_each<dim>([&](long d) __attribute__((always_inline)) {
+        tile.at[d] = select(exact, tile.y1[d], tile.at[d]);
+      });
+      const uint32_t lanes = bits_of(pending);
+      for (int lane = 0; lane < W; ++lane)
+        if (lanes >> lane & 1) {
+          write(lane, tile.at);
+          advance(lane, 1);
+        }
+      pending = pending & (goal <= clock.stop);
+    } while (any(pending));
+  }
+
+  // ---- steps
+  // -------------------------------------------------------------------------------------------------
+
+  CT_LANES void step() {
+    clock.plan(task, active);
+    const Mask<D> frozen = active & negated(clock.stop > clock.tau);
+    if (any(frozen)) [[unlikely]]
+      return give_up(bits_of(frozen));
+    const D t = clock.t(), h = clock.h();
+    const V end_time = beside(convert<V>(clock.t1()), convert<V>(t));
+    tile.attempt(t, h, end_time);
+    const D norm = tile.error_norm(tolerances, h);
+    const Mask<D> moved = clock.judge(task, gains, active, norm);
+    Mask<D> ended = active & (clock.accepted + clock.rejected >= all<D>(task.max_steps));
+    if (any(moved)) {
+      tile.evaluate_late(t, h, end_time);
+      const Mask<D> pending = moved & (goal <= clock.stop);
+      if (kept != nullptr) keep(bits_of(moved), t, h);
+      if (any(pending)) {
+        read(pending, t, h, end_time);
+        ended = ended | (active & (goal == all<D>(kInfinity)));
+      }
+      accept(moved);
+    }
+    if constexpr (W == 1)
+      if (task.patience > 0) watch(norm);
+    if (any(ended)) leave(bits_of(ended));
+  }
+
+  __attribute__((noinline)) void keep(uint32_t lanes, D t, D h) {
+    for (int lane = 0; lane < W; ++lane)
+      if (lanes >> lane & 1) {
+        const double stop = get(clock.stop, lane), direction = get(clock.direction, lane);
+        int64_t row = output[lane];
+        while (row < task.rows && direction * goal_of(sample[lane], row) <= stop) ++row;
+        real* to = kept->add(sample[lane], get(t, lane), get(h, lane), direction * stop,
+                             output[lane], row, dim);
+        for (long d = 0; d < dim; ++d) to[d] = get(tile.y[d], lane);
+      }
+  }
+
+  CT_LANES void accept(Mask<D> moved) {
+    const Mask<V> mask = mask_for<V>(moved);
+    clock.tau = select(moved, clock.stop, clock.tau);
+    for_each<dim>([&](long d) __attribute__((always_inline)) {
+      tile.y[d] = select(mask, tile.y1[d], tile.y[d]);
+      tile.k[0][d] = select(mask, tile.k[T::stages - 1][d], tile.k[0][d]);
+    });
+  }
+
+  // Whether the solve creeps along the edge of the field's domain: tiny steps that do not move the
+  // state have no error, grow, leave the domain, and are cut again. As the eager solver asks.
+  CT_LANES void watch(D norm) {
+    if constexpr (W == 1) {
+      wild += norm < kInfinity ? 0 : 1;
+      const int64_t attempts = static_cast<int64_t>(clock.accepted + clock.rejected);
+      if (attempts % task.patience != 0) return;
+      if (active && wild > task.patience / 5 && clock.tau - mark < 1e-3 * (last_goal - clock.tau))
+        finish(0, kNonfinite);
+      mark = clock.tau, wild = 0;
+    }
+  }
+
+  CT_LANES void leave(uint32_t lanes) {
+    for (int lane = 0; lane < W; ++lane)
+      if (lanes >> lane & 1) {
+        finish(lane, get(goal, lane) == kInfinity ? kSuccess : kMaxSteps);
+        if constexpr (W > 1) refill(lane);
+      }
+  }
+
+  CT_LANES void give_up(uint32_t lanes) {
+    for (int lane = 0; lane < W; ++lane)
+      if (lanes >> lane & 1) {
+        bool finite = get(clock.error, lane) < kInfinity;
+        for (long d = 0; d < dim; ++d) finite &= std::isfinite(get(tile.k[0][d], lane));
+        finish(lane, finite ? kUnderflow : kNonfinite);
+        if constexpr (W > 1) refill(lane);
+      }
+  }
+
+  CT_LANES void finish(int lane, int64_t status) {
+    const int64_t i = sample[lane], batch = task.batch;
+    bool finite = true;
+    for_each<dim>([&](long d) __attribute__((always_inline)) {
+      finite &= std::isfinite(get(tile.y[d], lane));
+    });
+    if (status != kMaxSteps && !finite) status = kNonfinite;
+    const int64_t accepted = static_cast<int64_t>(get(clock.accepted, lane));
+    const int64_t rejected = static_cast<int64_t>(get(clock.rejected, lane));
+    const int64_t first = task.first_step >= 0 ? 1 : 2;
+    task.counts[i] = first + (accepted + rejected) * (T::evaluated - 1) +
+                     (Method::late ? accepted : 0) + static_cast<int64_t>(get(extended, lane));
+    task.counts[batch + i] = accepted;
+    task.counts[2 * batch + i] = rejected;
+    task.status[i] = status;
+    task.last[i] = get(clock.t(), lane);
+    task.last[batch + i] = get(clock.proposed, lane);
+    task.last[2 * batch + i] = get(clock.error, lane);
+    for (; output[lane] < task.rows; ++output[lane])
+      std::fill_n(output_row<T>(task, i, output[lane]), dim,
+                  std::numeric_limits<real>::quiet_NaN());
+    set(active, lane, 0);
+  }
+
+  static constexpr auto kYes = static_cast<Number<Mask<D>>>(-1);
+
+  const Task& task;
+  const Gains gains;
+  const int64_t begin, end;
+  Run<real>* const kept;
+  int64_t next;
+  T tile;
+  typename T::Tolerances tolerances;
+  Clock<D> clock;
+  Mask<D> active;
+  D goal, span, extended;
+  int64_t sample[W], output[W];
+  // where the solve was when patience was last tried, and errors not finite since
+  double mark, last_goal;
+  int64_t wild;
+  std::vector<real> slopes;
+  std::vector<double> lengths;
+  std::vector<int64_t> order;
+};
+
+// Returns how many samples failed.
+template <class Field, class Method, int W>
+int64_t solve_samples(const Task& task) {
+  // the same runs for any number of threads
+  const int64_t size = std::max<int64_t>(8 * W, (task.batch / 64 + W - 1) / W * W);
+  const int64_t run = W == 1 ? task.batch : std::min<int64_t>(size, 1024);
+  const int64_t runs = (task.batch + run - 1) / run;
+  auto* tape = static_cast<Tape<typename Field::real>*>(task.tape);
+  if (tape != nullptr) tape->runs.resize(runs);
+  on_threads(runs, task.threads, [&](int64_t i) {
+    using Worker = Samples<Field, Method, W>;
+    auto* kept = tape == nullptr ? nullptr : &tape->runs[i];
+    const int64_t begin = i * run, end = std::min(task.batch, begin + run);
+    if constexpr (sizeof(Worker) < 1 << 15)
+      Worker(task, begin, end, kept).run();
+    else
+      std::make_unique<Worker>(task, begin, end, kept)->run();
+  });
+  return task.batch - std::count(task.status, task.status + task.batch, kSuccess);
+}
+
+}  // namespace ct::native

@@ -1,0 +1,9 @@
+// The solvers that generated code instantiates (ctorch/ode/native_source.py).
+#pragma once
+
+#include "evaluate.h"
+#include "fixed.h"
+#include "joint.h"
+#include "linear.h"
+#include "samples.h"
+#include "sweep.h"

@@ -1,0 +1,45 @@
+// The accepted steps of a solve, from which the exact gradient is made.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace ct::native {
+
+struct Taped {
+  double t, h, stop;
+  int64_t before;              // the sample's step before, or -1
+  int64_t first_row, end_row;  // the output times in it
+};
+
+// The steps of a run of samples.
+template <class Real>
+struct Run {
+  int64_t begin = 0, end = 0;
+  std::vector<Taped> steps;
+  std::vector<Real> states;   // at the starts of the steps
+  std::vector<int64_t> last;  // of every sample, or -1
+
+  void open(int64_t begin_, int64_t end_) {
+    begin = begin_, end = end_;
+    last.assign(end - begin, -1);
+  }
+
+  // Room for the state, which the caller fills.
+  Real* add(int64_t sample, double t, double h, double stop, int64_t first_row, int64_t end_row,
+            long dim) {
+    int64_t& at = last[sample - begin];
+    const int64_t number = static_cast<int64_t>(steps.size());
+    steps.push_back({t, h, stop, at, first_row, end_row});
+    at = number;
+    states.resize(states.size() + dim);
+    return states.data() + number * dim;
+  }
+};
+
+template <class Real>
+struct Tape {
+  std::vector<Run<Real>> runs;
+};
+
+}  // namespace ct::native

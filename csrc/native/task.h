@@ -1,0 +1,46 @@
+// A solve as Python hands it over, and what it gets back. Plain C: ctorch/ode/native_task.py holds
+// the same struct. Arrays are contiguous unless strides are given; `real` is the state's type.
+#pragma once
+
+#include <cstdint>
+
+namespace ct::native {
+
+struct Task {
+  int64_t batch, rows;  // samples, output times
+  const double* t;      // [rows], or [batch, rows]
+  int64_t t_stride;     // from sample to sample; 0: the same times for all
+  const void* y0;       // real [batch, dim]
+  void* out;            // real: rows of samples, at these strides
+  int64_t out_sample, out_row;
+  const void* own;            // real [batch, own]
+  const void* const* shared;  // real arrays
+  double rtol, atol;
+  const void *rtols, *atols;  // null, or real [batch, dim] in place of the numbers
+  double p, i, d, safety, min_factor, max_factor, never_shrinks;
+  double first_step;  // negative: to be found
+  double min_step, max_step, max_steps;
+  int64_t overshoot;    // steps may end beyond the last time
+  int64_t patience;     // attempts after which it is asked whether the solve creeps; 0: never
+  const double* knots;  // fixed steps: [knot_count] times
+  int64_t knot_count, perturb;
+  int64_t threads;
+  int64_t* counts;  // [3, batch]: evaluations, accepted, rejected steps
+  int64_t* status;  // [batch]
+  double* last;     // [3, batch]: t, step, error norm at the end
+  void* tape;       // where the accepted steps are kept for the gradient, or null
+};
+
+// Cotangents of the rows in, those of everything else out.
+struct Cotangents {
+  const void* out;       // real, at the strides of Task.out
+  void* y0;              // real [batch, dim]
+  void* own;             // real [batch, own]
+  void* const* shared;   // real arrays as Task.shared, zeros; null where none is wanted
+  const int64_t* sizes;  // of the shared arrays
+};
+
+// ctorch.ode.Status
+enum Status : int64_t { kSuccess = 0, kMaxSteps = 2, kUnderflow = 3, kNonfinite = 4 };
+
+}  // namespace ct::native

@@ -1,0 +1,195 @@
+// A tile: W samples in lanes with one attempted Runge-Kutta step. `Field` is the vector field of
+// one sample and `Method` the tableau, both made of constants.
+#pragma once
+
+#include <memory>
+#include <new>
+
+#include "control.h"
+
+namespace ct::native {
+
+// body(0), ..., body(N - 1), unrolled where that is little.
+template <long N, class Body>
+CT_LANES void for_each(const Body& body) {
+  if constexpr (N <= 8) {
+    [&]<long... I>(std::integer_sequence<long, I...>) {
+      (body(I), ...);
+    }(std::make_integer_sequence<long, N>{});
+  } else {
+    for (long i = 0; i < N; ++i) body(i);
+  }
+}
+
+// The same with the index as a constant.
+template <int kBegin, int kEnd, class Body>
+CT_LANES void for_constants(const Body& body) {
+  if constexpr (kBegin < kEnd) {
+    body(std::integral_constant<int, kBegin>{});
+    for_constants<kBegin + 1, kEnd>(body);
+  }
+}
+
+template <class Field_, class Method_, int W>
+struct Tile {
+  using Field = Field_;
+  using Method = Method_;
+  using real = typename Field::real;
+  using V = Lanes<real, W>;
+  using D = Lanes<double, W>;
+  static constexpr long dim = Field::dim;
+  static constexpr int stages = Method::stages, total = Method::total;
+  static constexpr int evaluated = Method::late ? stages - 1 : stages;  // before the judgement
+  static constexpr long kSmall = 64;  // lanes of scratch up to which a field is worth inlining
+
+  V y[dim], y1[dim], k[total][dim], at[dim];
+  V own[Field::own > 0 ? Field::own : 1], work[Field::work > 0 ? Field::work : 1];
+  const real* const* shared;
+
+  CT_LANES void evaluate(V t, const V* state, V* slope) {
+    if constexpr (Field::work <= kSmall && dim <= 8)
+      Field::eval(t, state, own, shared, work, slope);
+    else
+      evaluate_apart(t, state, slope);
+  }
+
+  __attribute__((noinline)) void evaluate_apart(V t, const V* state, V* slope) {
+    Field::eval(t, state, own, shared, work, slope);
+  }
+
+  // ---- the step
+  // ----------------------------------------------------------------------------------------------
+
+  // sum_j weights[j] k[j][d] over the nonzero weights among the first kCount, in their order.
+  template <int kCount, class Weights>
+  CT_LANES V weighted(const Weights& weights, long d) const {
+    V sum{};
+    for_constants<0, kCount>([&](auto j) __attribute__((always_inline)) {
+      if (weights(j) != 0) sum += k[j][d] * static_cast<real>(weights(j));
+    });
+    return sum;
+  }
+
+  // Time of stage i.
+  template <int I>
+  CT_LANES V stage_time(D t, D h, V before_end) const {
+    if constexpr (Method::c[I] == 1)
+      return before_end;
+    else
+      return convert<V>(Method::c[I] == 0 ? t : t + Method::c[I] * h);
+  }
+
+  template <int I>
+  CT_LANES void stage_state(V h, V* to) const {
+    for_each<dim>([&](long d) __attribute__((always_inline)) {
+      to[d] = y[d] + h * weighted<I>([](auto j) { return Method::a[I][j]; }, d);
+    });
+  }
+
+  // All stages from y, with the first slope in k[0], and y1; not a late last one.
+  CT_LANES void attempt(D t, D h, V end_time) {
+    const V step = convert<V>(h);
+    constexpr int kInner = Method::fsal ? stages - 1 : stages;
+    for_constants<1, kInner>([&](auto i) __attribute__((always_inline)) {
+      stage_state<i>(step, at);
+      evaluate(stage_time<i>(t, h, end_time), at, k[i]);
+    });
+    if constexpr (Method::fsal) {
+      stage_state<stages - 1>(step, y1);
+      if constexpr (!Method::late)
+        evaluate(stage_time<stages - 1>(t, h, end_time), y1, k[stages - 1]);
+    } else {
+      for_each<dim>([&](long d) __attribute__((always_inline)) {
+        y1[d] = y[d] + step * weighted<stages>([](auto j) { return Method::b[j]; }, d);
+      });
+    }
+  }
+
+  CT_LANES void evaluate_late(D t, D h, V end_time) {
+    if constexpr (Method::late) evaluate(stage_time<stages - 1>(t, h, end_time), y1, k[stages - 1]);
+  }
+
+  // The stages that only the interpolant reads.
+  CT_LANES void extend(D t, D h, V end_time) {
+    const V step = convert<V>(h);
+    for_constants<stages, total>([&](auto i) __attribute__((always_inline)) {
+      stage_state<i>(step, at);
+      evaluate(stage_time<i>(t, h, end_time), at, k[i]);
+    });
+  }
+
+  // The interpolant at theta, to `at`.
+  CT_LANES void interpolate(D theta, V h) {
+    V weight[total];
+    for_constants<0, total>([&](auto i) __attribute__((always_inline)) {
+      D sum{};
+      for_constants<0, Method::degree>([&](auto m) __attribute__((always_inline)) {
+        sum = sum * theta + Method::p[i][Method::degree - 1 - m];
+      });
+      weight[i] = convert<V>(sum * theta);
+    });
+    for_each<dim>([&](long d) __attribute__((always_inline)) {
+      V sum{};
+      for_constants<0, total>([&](auto i)
+                                  __attribute__((always_inline)) { sum += weight[i] * k[i][d]; });
+      at[d] = y[d] + h * sum;
+    });
+  }
+
+  // ---- norms
+  // -------------------------------------------------------------------------------------------------
+
+  // Root mean square (or maximum) of scaled(d) over the elements; of several segments the largest.
+  template <class Scaled>
+  CT_LANES static D norm(const Scaled& scaled) {
+    D largest{};
+    for_constants<0, Method::segments>([&](auto s) __attribute__((always_inline)) {
+      constexpr long begin = Method::segment[s], length = Method::segment[s + 1] - begin;
+      if constexpr (length > 0) {
+        V total{};
+        for_each<length>([&](long d) __attribute__((always_inline)) {
+          const V x = scaled(begin + d);
+          total = Method::maximum ? larger(total, abs(x)) : total + x * x;
+        });
+        const D part = convert<D>(total);
+        const D size = Method::maximum ? part : sqrt(part / static_cast<double>(length));
+        largest = Method::segments == 1 ? size : larger(largest, size);
+      }
+    });
+    return rounded(largest);
+  }
+
+  // The larger one; NaN where either is NaN.
+  template <class X>
+  CT_LANES static X larger(X a, X b) {
+    return select((a > b) | (a != a), a, b);
+  }
+
+  // In the precision of the state, as the kernels of the eager solver return it.
+  CT_LANES static D rounded(D x) { return convert<D>(convert<V>(x)); }
+
+  // Numbers, or arrays for each element.
+  struct Tolerances {
+    static constexpr long count = Method::tolerances ? dim : 1;
+    V rtol[count], atol[count];
+
+    CT_LANES V scale(long d, V size) const {
+      return Method::tolerances ? size * rtol[d] + atol[d] : size * rtol[0] + atol[0];
+    }
+  };
+
+  CT_LANES V scaled_error(const Tolerances& tolerances, V h, long d) const {
+    constexpr int kCount = Method::late ? stages - 1 : stages;
+    const V error = h * weighted<kCount>([](auto j) { return Method::e[j]; }, d);
+    const V before = abs(y[d]), after = abs(y1[d]);
+    return error / tolerances.scale(d, select(before > after, before, after));
+  }
+
+  CT_LANES D error_norm(const Tolerances& tolerances, D h) const {
+    const V step = convert<V>(h);
+    return norm([&](long d)
+                    __attribute__((always_inline)) { return scaled_error(tolerances, step, d); });
+  }
+};
+
+}  // namespace ct::native

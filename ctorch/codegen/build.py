@@ -1,0 +1,143 @@
+"""From generated C++ to a loaded library, through the system's compiler and the cache on disk."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+from ctorch.codegen import cache
+
+# Never -ffast-math: NaN checks vanish. -march=native is right here: what is built stays here.
+FLAGS = ["-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-s"]
+
+
+class NoCompiler(RuntimeError):
+    """There is no C++ compiler; the message says how to get one."""
+
+
+class CompileError(RuntimeError):
+    """The compiler refused generated code; the message holds what it said."""
+
+
+def load(source: str) -> ctypes.CDLL:
+    """The library made from a C++ translation unit: from this process, the cache, or the compiler.
+
+    Raises:
+        NoCompiler, CompileError: it cannot be made.
+    """
+    with _lock:
+        loaded = _loaded.get(source)
+        if loaded is None:
+            key = _key(source)
+            path = cache.find(key)
+            if path is None:
+                path = _compile(source, key)
+            loaded = _loaded[source] = ctypes.CDLL(str(path))
+        return loaded
+
+
+_lock = threading.Lock()
+_loaded: dict[str, ctypes.CDLL] = {}
+
+
+def _after_fork() -> None:
+    """A thread that held the lock does not live on in the child."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def include_folder() -> Path:
+    """Where the headers are: inside an installed package, or in the source tree."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "include"
+    return installed if installed.is_dir() else package.parent / "csrc"
+
+
+def compiler() -> str:
+    """The C++ compiler: ``$CXX``, else g++, else clang++.
+
+    Raises:
+        NoCompiler: there is none.
+    """
+    names = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
+    found = next((path for name in names if name and (path := shutil.which(name))), None)
+    if found is None:
+        raise NoCompiler(
+            "native solves need a C++ compiler, and none was found: install g++ (Debian, Ubuntu:"
+            " apt install g++; Fedora: dnf install gcc-c++; conda: conda install gxx; macOS:"
+            " xcode-select --install), or name one in CXX. Without one, solve with native=False."
+        )
+    return found
+
+
+def flags() -> list[str]:
+    """How the compiler is called; ``$CTORCH_NATIVE_FLAGS`` are added."""
+    native = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else (
+        "-mcpu=native"
+    )  # fmt: skip
+    return [*FLAGS, native, "-pthread", *shlex.split(os.environ.get("CTORCH_NATIVE_FLAGS", ""))]
+
+
+def _key(source: str) -> str:
+    """The hash of everything that the library hangs on."""
+    parts = [source, " ".join(flags()), _compiler_identity(compiler()), _processor(), _headers()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _compile(source: str, key: str) -> Path:
+    tool = compiler()
+    with tempfile.TemporaryDirectory(prefix="ctorch-native-") as scratch:
+        text, library = Path(scratch, "solve.cpp"), Path(scratch, "solve.so")
+        text.write_text(source)
+        command = [tool, *flags(), f"-I{include_folder()}", str(text), "-o", str(library)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            said = "\n".join((done.stderr or done.stdout).splitlines()[:20])
+            raise CompileError(
+                f"{tool} failed with exit status {done.returncode} on a generated solve:\n{said}"
+            )
+        return cache.put(key, library)
+
+
+@functools.lru_cache
+def _compiler_identity(tool: str) -> str:
+    """Changes with the compiler, and costs no call of it."""
+    real = os.path.realpath(tool)
+    stat = os.stat(real)
+    return f"{real} {stat.st_size} {stat.st_mtime_ns}"
+
+
+@functools.lru_cache
+def _processor() -> str:
+    """What -march=native hangs on."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = file.read(8192).partition("\n\n")[0].splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    wanted = ("model name", "vendor_id", "cpu family", "model", "flags", "Features", "CPU part")
+    return "\n".join(line for line in lines if line.startswith(wanted))
+
+
+@functools.lru_cache
+def _headers() -> str:
+    """The hash of the library of headers."""
+    total = hashlib.sha256()
+    for header in sorted(include_folder().glob("native/*.h")):
+        total.update(header.read_bytes())
+    for name in ("vector_math.h", "polynomials.h"):
+        total.update((include_folder() / "jet" / name).read_bytes())
+    return total.hexdigest()

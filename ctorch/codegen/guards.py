@@ -1,0 +1,347 @@
+"""What a traced function holds besides its arguments: tensors, found anew at every call, and values
+that are part of the traced code, compared at every call.
+
+The objects that a function reaches (closure, globals that it names, attributes, modules, classes of
+its objects) are walked once; the walk is then a generated function of straight Python, which
+costs some tens of nanoseconds for each value.
+"""
+
+from __future__ import annotations
+
+import collections
+import enum
+import functools
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctorch.codegen.guards_counters import only_counts
+from ctorch.codegen.lower_source import Untraceable
+
+#: More objects than this are not walked.
+MANY = 20_000
+
+_PLAIN = (
+    type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size,
+    torch.layout, torch.memory_format, slice, range, type(Ellipsis), enum.Enum,
+)  # fmt: skip
+_LIBRARIES = ("torch", "numpy", "ctorch", "builtins", "math", "functools", "itertools", "typing",
+              "collections", "operator", "scipy", "abc", "enum", "types", "os", "sys")  # fmt: skip
+_DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+#: Of a module, what has no influence on its result.
+_BOOKKEEPING = {
+    "_non_persistent_buffers_set", "_state_dict_hooks", "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_is_full_backward_hook",
+    "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs", "_compiled_call_impl",
+    "__doc__", "__module__", "__weakref__", "__dict__", "__annotations__", "__firstlineno__",
+    "__static_attributes__", "__parameters__", "__orig_bases__", "__abstractmethods__",
+}  # fmt: skip
+
+
+@dataclass
+class Found:
+    """A tensor that a function reaches.
+
+    Attributes:
+        name: of the variable of the generated function that holds it.
+        path: how it is reached, for messages.
+    """
+
+    name: str
+    path: str
+    tensor: Tensor
+
+
+class Guards:
+    """The values and tensors that a function and its arguments reach.
+
+    Args:
+        root: a function, or an object that is called, and a tuple of arguments.
+
+    Attributes:
+        tensors: those found.
+        values: by path, what is compared.
+    """
+
+    def __init__(self, root: tuple[Any, tuple[Any, ...]]) -> None:
+        self.tensors: list[Found] = []
+        self.values: dict[str, Any] = {}
+        self._lines: list[tuple[str, str]] = []  # (path of a value, or "", line)
+        self._space: dict[str, Any] = {"same": same_plain, "same_array": same_array}
+        self._seen: dict[int, str] = {}
+        self._kept: list[Any] = []
+        self._codes: set[types.CodeType] = set()
+        self._todo: collections.deque[tuple[Any, str, str]] = collections.deque()
+        self._todo.append((root[0], "root[0]", "func"))
+        self._todo.append((root[1], "root[1]", "args"))
+        while self._todo:
+            self._visit(*self._todo.popleft())
+            if len(self._seen) > MANY:
+                raise Untraceable(
+                    f"func reaches more than {MANY} Python objects, whose values would be compared "
+                    "at every call: let it hold only what it computes with."
+                )
+
+    def checker(
+        self, used: Iterable[Tensor], without: Iterable[str] = ()
+    ) -> Callable[[Any], list[Tensor] | None]:
+        """A function that returns the tensors ``used``, as another root holds them; None where one
+        of its values differs.
+        """
+        skipped = set(without)
+        by_id = {id(found.tensor): found for found in self.tensors}
+        chosen = [by_id[id(x)] for x in used]
+        lines = [line for path, line in self._lines if path not in skipped]
+        for k, found in enumerate(chosen):
+            self._space[f"s{k}"] = _signature(found.tensor)
+        for k, found in enumerate(chosen):
+            lines += self._together(found)
+            lines.append(f"if signature({found.name}) != s{k}: return None")
+            if not found.tensor.is_floating_point():
+                self._space[f"h{k}"] = Held(found.tensor)
+                lines.append(f"if not h{k}.holds({found.name}): return None")
+        body = "\n        ".join([*lines, f"return [{', '.join(x.name for x in chosen)}]"])
+        text = (
+            f"def check(root):\n    try:\n        {body}\n"
+            "    except (AttributeError, KeyError, IndexError, TypeError, ValueError):\n"
+            "        return None\n"
+        )
+        self._space["signature"] = _signature
+        exec(compile(text, "<guards>", "exec"), self._space)
+        return self._space["check"]
+
+    def _together(self, found: Found) -> Iterator[str]:
+        """Tensors that share memory with a used one go on doing so."""
+        storage = found.tensor.untyped_storage()._cdata
+        for other in self.tensors:
+            if other is not found and other.tensor.untyped_storage()._cdata == storage:
+                gap = other.tensor.data_ptr() - found.tensor.data_ptr()
+                yield (
+                    f"if {other.name}.data_ptr() - {found.name}.data_ptr() != {gap}: return None"
+                )
+
+    def changed(self, later: Guards) -> list[str]:
+        """Paths whose values differ in a later walk.
+
+        Raises:
+            Untraceable: one of them is used for more than counting.
+        """
+        paths = [
+            path for path in {**self.values, **later.values}
+            if path not in self.values or path not in later.values
+            or not same_plain(self.values[path], later.values[path])
+        ]  # fmt: skip
+        for path in paths:
+            if not only_counts(path, self._codes):
+                raise Untraceable(
+                    f"{path} is changed by each call of func, so that its result may depend on how "
+                    "often it was called: keep state out of the vector field."
+                )
+        return paths
+
+    # ---- the walk
+
+    def _add(self, item: Any, access: str, path: str) -> None:
+        self._todo.append((item, access, path))
+
+    def _line(self, line: str, path: str = "") -> None:
+        self._lines.append((path, line))
+
+    def _constant(self, value: Any) -> str:
+        name = f"c{len(self._space)}"
+        self._space[name] = value
+        return name
+
+    def _visit(self, item: Any, access: str, path: str) -> None:
+        if isinstance(item, _PLAIN):
+            self._plain(item, access, path)
+            return
+        if id(item) in self._seen:
+            self._line(f"if {access} is not {self._seen[id(item)]}: return None")
+            return
+        name = f"v{len(self._seen)}"
+        self._seen[id(item)] = name
+        self._kept.append(item)
+        self._line(f"{name} = {access}")
+        if isinstance(item, Tensor):
+            self.tensors.append(Found(name, path, item))
+        elif isinstance(item, (np.ndarray, np.generic)):
+            self._line(f"if not same_array({name}, {self._constant(item.copy())}): return None")
+        elif isinstance(item, types.FunctionType) and not _is_library(item.__module__):
+            self._function(item, name, path)
+        elif isinstance(item, types.MethodType):
+            self._add(item.__func__, f"{name}.__func__", path)
+            self._add(item.__self__, f"{name}.__self__", path)
+        elif isinstance(item, functools.partial):
+            for part in ("func", "args", "keywords"):
+                self._add(getattr(item, part), f"{name}.{part}", f"{path}.{part}")
+        elif isinstance(item, (list, tuple, collections.deque)):
+            self._sequence(item, name, path)
+        elif isinstance(item, dict):
+            self._dict(item, name, path)
+        elif isinstance(item, (set, frozenset)) and all(isinstance(x, _PLAIN) for x in item):
+            self._line(f"if {name} != {self._constant(set(item))}: return None")
+        elif isinstance(item, types.BuiltinMethodType) and isinstance(item.__self__, Tensor):
+            self._line(f"if {name}.__name__ != {item.__name__!r}: return None")
+            self._add(item.__self__, f"{name}.__self__", path)
+        elif isinstance(item, type):
+            self._line(f"if {name} is not {self._constant(item)}: return None")
+            self._class(item, name, path)
+        else:
+            self._object(item, name, path)
+
+    def _plain(self, item: Any, access: str, path: str) -> None:
+        self.values[path] = item
+        if item is None or item is True or item is False or item is Ellipsis:
+            self._line(f"if {access} is not {item}: return None", path)
+        else:
+            self._line(f"if not same({access}, {self._constant(item)}): return None", path)
+
+    def _function(self, item: types.FunctionType, name: str, path: str) -> None:
+        self._line(f"if {name}.__code__ is not {self._constant(item.__code__)}: return None")
+        self._codes.add(item.__code__)
+        if item.__defaults__:
+            self._add(item.__defaults__, f"{name}.__defaults__", f"{path}'s defaults")
+        if item.__kwdefaults__:
+            self._add(item.__kwdefaults__, f"{name}.__kwdefaults__", f"{path}'s defaults")
+        if item.__dict__:
+            self._add(item.__dict__, f"{name}.__dict__", path)
+        names = item.__code__.co_freevars
+        for i, cell in enumerate(item.__closure__ or ()):
+            try:
+                content = cell.cell_contents
+            except ValueError:  # not bound yet
+                continue
+            self._add(content, f"{name}.__closure__[{i}].cell_contents", names[i])
+        used = set(_names(item.__code__))
+        for key in sorted(used & item.__globals__.keys()):
+            self._global(item.__globals__[key], f"{name}.__globals__[{key!r}]", key, used)
+
+    def _global(self, item: Any, access: str, path: str, used: set[str]) -> None:
+        if not isinstance(item, types.ModuleType):
+            self._add(item, access, path)
+            return
+        self._line(f"if {access} is not {self._constant(item)}: return None")
+        if _is_library(item.__name__) or id(item) in self._seen:
+            return
+        for key in sorted(used & item.__dict__.keys()):
+            value = item.__dict__[key]
+            if not key.startswith("__") and not isinstance(value, types.ModuleType):
+                self._add(value, f"{access}.{key}", f"{path}.{key}")
+
+    def _sequence(self, item: Any, name: str, path: str) -> None:
+        self._line(f"if type({name}) is not {self._constant(type(item))}: return None")
+        if all(isinstance(x, (bool, int, float, str)) for x in item):
+            self.values[path] = tuple(item)
+            self._line(
+                f"if not same(tuple({name}), {self._constant(tuple(item))}): return None", path
+            )
+            return
+        self.values[f"len({path})"] = len(item)
+        self._line(f"if len({name}) != {len(item)}: return None", f"len({path})")
+        for i, x in enumerate(item):
+            self._add(x, f"{name}[{i}]", f"{path}[{i}]")
+
+    def _dict(self, item: dict[Any, Any], name: str, path: str, skip: Iterable[str] = ()) -> None:
+        keys = tuple(key for key in item if key not in skip)
+        self.values[f"len({path})"] = len(item)
+        self._line(f"if len({name}) != {len(item)}: return None", f"len({path})")
+        for key in keys:
+            known = isinstance(key, (str, int, float, bool))
+            access = repr(key) if known else self._constant(key)
+            attribute = f"{path}.{key}" if isinstance(key, str) and key.isidentifier() else None
+            self._add(item[key], f"{name}[{access}]", attribute or f"{path}[{key!r}]")
+
+    def _object(self, item: Any, name: str, path: str) -> None:
+        kind = type(item)
+        held = getattr(item, "__dict__", None)
+        module = isinstance(item, torch.nn.Module) and not isinstance(item, torch.jit.ScriptModule)
+        if not module and (_is_library(kind.__module__) or (held is None and not _slots(kind))):
+            self._line(f"if {name} is not {self._constant(item)}: return None")
+            return
+        self._add(kind, f"type({name})", kind.__qualname__)
+        if isinstance(held, dict):
+            self._line(f"{name}d = {name}.__dict__")
+            self._dict(held, f"{name}d", path, _BOOKKEEPING)
+        for slot in _slots(kind):
+            if hasattr(item, slot):
+                self._add(getattr(item, slot), f"{name}.{slot}", f"{path}.{slot}")
+
+    def _class(self, item: type, name: str, path: str) -> None:
+        """What the methods of a user's class use."""
+        for place, base in enumerate(item.__mro__):
+            if _is_library(base.__module__):
+                continue
+            for key, value in list(vars(base).items()):
+                if key in _BOOKKEEPING or isinstance(value, _DESCRIPTORS):
+                    continue
+                access = f"{name}.__mro__[{place}].__dict__[{key!r}]"
+                if isinstance(value, property):
+                    value, access = value.fget, f"{access}.fget"
+                elif isinstance(value, (staticmethod, classmethod)):
+                    value, access = value.__func__, f"{access}.__func__"
+                self._add(value, access, f"{path}.{key}")
+
+
+class Held:
+    """The content of a tensor that is part of the traced code: an index or a mask."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copy = tensor.detach().clone()
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor has that content."""
+        return tensor.shape == self._copy.shape and bool((tensor == self._copy).all())
+
+
+def same_plain(a: Any, b: Any) -> bool:
+    """Equality that tells 1 from 1.0 and -0.0 from 0.0, and holds for NaN."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, float):
+        return a.hex() == b.hex() if a != a or not a else a == b
+    if isinstance(a, tuple) and not isinstance(a, torch.Size):
+        return len(a) == len(b) and all(map(same_plain, a, b))
+    return bool(a == b)
+
+
+def same_array(a: Any, b: Any) -> bool:
+    """Equality of numpy's arrays, types included."""
+    return (
+        type(a) is type(b)
+        and a.dtype == b.dtype
+        and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    )
+
+
+def _signature(tensor: Tensor) -> tuple[Any, ...]:
+    return (tensor.shape, tensor.dtype, tensor.requires_grad, tensor.device)
+
+
+def _slots(kind: type) -> list[str]:
+    if _is_library(kind.__module__):
+        return []
+    found: list[str] = []
+    for base in kind.__mro__:
+        slots = base.__dict__.get("__slots__", ())
+        found += [slots] if isinstance(slots, str) else list(slots)
+    return [name for name in found if name not in ("__dict__", "__weakref__")]
+
+
+def _is_library(module: str | None) -> bool:
+    top = (module or "").split(".")[0]
+    return top in _LIBRARIES or (top in sys.stdlib_module_names and top != "__main__")
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)

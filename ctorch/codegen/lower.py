@@ -1,0 +1,320 @@
+"""Recording what a function of tensors computes, operator by operator, as a ``Graph``.
+
+The function runs on real tensors while a dispatch mode watches, below autograd: the operators of a
+backward pass are seen like those of a forward pass. Each storage has a twin that holds ids, so that
+views and writes in place are what they are in PyTorch, without a rule for any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from ctorch.codegen import lower_elementwise, lower_structure
+from ctorch.codegen.graph import Graph, Ids
+from ctorch.codegen.lower_expression import Expr
+from ctorch.codegen.lower_source import refuse
+from ctorch.codegen.lower_structure import BY_VALUE, MOVEMENTS, PLACES, SHAPE_ONLY
+
+RULES = {**lower_elementwise.RULES, **lower_structure.RULES}
+
+
+def supported_operators() -> dict[str, list[str]]:
+    """Names of the ATen operators that are lowered, by what becomes of them."""
+    moved = MOVEMENTS | CONVERSIONS | SHAPE_ONLY
+    return {
+        "computed, element by element": sorted(lower_elementwise.RULES),
+        "reductions, products, sums into places": sorted(lower_structure.RULES),
+        "moved, with nothing left to compute": sorted(moved),
+    }
+
+
+#: What has no fixed sequence of operators.
+DATA_DEPENDENT = {
+    "_local_scalar_dense": "reads a tensor's value into Python (item(), float(), `if` on a tensor)",
+    "is_nonzero": "is a branch on a tensor's value",
+    "equal": "compares tensors into a Python bool",
+    "nonzero": "has a result whose shape depends on values",
+    "masked_select": "has a result whose shape depends on values",
+    "_unique2": "has a result whose shape depends on values",
+}
+#: Questions about shapes and types.
+QUESTIONS = {"is_same_size", "_has_same_storage_numel"}
+#: Methods by which numbers leave PyTorch unseen.
+ESCAPES = {"numpy", "__array__", "tolist", "data_ptr", "__dlpack__", "untyped_storage", "item"}
+#: Conversions of type or place.
+CONVERSIONS = {"_to_copy", "to", "copy"}
+
+_PLACEMENT = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "out"}
+_UNLIFTED, _UNKNOWN = -1, -2
+
+#: Called with a tensor from outside: what of its storage is an input, with ids; None: a constant.
+Lift = Callable[[Tensor], "list[tuple[Tensor, Ids]] | None"]
+
+
+class Recorder(TorchDispatchMode):
+    """Records what runs within it.
+
+    Args:
+        graph: what the record is written to.
+        dtype: of the numbers: ``torch.float32`` or ``torch.float64``.
+        lift: what becomes of a tensor that comes from outside.
+    """
+
+    def __init__(self, graph: Graph, dtype: torch.dtype, lift: Lift) -> None:
+        super().__init__()
+        self.graph = graph
+        self.dtype = dtype
+        self._lift = lift
+        self._twins: dict[int, Tensor] = {}
+        self._constants: set[int] = set()
+        self._outside: set[int] = set()
+        self._alive: dict[int, Any] = {}
+
+    # ---- what tensors hold
+
+    def give(self, tensor: Tensor, ids: Ids) -> None:
+        """Say what a tensor from outside holds."""
+        self._outside.add(_key(tensor))
+        self._hold(tensor, ids)
+
+    def ids(self, tensor: Tensor) -> Ids:
+        """The ids of a tensor that was met, or made, here."""
+        if not self.traced(tensor):
+            return self.graph.constant_array(tensor)
+        ids = self._twin(tensor).numpy().copy()  # what is there may be written over
+        if (ids < 0).any():
+            refuse("a by-product", "is used that is not lowered", "write it otherwise")
+        return ids
+
+    def traced(self, tensor: Tensor) -> bool:
+        """Whether values depend on what the function is given."""
+        return _key(tensor) in self._twins
+
+    def meet(self, tensor: Tensor) -> None:
+        """See to it that a tensor is known."""
+        key = _key(tensor)
+        if key in self._constants:
+            return
+        if key in self._twins and not bool((self._twin(tensor) == _UNLIFTED).any()):
+            return
+        lifted = self._lift(tensor)
+        self._outside.add(key)
+        if lifted is None:
+            self._made(tensor)
+        else:
+            for part, ids in lifted:
+                self.give(part, ids)
+
+    def _hold(self, tensor: Tensor, ids: Ids | np.ndarray) -> None:
+        key = _key(tensor)
+        if key not in self._twins:
+            self._alive[key] = tensor.untyped_storage()
+            size = self._alive[key].nbytes() // tensor.itemsize
+            self._twins[key] = torch.full((size,), _UNLIFTED, dtype=torch.int64)
+            self._constants.discard(key)
+        spread = np.array(np.broadcast_to(ids, tuple(tensor.shape)))
+        self._twin(tensor).copy_(torch.from_numpy(spread))
+
+    def _twin(self, tensor: Tensor) -> Tensor:
+        flat = self._twins[_key(tensor)]
+        return flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    def _made(self, tensor: Tensor) -> None:
+        key = _key(tensor)
+        if key not in self._twins:
+            self._alive[key] = tensor.untyped_storage()
+            self._constants.add(key)
+
+    def _opened(self, tensor: Tensor) -> None:
+        """A tensor of constants is going to be written to: note what is there now."""
+        if not self.traced(tensor):
+            whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+            self._hold(whole, self.graph.constant_array(whole))
+
+    # ---- operators
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.split("::")[1]
+        tensors = [x for x in pytree.arg_tree_leaves(*args, **kwargs) if isinstance(x, Tensor)]
+        for tensor in tensors:
+            _check_kind(tensor, name)
+            if name == "lift_fresh" and _key(tensor) not in self._alive:
+                self._made(tensor)
+            self.meet(tensor)
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            refuse(name, "draws random numbers", "draw them before the solve, give them in args")
+        written = _written(func, args, kwargs)
+        if any(_key(x) in self._outside for x in written):
+            refuse(name, "writes into a tensor from outside", "use an operation out of place")
+        if not any(self.traced(x) for x in tensors):
+            return self._constant(func(*args, **kwargs))
+        if name in DATA_DEPENDENT:
+            refuse(name, DATA_DEPENDENT[name], "use torch.where, or solve without native")
+        self.graph.derivative = torch._C._current_autograd_node() is not None
+        base = name[:-1] if written and name.endswith("_") else name
+        if base in QUESTIONS:
+            return func(*args, **kwargs)
+        if base in SHAPE_ONLY and not written:
+            return self._constant(func(*args, **kwargs))
+        for tensor in written:
+            self._opened(tensor)
+        if base not in RULES and base not in MOVEMENTS and base not in CONVERSIONS:
+            return self._other(func, name, args, kwargs)
+        results = self._results(func, base, args, kwargs)
+        out = func(*args, **kwargs)
+        self._keep(written or pytree.tree_leaves(out), results, base)
+        return out
+
+    def _constant(self, out: Any) -> Any:
+        for leaf in pytree.tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._made(leaf)
+        return out
+
+    def _keep(self, tensors: list[Tensor], results: list[Ids | None], name: str) -> None:
+        results += [None] * (len(tensors) - len(results))
+        for tensor, ids in zip(tensors, results, strict=True):
+            if not isinstance(tensor, Tensor):
+                continue
+            self._check_dtype(tensor, name)
+            self._hold(tensor, np.full(1, _UNKNOWN) if ids is None else ids)
+
+    def _check_dtype(self, tensor: Tensor, name: str) -> None:
+        if tensor.dtype.is_floating_point and tensor.dtype != self.dtype and tensor.dim():
+            refuse(
+                name,
+                f"computes in {tensor.dtype} for a state of {self.dtype}",
+                "compute in the state's dtype, without autocast or casts",
+            )
+
+    def _results(self, func: Any, base: str, args: Any, kwargs: Any) -> list[Ids | None]:
+        kwargs = {k: v for k, v in kwargs.items() if k not in _PLACEMENT}
+        if base in CONVERSIONS:
+            return [self._converted(base, args, kwargs)]
+        place = PLACES.get(base)
+        by_value = place is not None and self._chosen_by_value(args[place])
+        if by_value and base not in BY_VALUE:
+            refuse(base, "takes places that depend on values", "use torch.where")
+        if base in MOVEMENTS and not by_value:
+            return self._moved(func, args, kwargs, place)
+        rule = BY_VALUE[base] if by_value else RULES[base]
+        operands = [
+            x if i == place and not by_value else self._operands(x) for i, x in enumerate(args)
+        ]
+        try:
+            result = rule(*operands, **{k: self._operands(v) for k, v in kwargs.items()})
+        except (NotImplementedError, TypeError, AttributeError) as error:
+            refuse(base, f"is not lowered with these arguments ({error})", "write it otherwise")
+        results = result if isinstance(result, tuple) else (result,)
+        return [None if x is None else x.ids for x in results]
+
+    def _operands(self, given: Any) -> Any:
+        def operand(x: Tensor) -> Expr | None:
+            if self.traced(x) and x.numel() and bool((self._twin(x) == _UNKNOWN).all()):
+                return None  # a by-product that is not computed; a rule may not need it
+            return Expr(self.graph, self.ids(x))
+
+        return pytree.tree_map_only(Tensor, operand, given)
+
+    def _chosen_by_value(self, places: Any) -> bool:
+        leaves = pytree.tree_leaves(places)
+        return any(isinstance(x, Tensor) and self.traced(x) for x in leaves)
+
+    def _moved(self, func: Any, args: Any, kwargs: Any, place: int | None) -> list[Ids | None]:
+        def ids(tensor: Tensor) -> Tensor:
+            held = self.ids(tensor)
+            if not self.traced(tensor):
+                return torch.from_numpy(held).view(tensor.shape)
+            return self._twin(tensor)
+
+        moved = [
+            x if i == place else pytree.tree_map_only(Tensor, ids, x) for i, x in enumerate(args)
+        ]
+        if func._schema.name == "aten::constant_pad_nd" and len(moved) == 3 and moved[2] != 0:
+            moved[2] = self.graph.constant(moved[2])
+        out = func(*moved, **kwargs)
+        return [x.numpy() for x in pytree.tree_leaves(out)]
+
+    def _converted(self, base: str, args: Any, kwargs: Any) -> Ids:
+        source = args[1] if base == "copy" else args[0]
+        target = args[0].dtype if base == "copy" else kwargs.get("dtype") or source.dtype
+        ids = self.ids(source)
+        if target == torch.bool and source.dtype != torch.bool:
+            return Expr(self.graph, ids).call("ne", 0.0).ids
+        if source.dtype.is_floating_point and not target.is_floating_point:
+            return Expr(self.graph, ids).call("trunc").ids
+        return ids
+
+    def _other(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """An operator without a rule of its own: a view, or one that torch can take apart."""
+        if func.is_view or name in ("lift_fresh", "unsafe_split", "unsafe_chunk", "_unsafe_view",
+                                    "unsafe_split_with_sizes", "_reshape_alias"):  # fmt: skip
+            return func(*args, **kwargs)
+        with self:
+            out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+            import torch._decomp as decompositions
+
+            rule = decompositions.decomposition_table.get(func)
+            if rule is not None and name not in _OPAQUE:
+                return rule(*args, **kwargs)
+        return refuse(name, "has no lowering", "write it with other operators")
+
+
+#: Operators whose decomposition in torch calls themselves again, or reads values.
+_OPAQUE = {"_cdist_forward"}
+
+
+class Watch(TorchFunctionMode):
+    """Refuses what a recorder cannot see: numbers that leave PyTorch."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ESCAPES and args and isinstance(args[0], Tensor):
+            with _disable_current_modes():
+                self._recorder.meet(args[0])
+            if self._recorder.traced(args[0]):
+                refuse(f"{name}()", "takes numbers out of PyTorch", "use PyTorch's operators")
+        return func(*args, **(kwargs or {}))
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that an operator writes into."""
+    schema = func._schema
+    if not schema.is_mutable:
+        return []
+    found: list[Tensor] = []
+    for i, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = kwargs.get(argument.name) if i >= len(args) else args[i]
+            found += [x for x in pytree.tree_leaves(value) if isinstance(x, Tensor)]
+    return found
+
+
+def _check_kind(tensor: Tensor, name: str) -> None:
+    if tensor.is_complex():
+        refuse(name, "computes with complex numbers", "use real and imaginary parts")
+    if tensor.layout != torch.strided or tensor.device.type not in ("cpu", "cuda"):
+        refuse(name, f"takes a tensor of {tensor.layout} on {tensor.device}", "use a dense tensor")
+    if tensor.is_neg():
+        refuse(name, "takes a lazily negated tensor", "call resolve_neg()")

@@ -1,0 +1,203 @@
+"""One recorded evaluation of a vector field, or of its vector-Jacobian product."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctorch.codegen.graph import Graph, Ids
+from ctorch.codegen.guards import Guards
+from ctorch.codegen.lower import Recorder, Watch
+from ctorch.codegen.lower_source import Untraceable
+
+
+@dataclass
+class Inputs:
+    """What one evaluation is given.
+
+    Attributes:
+        t: time.
+        y: leaves of the state.
+        own: tensors that belong to the samples.
+        shared: tensors that all samples share.
+    """
+
+    t: Tensor
+    y: list[Tensor]
+    own: list[Tensor]
+    shared: list[Tensor]
+
+    def leaves(self) -> list[Tensor]:
+        """All of them: t, y, own, shared."""
+        return [self.t, *self.y, *self.own, *self.shared]
+
+    def differentiable(self) -> Inputs:
+        """Copies that require gradients."""
+        copies = [x.detach().clone().requires_grad_(True) for x in self.leaves()]
+        ends = np.cumsum([1, len(self.y), len(self.own)])
+        return Inputs(copies[0], copies[1 : ends[1]], copies[ends[1] : ends[2]], copies[ends[2] :])
+
+
+#: What the user's function returns for inputs, checked: the leaves of the slope.
+Call = Callable[[Inputs], "list[Tensor]"]
+
+
+class Lifted:
+    """Tensors from outside that an evaluation uses, in the order in which they are met.
+
+    Args:
+        guards: where they are found.
+        first: how many shared arrays stand before them.
+    """
+
+    def __init__(self, guards: Guards, first: int) -> None:
+        self.tensors: list[Tensor] = []
+        self.constants: list[Tensor] = []
+        self._first = first
+        self._guards = guards
+
+    def into(self, graph: Graph) -> Callable[[Tensor], list[tuple[Tensor, Ids]] | None]:
+        """The recorder's question, what a tensor stands for in a graph."""
+        given: dict[int, Ids] = {}
+
+        def lift(tensor: Tensor) -> list[tuple[Tensor, Ids]] | None:
+            held = self._holders(tensor)
+            if not held[0].is_floating_point():
+                self.constants += [x for x in held if all(x is not y for y in self.constants)]
+                return None
+            for holder in held:
+                index = self._index(holder)
+                if index not in given:
+                    given[index] = graph.input("shared", tuple(holder.shape), index)
+            return [(holder.detach(), given[self._index(holder)]) for holder in held]
+
+        return lift
+
+    def _index(self, tensor: Tensor) -> int:
+        for index, known in enumerate(self.tensors):
+            if known is tensor:
+                return self._first + index
+        self.tensors.append(tensor)
+        return self._first + len(self.tensors) - 1
+
+    def _holders(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors that the function reaches whose memory a tensor is in."""
+        storage = tensor.untyped_storage()._cdata
+        held = [
+            found.tensor
+            for found in self._guards.tensors
+            if found.tensor.layout == torch.strided
+            and found.tensor.untyped_storage()._cdata == storage
+        ]
+        for exact in held:
+            same = exact.data_ptr() == tensor.data_ptr() and exact.shape == tensor.shape
+            if exact is tensor or (same and exact.stride() == tensor.stride()):
+                return [exact]
+        if not held:
+            raise Untraceable(
+                f"func uses a tensor of shape {list(tensor.shape)} that is not found in what it "
+                "holds (closure, attributes, modules, globals): hold it there, or give it in args."
+            )
+        return held
+
+
+@dataclass
+class Record:
+    """A recorded evaluation.
+
+    Attributes:
+        graph: what it computes.
+        outputs: ids of what was asked for; None where there is nothing.
+        values: what the function returned.
+    """
+
+    graph: Graph
+    outputs: list[Ids | None]
+    values: list[Tensor]
+
+
+def record_value(call: Call, inputs: Inputs, dtype: torch.dtype, lifted: Lifted) -> Record:
+    """Record the slope; outputs are its leaves."""
+    recorder = _recorder(inputs, dtype, lifted)
+    with _settings(), torch.no_grad(), Watch(recorder), recorder:
+        values = call(inputs)
+    return Record(recorder.graph, [_ids(recorder, x) for x in values], values)
+
+
+def record_vjp(call: Call, inputs: Inputs, dtype: torch.dtype, lifted: Lifted) -> Record:
+    """Record the vector-Jacobian product; outputs are the gradients of t, y, own, shared and of
+    the lifted tensors.
+    """
+    inputs = inputs.differentiable()
+    recorder = _recorder(inputs, dtype, lifted)
+    with _settings(), torch.enable_grad(), Watch(recorder), recorder:
+        values = call(inputs)
+        wanted = [*inputs.leaves(), *lifted.tensors]
+        seeds = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in values]
+    total = sum(x.numel() for x in values)
+    ids, start = recorder.graph.input("ct", (total,)), 0
+    for seed in seeds:
+        recorder.give(seed, ids[start : start + seed.numel()].reshape(tuple(seed.shape)))
+        start += seed.numel()
+    grads: list[Tensor | None] = [None] * len(wanted)
+    with _settings(), Watch(recorder), recorder:
+        places = [i for i, x in enumerate(wanted) if x.requires_grad]
+        used = [(x, seed) for x, seed in zip(values, seeds, strict=True) if x.requires_grad]
+        if used:
+            found = torch.autograd.grad(
+                [x for x, _ in used],
+                [wanted[i] for i in places],
+                [seed for _, seed in used],
+                allow_unused=True,
+            )
+            for i, grad in zip(places, found, strict=True):
+                grads[i] = grad
+    outputs = [None if grad is None else _ids(recorder, grad) for grad in grads]
+    return Record(recorder.graph, outputs, values)
+
+
+def _recorder(inputs: Inputs, dtype: torch.dtype, lifted: Lifted) -> Recorder:
+    graph = Graph(torch.finfo(dtype).max)
+    recorder = Recorder(graph, dtype, lifted.into(graph))
+    for name, leaves in (("t", [inputs.t]), ("y", inputs.y), ("own", inputs.own)):
+        _give(recorder, name, leaves)
+    for index, leaf in enumerate(inputs.shared):
+        recorder.give(leaf, graph.input("shared", tuple(leaf.shape), index))
+    return recorder
+
+
+def _give(recorder: Recorder, name: str, leaves: Sequence[Tensor]) -> None:
+    ids, start = recorder.graph.input(name, (sum(x.numel() for x in leaves),)), 0
+    for leaf in leaves:
+        recorder.give(leaf, ids[start : start + leaf.numel()].reshape(tuple(leaf.shape)))
+        start += leaf.numel()
+
+
+def _ids(recorder: Recorder, x: Tensor) -> Ids:
+    recorder.meet(x)
+    return recorder.ids(x).copy()
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """Attention and transformer layers as their formulas, and the lines of a backward pass."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    math: Any = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    try:
+        with (
+            warnings.catch_warnings(),
+            math,
+            torch.autograd.set_detect_anomaly(True, check_nan=False),
+        ):
+            warnings.filterwarnings("ignore", message="Error detected in")  # it is raised
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -1,0 +1,149 @@
+"""``ctorch.ode.compile``: a native solve as a function, without the cost of a call to solve_ode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctorch import codegen
+from ctorch._eager import eager
+from ctorch.ode import arguments, methods, native
+from ctorch.ode.layout import Layout
+from ctorch.ode.native_task import Task
+from ctorch.ode.solution import Solution
+from ctorch.ode.solve import Request
+
+
+def compile(func: Callable[..., Any], *, batched: bool = False, **settings: Any) -> CompiledSolve:
+    """A vector field and a solver as one program.
+
+    Args:
+        func, batched: as for ``ctorch.solve_ode``.
+        **settings: its further arguments that hold for every call: method, rtol, atol, controller,
+            max_steps, dt0, options.
+
+    Returns:
+        A function of (y0, t, *args), which returns a ``Solution``. It compiles at its first call,
+        and again where the shape or dtype of y0 is new, or what ``func`` was traced with changed.
+
+    Raises:
+        TypeError: an unknown setting. When called: what ``solve_ode(native=True)`` raises.
+
+    Example:
+        >>> import torch, ctorch
+        >>> solve = ctorch.ode.compile(lambda t, y: -y, rtol=1e-6, atol=1e-8)
+        >>> sol = solve(torch.ones(2), torch.tensor([0.0, 1.0]))
+    """
+    unknown = set(settings) - _SETTINGS
+    if unknown:
+        raise TypeError(
+            f"compile got unknown settings {sorted(unknown)}; there are {sorted(_SETTINGS)}."
+        )
+    return CompiledSolve(func, batched, settings)
+
+
+_SETTINGS = {"method", "rtol", "atol", "controller", "max_steps", "dt0", "options"}
+
+
+class CompiledSolve:
+    """What ``compile`` returns."""
+
+    def __init__(self, func: Callable[..., Any], batched: bool, settings: dict[str, Any]) -> None:
+        arguments.check_func(func)
+        self.func, self.batched = func, batched
+        self._settings = settings
+        self._known: dict[Any, _Prepared] = {}
+        self._times: tuple[Any, ...] = (None, -1, None)
+
+    def __call__(self, y0: Tensor, t: Tensor, *args: Any) -> Solution:
+        """Solve from y0 at t[0] to the times t, as ``ctorch.solve_ode`` does."""
+        key = (y0.shape, y0.dtype, t.shape)
+        prepared = self._known.get(key)
+        if prepared is None or not prepared.valid(y0, t, args):
+            prepared = self._known[key] = self._prepare(y0, t, args)
+        return prepared.solve(y0, self._checked(y0, t), args)
+
+    def _checked(self, y0: Tensor, t: Tensor) -> Tensor:
+        """The times in float64; looked at once while they do not change."""
+        known, version, times = self._times
+        if known is t and version == t._version:
+            return times
+        checked = arguments.check_times(t, y0.device, strict=False, batched=self.batched)
+        times = checked.detach().double().contiguous()
+        self._times = (t, t._version, times)
+        return times
+
+    @eager
+    def _prepare(self, y0: Tensor, t: Tensor, args: tuple[Any, ...]) -> _Prepared:
+        layout = Layout(y0, self.batched)
+        chosen = dict(self._settings)
+        options = dict(chosen.pop("options", None) or {})
+        steps = chosen.pop("max_steps", None)
+        if steps is not None:
+            options["max_num_steps"] = steps
+        method = methods.check_method(chosen.pop("method", None))
+        rtol, atol = chosen.pop("rtol", 1e-6), chosen.pop("atol", 1e-8)
+        request = Request(
+            self.func, y0.detach(), t.detach(), method, rtol, atol, options, layout, args,
+            gradient="none", native=True, **chosen,
+        )  # fmt: skip
+        return _Prepared(request)
+
+
+class _Prepared:
+    """A compiled solve for states of one shape."""
+
+    def __init__(self, request: Request) -> None:
+        self.problem = problem = request.problem()
+        native.check_supported(request, problem)
+        y0, batched = problem.y0, request.layout.batched
+        self.traced = traced = codegen.trace(
+            request.func, request.y0, problem.t, request.args, batched=batched
+        )
+        self.batch = native.batch_of(problem, traced)
+        form = native.form_of(request, problem, traced, self.batch)
+        if form.tolerances or request.method in methods.FIXED:
+            raise native.Unsupported(
+                "compile with fixed steps, or with a tensor as rtol or atol, is not built yet: use"
+                " solve_ode(native=True)."
+            )
+        self.function = native.library_of(traced, form).ct_solve
+        self.task = bytes(native.settings(request, problem))
+        self.dtype, self.batched = request.layout.dtype, request.layout.batched
+        self.shape, self.rows = tuple(y0.shape), request.t.shape[-1]
+
+    def valid(self, y0: Tensor, t: Tensor, args: tuple[Any, ...]) -> bool:
+        """Whether func is what was compiled; its tensors are looked up anew."""
+        self.traced.problem.tensors = [x for x in args if isinstance(x, Tensor)]
+        return self.traced.still_valid()
+
+    def solve(self, y0: Tensor, t: Tensor, args: tuple[Any, ...]) -> Solution:
+        """Make the call."""
+        batch, shape = self.batch, self.shape
+        shared, own = self.traced.shared, self.traced.own
+        if torch.is_grad_enabled() and (y0.requires_grad or any(x.requires_grad for x in shared)):
+            raise native.Unsupported(
+                "gradients of compiled solves are not built yet: call it under torch.no_grad()."
+            )
+        task = Task.from_buffer_copy(self.task)
+        flat = (y0 if y0.dim() == 2 else y0.reshape(batch, -1)).contiguous()
+        outcome = native.execute(
+            self.function, task, flat, t,
+            native.plain(own, self.dtype),
+            [native.plain(x, self.dtype) for x in shared],
+            not self.batched,
+        )  # fmt: skip
+        if self.batched:
+            run = native.batched_run(
+                self.problem, outcome.rows.view(batch, self.rows, *shape[1:]), outcome
+            )
+        else:
+            run = native.joint_run(self.problem, outcome.rows.view(self.rows, *shape), outcome)
+        solution = Solution(t, run.rows, run.stats, run.status)
+        if run.failure is not None:
+            solution.message = run.failure.message
+            run.failure.raise_(solution)
+        return solution

@@ -1,0 +1,440 @@
+"""Native solves: vector field and solver compiled together, one call for the whole integration."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import ctypes
+import dataclasses
+import math
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ctorch import codegen
+from ctorch.codegen import Traced, Untraceable, build
+from ctorch.ode import methods
+from ctorch.ode.adaptive import PATIENCE
+from ctorch.ode.native_source import Form, solve_source
+from ctorch.ode.native_task import Task
+from ctorch.ode.problem import Problem
+from ctorch.ode.run import (
+    Failure,
+    Run,
+    max_steps_failure,
+    nonfinite_failure,
+    underflow_failure,
+)
+from ctorch.ode.solution import Stats, Status
+from ctorch.ode.transforms import transforms_active
+
+if TYPE_CHECKING:
+    from ctorch.ode.solve import Request
+
+
+class Unsupported(NotImplementedError):
+    """A solve that cannot be native; the message says why."""
+
+
+_MODES = (True, False, "try")
+_DTYPES = (torch.float32, torch.float64)
+_mode: contextvars.ContextVar[bool | str] = contextvars.ContextVar("native", default=False)
+
+
+@contextlib.contextmanager
+def native_solves(mode: bool | str) -> Iterator[None]:
+    """Solves inside the block are native unless they say otherwise.
+
+    Args:
+        mode: True: every solve is native, or an error says why it cannot be; "try": native where
+            possible; False: eager.
+
+    Example:
+        >>> import torch, ctorch
+        >>> with ctorch.native_solves("try"):
+        ...     y = ctorch.odeint(lambda t, y: -y, torch.ones(2), torch.tensor([0.0, 1.0]))
+    """
+    token = _mode.set(check_mode(mode))
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+def check_mode(mode: Any) -> bool | str:
+    """The mode given, or (None) the one in force.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if mode is None:
+        return _mode.get()
+    if mode not in _MODES:
+        raise ValueError(f'native must be True, False or "try", but is {mode!r}.')
+    return mode
+
+
+def solve(request: Request) -> tuple[Run, Tensor, Problem] | None:
+    """Solve natively; None: it cannot be, a warning said why, and the mode is "try".
+
+    Raises:
+        Unsupported, ctorch.codegen.Untraceable, ctorch.codegen.build.NoCompiler: with
+        ``native=True``, why it cannot be.
+    """
+    if request.native == "try" and refused(request.func):
+        return None
+    try:
+        return _solve(request)
+    except (Unsupported, Untraceable, build.NoCompiler, build.CompileError) as error:
+        if request.native is True:
+            raise
+        if isinstance(error, Untraceable):
+            with contextlib.suppress(TypeError):  # no weak reference to it, or no hash
+                _refused.add(request.func)
+        warnings.warn(f"native: solving eagerly, for {error}", stacklevel=4)
+        return None
+
+
+#: functions that could not be traced: "try" does not try again
+_refused: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def refused(func: Any) -> bool:
+    """Whether ``func`` was found untraceable, and "try" has warned of it."""
+    try:
+        return func in _refused
+    except TypeError:
+        return False
+
+
+def _solve(request: Request) -> tuple[Run, Tensor, Problem]:
+    problem = request.problem()
+    check_supported(request, problem)
+    traced = codegen.trace(
+        request.func, request.y0, problem.t.detach(), request.args, batched=request.layout.batched
+    )
+    call = Call(request, problem, traced)
+    if request.key is not None:
+        from ctorch.ode import native_quick
+
+        native_quick.remember(request.key, call)
+    run = call.run()
+    return run, run.rows, problem
+
+
+# -- what can be native
+# ------------------------------------------------------------------------------------------
+
+
+def check_supported(request: Request, problem: Problem) -> None:
+    """Raise ``Unsupported`` where a request has no native form."""
+    what = _objection(request, problem)
+    if what:
+        raise Unsupported(f"{what} is not built natively yet: use native=False.")
+
+
+def _objection(request: Request, problem: Problem) -> str:
+    """What of a request has no native form; empty: nothing."""
+    layout, method, y0 = request.layout, request.method, problem.y0
+    if method not in (methods.ADAPTIVE if layout.batched else (*methods.ADAPTIVE, *methods.FIXED)):
+        return f"method {method!r}" + " with batched=True" * layout.batched
+    if layout.dtype not in _DTYPES or layout.is_complex:
+        return f"a state of {layout.user_dtype}"
+    if layout.device.type != "cpu":
+        return f"a state on {layout.device}"
+    if not layout.is_tensor:
+        return "a state of several tensors"
+    if request.events:
+        return "events"
+    if request.dense:
+        return "dense=True"
+    if problem.norm is not None:
+        return 'a function as options["norm"]'
+    if problem.step_t or problem.jump_t:
+        return "step_t or jump_t"
+    if problem.callbacks:
+        return "a callback"
+    if not y0.numel():
+        return "a state without elements"
+    return "a torch.func transform or forward-mode AD" if transforms_active() else ""
+
+
+# -- the call
+# ------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a compiled solve returned.
+
+    Attributes:
+        rows: [B, T, dim], or in memory [T, B, dim].
+        numbers: [7, B] int64: evaluations, accepted, rejected, status, and the bits of time, step
+            and error norm at the end.
+        failed: how many samples failed.
+    """
+
+    rows: Tensor
+    numbers: Tensor
+    failed: int
+
+
+def batch_of(problem: Problem, traced: Traced) -> int:
+    """How many samples there are; one where the field mixes them."""
+    return problem.y0.shape[0] if traced.field.split else 1
+
+
+def form_of(
+    request: Request, problem: Problem, traced: Traced, batch: int, gradient: bool = False
+) -> Form:
+    """What the compiled solve of a request is made for."""
+    layout = request.layout
+    alone = batch == 1
+    entry = "solve_joint"
+    if request.method in methods.FIXED:
+        entry = "solve_fixed"
+    elif layout.batched or alone:
+        entry = "solve_samples"
+    method = request.coefficients()
+    segments = tuple(layout.segments) if layout.segments else (traced.dim,)
+    return Form(
+        method.tableau.name,
+        request.interpolant,
+        entry,
+        1 if alone else 0,
+        segments,
+        problem.max_norm,
+        problem.tolerances.rtol.dim() > 0,
+        gradient,
+    )
+
+
+_libraries: dict[tuple[str, Form], ctypes.CDLL] = {}
+
+
+def known_library(traced: Traced, form: Form) -> ctypes.CDLL | None:
+    """The compiled solve, if this process has it."""
+    return _libraries.get((traced.source, form))
+
+
+def library_of(traced: Traced, form: Form) -> ctypes.CDLL:
+    """The compiled solve; made where it is not there, and compared with the vector field."""
+    library = _libraries.get((traced.source, form))
+    if library is None:
+        library = build.load(solve_source(traced.source, form))
+        pointer = ctypes.c_void_p
+        library.ct_solve.restype, library.ct_solve.argtypes = ctypes.c_int64, [pointer]
+        if form.gradient:
+            library.ct_tape.restype = pointer
+            library.ct_free.restype, library.ct_free.argtypes = None, [pointer]
+            library.ct_pull_back.restype = None
+            library.ct_pull_back.argtypes = [pointer, pointer]
+        traced.verify(_evaluation(library))
+        _libraries[traced.source, form] = library
+    return library
+
+
+def _evaluation(library: ctypes.CDLL) -> Callable[[Tensor, Tensor, Tensor, list[Tensor]], Tensor]:
+    """The compiled vector field as a function of t [B], y [B, dim], own [B, own] and shared."""
+    evaluate = library.ct_eval
+    evaluate.restype, evaluate.argtypes = None, [ctypes.c_int64, *[ctypes.c_void_p] * 5]
+
+    def call(t: Tensor, y: Tensor, own: Tensor, shared: list[Tensor]) -> Tensor:
+        t, y, own = t.double().contiguous(), y.contiguous(), own.contiguous()
+        arrays = [plain(x, y.dtype) for x in shared]
+        slope = torch.empty_like(y)
+        pointers = (ctypes.c_void_p * len(arrays))(*[x.data_ptr() for x in arrays])
+        evaluate(len(y), t.data_ptr(), y.data_ptr(), own.data_ptr(), pointers, slope.data_ptr())
+        return slope
+
+    return call
+
+
+def settings(request: Request, problem: Problem) -> Task:
+    """Everything in a task but the arrays."""
+    control, tolerances = problem.controller, problem.tolerances
+    task = Task(
+        p=control.p, i=control.i, d=control.d, safety=control.safety,
+        min_factor=control.min_factor, max_factor=control.max_factor,
+        never_shrinks=control.never_shrinks, min_step=problem.min_step,
+        max_step=problem.max_step, max_steps=problem.max_steps,
+        first_step=-1.0 if problem.first_step is None else problem.first_step,
+        overshoot=problem.overshoot, perturb=problem.perturb,
+        patience=0 if request.layout.batched else PATIENCE,
+    )  # fmt: skip
+    if not tolerances.rtol.dim():
+        task.rtol, task.atol = tolerances.rtol.item(), tolerances.atol.item()
+    return task
+
+
+def execute(
+    function: Callable[[Any], int],
+    task: Task,
+    y0: Tensor,
+    t: Tensor,
+    own: Tensor,
+    shared: Sequence[Tensor],
+    rows_first: bool,
+) -> Outcome:
+    """Make the call.
+
+    Args:
+        function: the compiled solve.
+        task: its settings.
+        y0: [B, dim], contiguous.
+        t: float64, [T] or [B, T], contiguous.
+        own: [B, own], contiguous.
+        shared: contiguous, of the dtype of y0.
+        rows_first: the result is [T, B, dim], not [B, T, dim].
+    """
+    (batch, dim), rows = y0.shape, t.shape[-1]
+    out = y0.new_empty((rows, batch, dim) if rows_first else (batch, rows, dim))
+    numbers = torch.empty((7, batch), dtype=torch.int64)
+    base, size = numbers.data_ptr(), 8 * batch
+    task.batch, task.rows, task.threads = batch, rows, torch.get_num_threads()
+    task.t, task.t_stride = t.data_ptr(), rows if t.dim() == 2 else 0
+    task.y0, task.out = y0.data_ptr(), out.data_ptr()
+    task.out_sample, task.out_row = (dim, batch * dim) if rows_first else (rows * dim, dim)
+    task.counts, task.status, task.last = base, base + 3 * size, base + 4 * size
+    task.own = own.data_ptr()
+    if shared:
+        pointers = (ctypes.c_void_p * len(shared))(*[x.data_ptr() for x in shared])
+        task.shared = ctypes.addressof(pointers)
+    return Outcome(out, numbers, function(ctypes.byref(task)))
+
+
+class Call:
+    """One native solve: the library, the arrays, the settings.
+
+    Attributes:
+        request, problem, traced: of the solve.
+        gradient: some input requires grad, and a gradient may be asked for.
+        batch: how many samples there are.
+        y0, t, own, shared: the arrays, as compiled code reads them.
+    """
+
+    def __init__(self, request: Request, problem: Problem, traced: Traced) -> None:
+        self.request, self.problem, self.traced = request, problem, traced
+        layout, own = request.layout, traced.own
+        self.batch = batch_of(problem, traced)
+        self.gradient = request.differentiates and self._check_gradient(own)
+        self.y0 = problem.y0.detach().reshape(self.batch, -1).contiguous()
+        self.t = problem.t.detach().double().contiguous()
+        self.own = plain(own, layout.dtype)
+        self.shared = [plain(x, layout.dtype) for x in traced.shared]
+        self.form = form_of(request, problem, traced, self.batch, self.gradient)
+        self.library = library_of(traced, self.form)
+        self.task = settings(request, problem)
+        self._held: list[Any] = []  # what the task points to
+        knots = request.knots(problem)
+        if knots is not None:
+            grid = torch.tensor([time for time, _ in knots()], dtype=torch.float64)
+            self.task.knots, self.task.knot_count = grid.data_ptr(), len(grid)
+            self._held.append(grid)
+        if self.form.tolerances:
+            for name in ("rtol", "atol"):
+                part = getattr(problem.tolerances, name).reshape(self.batch, -1).contiguous()
+                setattr(self.task, f"{name}s", part.data_ptr())
+                self._held.append(part)
+
+    def _check_gradient(self, own: Tensor) -> bool:
+        t, inputs = self.problem.t, [self.problem.y0, own, *self.traced.shared]
+        if not (t.requires_grad or any(x.requires_grad for x in inputs)):
+            return False
+        error = self.traced.field.derivative_error
+        if error:
+            raise Unsupported(f"the gradient is not built natively, for {error}")
+        if t.requires_grad:
+            raise Unsupported("a gradient in t is not built natively yet: use native=False.")
+        if self.request.adjoint:
+            raise Unsupported(
+                'gradient="adjoint" is not built natively: use "checkpoint", which is exact.'
+            )
+        return True
+
+    def run(self) -> Run:
+        """Solve; the rows have their graph where one is wanted."""
+        if not self.gradient:
+            return self.result(self.make())
+        from ctorch.ode.native_gradient import with_gradient
+
+        return with_gradient(self)
+
+    def make(self) -> Outcome:
+        """Make the call."""
+        return execute(
+            self.library.ct_solve, self.task, self.y0, self.t, self.own, self.shared,
+            rows_first=not self.request.layout.batched,
+        )  # fmt: skip
+
+    def result(self, outcome: Outcome) -> Run:
+        """What came of it, in the user's shapes."""
+        shape, rows = self.problem.y0.shape, self.t.shape[-1]
+        if self.request.layout.batched:
+            return batched_run(
+                self.problem, outcome.rows.view(self.batch, rows, *shape[1:]), outcome
+            )
+        return joint_run(self.problem, outcome.rows.view(rows, *shape), outcome)
+
+
+def plain(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """As a compiled solve reads it."""
+    x = x.detach()
+    return x if x.dtype is dtype and x.is_contiguous() else x.to("cpu", dtype).contiguous()
+
+
+# -- what came of it
+# ------------------------------------------------------------------------------------------
+
+
+def joint_run(problem: Problem, rows: Tensor, outcome: Outcome) -> Run:
+    """The outcome of a solve with one step for all."""
+    nfe, accepted, rejected, status, *_ = outcome.numbers.select(1, 0).tolist()
+    run = Run(rows, [], rows, Stats(nfe, accepted, rejected))
+    if outcome.failed:
+        if status == 0:  # of samples that take the same steps, another one failed
+            status = int(outcome.numbers[3].max())
+        t, h, error = outcome.numbers[4:, 0].view(torch.float64).tolist()
+        run.status = Status(status)
+        run.failure = _failure(problem, run.status, t, h, error)
+    return run
+
+
+def _failure(problem: Problem, status: Status, t: float, h: float, error: float) -> Failure:
+    if status is Status.MAX_STEPS:
+        return max_steps_failure(problem, t, h, error)
+    if status is Status.STEP_UNDERFLOW or not math.isfinite(error):
+        return underflow_failure(problem, t, h, error, None)
+    return nonfinite_failure(t, h, "the state y")
+
+
+_CAUSES = {
+    Status.MAX_STEPS: "max_steps was reached: loosen the tolerances or raise max_steps",
+    Status.STEP_UNDERFLOW: "underflow in dt: the error test asks for a step below the resolution"
+    " of time (a jump of the field, too tight tolerances for the dtype, a blow-up, or a stiff"
+    " problem)",
+    Status.NONFINITE: "the vector field or the state is not finite (underflow in dt): evaluate func"
+    " there",
+}
+
+
+def batched_run(problem: Problem, rows: Tensor, outcome: Outcome) -> Run:
+    """The outcome of a solve in which every sample stepped on its own."""
+    nfe, accepted, rejected, status = outcome.numbers[:4]
+    run = Run(rows, [], rows, Stats(nfe, accepted, rejected), status)  # type: ignore[arg-type]
+    if outcome.failed:
+        sample = int(status.ne(0).nonzero()[0])
+        t, h, error = outcome.numbers[4:, sample].view(torch.float64).tolist()
+        cause = Status(int(status[sample]))
+        others = f" {outcome.failed} of {len(status)} samples failed." if outcome.failed > 1 else ""
+        message = (
+            f"sample {sample}: {_CAUSES[cause]}; t={t:.9g}, step h={h:.3e}, error norm"
+            f" {error:.3g}.{others} With throw=False the other samples' solutions are returned,"
+            " with a status for each."
+        )
+        run.failure = Failure(cause, message, t, h, error)
+    return run

@@ -1,0 +1,97 @@
+"""The C++ source of a whole solve: a vector field of one sample, a tableau, the solver template."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from ctorch.ode.coefficients import coefficients
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What a compiled solve is made for; everything else is an argument of it.
+
+    Attributes:
+        method, interpolant: as for ``coefficients``.
+        entry: the function of csrc/native/solver.h that makes the steps.
+        width: samples in lanes; 0: as many as a register holds.
+        segments: lengths of the parts of a sample whose norms are taken apart.
+        max_norm: a part's norm is its maximum, not its root mean square.
+        tolerances: they are arrays, not numbers.
+        gradient: its gradient is compiled too.
+    """
+
+    method: str
+    interpolant: str
+    entry: str
+    width: int
+    segments: tuple[int, ...]
+    max_norm: bool = False
+    tolerances: bool = False
+    gradient: bool = False
+
+
+def solve_source(field: str, form: Form) -> str:
+    """The translation unit for ``field``, the source of a ``struct Field``."""
+    width = form.width or "ct::native::kRegister<Field::real>"
+    template = f"<Field, Method, {width}>"
+    entries = f"""extern "C" int64_t ct_solve(const ct::native::Task* task) {{
+  return ct::native::{form.entry}{template}(*task);
+}}
+extern "C" void ct_eval(int64_t batch, const double* t, const void* y, const void* own,
+                        const void* const* shared, void* dy) {{
+  ct::native::evaluate_samples<Field, {width}>(batch, t, y, own, shared, dy);
+}}
+"""
+    if form.gradient:
+        entries += f"""extern "C" void* ct_tape() {{ return new ct::native::Tape<Field::real>; }}
+extern "C" void ct_free(void* tape) {{ delete static_cast<ct::native::Tape<Field::real>*>(tape); }}
+extern "C" void ct_pull_back(const ct::native::Task* task, const ct::native::Cotangents* given) {{
+  ct::native::pull_back_rows{template}(*task, *given);
+}}
+"""
+    headers = ["solver", *["adjoint"] * form.gradient]
+    lines = [f'#include "native/{name}.h"' for name in headers]
+    return "\n".join(
+        [*lines, "namespace {", field, method_source(form), "}  // namespace", entries]
+    )
+
+
+def method_source(form: Form) -> str:
+    """``struct Method``: the tableau's constants."""
+    method = coefficients(form.method, form.interpolant)
+    n, total = method.n, method.total
+    assert method.p is not None
+    rows = [[*row.tolist(), *[0.0] * (total - len(row))] for row in method.a]
+    error = [] if method.e is None else method.e.tolist()
+    ends = [sum(form.segments[:i]) for i in range(len(form.segments) + 1)]
+    constants = [
+        f"int stages = {n}, total = {total}, degree = {method.p.shape[1]}",
+        f"bool fsal = {_bool(method.fsal)}, late = {_bool(method.late)}",
+        f"double order = {method.tableau.error_order}",
+        f"double c[] = {_row(method.c)}",
+        f"double a[][{total}] = {_rows(rows)}",
+        f"double b[] = {_row(method.b.tolist())}",
+        f"double e[] = {_row([*error, *[0.0] * (n - len(error))])}",
+        f"double p[][{method.p.shape[1]}] = {_rows(method.p.tolist())}",
+        f"int segments = {len(form.segments)}",
+        f"long segment[] = {{{', '.join(map(str, ends))}}}",
+        f"bool maximum = {_bool(form.max_norm)}, tolerances = {_bool(form.tolerances)}",
+    ]
+    lines = [f"  static constexpr {constant};" for constant in constants]
+    return "\n".join([f"struct Method {{  // {form.method}", *lines, "};"])
+
+
+def _bool(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _row(values: Sequence[float]) -> str:
+    assert all(map(math.isfinite, values))
+    return "{" + ", ".join(float(x).hex() for x in values) + "}"
+
+
+def _rows(rows: Sequence[Sequence[float]]) -> str:
+    return "{" + ", ".join(map(_row, rows)) + "}"

@@ -1,0 +1,125 @@
+"""From source to library: made once, found again, remade when anything it hangs on changes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ctorch.codegen import build, cache
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def source(number: int) -> str:
+    return f'extern "C" int number() {{ return {number}; }}\n'
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sources that were compiled."""
+    seen: list[str] = []
+    compile = build._compile
+
+    def counted(text: str, key: str) -> Path:
+        seen.append(text)
+        return compile(text, key)
+
+    monkeypatch.setattr(build, "_compile", counted)
+    return seen
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a new process."""
+    monkeypatch.setattr(build, "_loaded", {})
+
+
+def test_a_library_is_compiled_once(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build.load(source(1)).number() == 1
+    assert build.load(source(1)).number() == 1
+    forget(monkeypatch)
+    assert build.load(source(1)).number() == 1
+    assert len(calls) == 1
+    assert build.load(source(2)).number() == 2
+    assert len(calls) == 2
+
+
+def test_a_cached_library_loads_within_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    build.load(source(1))
+    forget(monkeypatch)
+    begun = time.thread_time()
+    build.load(source(1))
+    assert time.thread_time() - begun < 0.02
+
+
+def test_a_damaged_library_is_made_again(
+    calls: list[str], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build.load(source(3))
+    (path,) = own_cache.glob("*.so")
+    path.unlink()  # what is loaded keeps its own
+    path.write_bytes(b"\x7fELF not really")
+    forget(monkeypatch)
+    assert build.load(source(3)).number() == 3
+    assert len(calls) == 2
+
+
+def test_flags_compiler_processor_and_headers_make_another_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = {build._key(source(1))}
+    monkeypatch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
+    keys.add(build._key(source(1)))
+    for name in ("_compiler_identity", "_processor", "_headers"):
+        monkeypatch.setattr(build, name, lambda *_, name=name: f"another {name}")
+        keys.add(build._key(source(1)))
+    assert len(keys) == 5
+
+
+def test_no_compiler_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(build.NoCompiler, match=r"install g\+\+"):
+        build.load(source(1))
+
+
+def test_a_compiler_that_fails_is_quoted(own_cache: Path) -> None:
+    with pytest.raises(build.CompileError, match="nonsense"):
+        build.load("int nonsense(")
+    assert not own_cache.exists()
+
+
+def test_many_processes_at_once_share_one_library(own_cache: Path) -> None:
+    text = f"from ctorch.codegen import build\nprint(build.load({source(7)!r}).number())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    runs = [
+        subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, env=environment)
+        for _ in range(4)
+    ]
+    assert [run.communicate(timeout=120)[0] for run in runs] == [b"7\n"] * 4
+    assert [path.suffix for path in own_cache.iterdir()] == [".so"]
+
+
+def test_a_killed_build_hangs_nobody(own_cache: Path, tmp_path: Path) -> None:
+    slow = tmp_path / "slow-compiler"
+    slow.write_text("#!/bin/sh\nsleep 600\n")
+    slow.chmod(0o755)
+    text = f"from ctorch.codegen import build\nbuild.load({source(8)!r})"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CXX": str(slow)}
+    run = subprocess.Popen([sys.executable, "-c", text], env=environment, start_new_session=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.wait(timeout=3)
+    os.killpg(run.pid, 9)
+    run.wait()
+    assert build.load(source(8)).number() == 8
+    assert cache.contents().libraries == 1
+    assert len(list(own_cache.iterdir())) == 1
+
+
+def test_the_headers_are_those_of_the_tree_or_of_the_package() -> None:
+    assert (build.include_folder() / "native/solver.h").is_file()
+    assert (build.include_folder() / "jet/vector_math.h").is_file()

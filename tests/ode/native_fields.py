@@ -1,0 +1,43 @@
+"""Vector fields for native solves: pointwise in the samples, as ``func(t, y, *args)``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def lotka_volterra(t: Tensor, y: Tensor) -> Tensor:
+    hare, lynx = y[..., 0], y[..., 1]
+    eaten = hare * lynx
+    return torch.stack([1.5 * hare - eaten, eaten - 3 * lynx], -1)
+
+
+def forced(t: Tensor, y: Tensor, stiffness: Tensor) -> Tensor:
+    """A pendulum that is pushed in time; stiffness [B, 1]."""
+    push = -stiffness * torch.sin(y[..., :1]) + torch.cos(3 * t)
+    return torch.cat([y[..., 1:], push], -1)
+
+
+def root(t: Tensor, y: Tensor) -> Tensor:
+    """Is not defined below zero."""
+    return -torch.sqrt(y)
+
+
+def blow_up(t: Tensor, y: Tensor) -> Tensor:
+    return y * y
+
+
+class Net(nn.Module):
+    """A tanh network of the state, with a gain [B, 1] where one is given."""
+
+    def __init__(self, dtype: torch.dtype, width: int = 24) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layers = [nn.Linear(2, width), nn.Linear(width, width), nn.Linear(width, 2)]
+        for layer in layers:
+            layer.weight.data.mul_(2.0)
+        self.net = nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2]).to(dtype)
+
+    def forward(self, t: Tensor, y: Tensor, gain: Tensor | float = 1.0) -> Tensor:
+        return gain * self.net(y) + 0.1 * torch.cos(t)

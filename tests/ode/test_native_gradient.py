@@ -1,0 +1,145 @@
+"""The gradient of a native solve is the eager one's: exact for the steps as they were taken."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ctorch
+from ctorch.ode.native_gradient import _Tape
+
+from . import native_fields as fields
+
+F64 = torch.float64
+T = torch.tensor([0.0, 0.0, 0.3, 1.0, 2.0], dtype=F64)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of this module's own, and a compiler that does not try hard."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CTORCH_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
+        yield
+
+
+def inputs(batch: int, dtype: torch.dtype = F64) -> tuple[fields.Net, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    y0 = torch.randn(batch, 2, dtype=dtype, generator=generator).requires_grad_()
+    gain = 1 + torch.rand(batch, 1, dtype=dtype, generator=generator)
+    return fields.Net(dtype), y0, gain.requires_grad_()
+
+
+def gradients(net: fields.Net, y0: Tensor, gain: Tensor, t: Tensor = T, **how: Any) -> list[Tensor]:
+    sol = ctorch.solve_ode(net, y0, t, args=(gain,), **how)
+    weights = torch.linspace(-1, 1, sol.y.numel(), dtype=y0.dtype).reshape(sol.y.shape)
+    return list(torch.autograd.grad((weights * sol.y).sum(), [y0, gain, *net.parameters()]))
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "batched": {"batched": True},
+    "joint": {},
+    "late and further stages": {"method": "vern7", "batched": True},
+    "bosh3": {"method": "bosh3", "batched": True},
+    "rk4": {"method": "rk4", "dt0": 0.11},
+    "perturbed": {"method": "midpoint", "dt0": 0.11, "options": {"perturb": True}},
+}
+
+
+@pytest.mark.parametrize("batch", [1, 19])
+@pytest.mark.parametrize("how", CASES.values(), ids=list(CASES))
+def test_it_is_the_eager_gradient(how: dict[str, Any], batch: int) -> None:
+    net, y0, gain = inputs(batch)
+    for t in (T, T.flip(0)):
+        mine = gradients(net, y0, gain, t, native=True, **how)
+        eager = gradients(net, y0, gain, t, **how)
+        torch.testing.assert_close(mine, eager, rtol=1e-8, atol=1e-10)
+
+
+def test_a_field_that_jumps_is_differentiated_on_the_side_it_was_taken() -> None:
+    def jumping(t: Tensor, y: Tensor, gain: Tensor) -> Tensor:
+        return torch.where(t < 1.0, gain, 3 * gain) * y
+
+    _, y0, gain = inputs(5)
+    t = torch.tensor([0.0, 1.0, 2.0], dtype=F64)
+    # a step ends on the jump, and the next one takes over the slope from before it
+    how = {"rtol": 1e3, "atol": 1e3, "dt0": 0.25, "options": {"max_step": 0.25}, "args": (gain,)}
+    how["gradient"] = "backprop"
+    for batched in (True, False):
+        found = []
+        for native in (True, False):
+            sol = ctorch.solve_ode(jumping, y0, t, native=native, batched=batched, **how)
+            found.append(torch.autograd.grad(sol.y[..., -1].sum(), [y0, gain]))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
+def test_double_backward_has_the_eager_values() -> None:
+    net, y0, gain = inputs(3)
+    found = []
+    for native in (True, False):
+        sol = ctorch.solve_ode(net, y0, T, args=(gain,), native=native)
+        (first,) = torch.autograd.grad(sol.y.square().sum(), [y0], create_graph=True)
+        second = torch.autograd.grad(first.square().sum(), [y0, gain, *net.parameters()])
+        found.append([first, *second])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-10)
+
+
+def test_threads_do_not_change_a_bit_of_it() -> None:
+    net, y0, gain = inputs(200)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 4):
+            torch.set_num_threads(count)
+            found.append(gradients(net, y0, gain, native=True, batched=True))
+    finally:
+        torch.set_num_threads(threads)
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_training_compiles_once_and_follows_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ctorch.codegen import build
+
+    net, y0, gain = inputs(19)
+    gradients(net, y0, gain, native=True)
+    monkeypatch.setattr(build, "load", lambda source: pytest.fail("compiled again"))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(0.9)
+    mine = gradients(net, y0, gain, native=True)
+    torch.testing.assert_close(mine, gradients(net, y0, gain), rtol=1e-8, atol=1e-10)
+
+
+def test_weights_changed_between_forward_and_backward_are_noticed() -> None:
+    net, y0, gain = inputs(19)
+    sol = ctorch.solve_ode(net, y0, T, args=(gain,), native=True)
+    with torch.no_grad():
+        net.net[0].weight.mul_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace"):
+        sol.y.sum().backward()
+
+
+def test_a_gradient_in_the_times_is_refused_by_name() -> None:
+    net, y0, gain = inputs(2)
+    with pytest.raises(NotImplementedError, match="gradient in t"):
+        ctorch.solve_ode(net, y0, T.clone().requires_grad_(), args=(gain,), native=True)
+
+
+def test_the_steps_are_freed_with_the_graph() -> None:
+    net, y0, gain = inputs(2)
+
+    def tapes() -> int:
+        gc.collect()
+        return sum(isinstance(x, _Tape) for x in gc.get_objects())
+
+    before = tapes()
+    sol = ctorch.solve_ode(net, y0, T, args=(gain,), native=True)
+    assert tapes() == before + 1
+    del sol
+    assert tapes() == before
