@@ -427,20 +427,21 @@ class Body:
     def sum_piece(self, piece: Piece, pointer: str) -> None:
         """Sums over lanes; the last operand are the places that they are added to."""
         source, target = piece.operands
-        if source.table is not None or target.table is not None:
-            raise NotImplementedError("gradients in irregular places")
         depth = len(piece.sizes)
         name = self._source(source)
         for d, size in enumerate(piece.sizes):
             self.lines.append(
                 f"for (long i{d} = 0; i{d} < {size}; ++i{d})" + (" {" * (d < depth - 1))
             )
-        moves = [
-            " + ".join([str(x.base), *(f"i{d} * {s}" for d, s in enumerate(x.strides) if s)])
-            for x in (source, target)
-        ]
+        moves = [self._index(access) for access in (source, target)]
         self.lines.append(f"{pointer}[{moves[1]}] += ct::native::sum(({name})[{moves[0]}]);")
         self.lines += ["}"] * (depth - 1)
+
+    def _index(self, access: Access) -> str:
+        if access.table is not None:
+            return f"{self._int_table(access.table)}[i0]"
+        steps = (f"i{d} * {s}" for d, s in enumerate(access.strides) if s)
+        return " + ".join([str(access.base), *steps])
 
     def _source(self, source: Access) -> str:
         item = self.plan.items[source.array]

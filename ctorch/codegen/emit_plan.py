@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctorch.codegen.emit_loops import Where
-from ctorch.codegen.graph import Graph, Ids, Node
+from ctorch.codegen.graph import LOGICAL, Graph, Ids, Node
 
-#: A graph of at most so many scalar operations becomes straight-line code.
+#: A graph of at most so many scalar operations becomes straight-line code; a function counts as
+#: several, since its code is copied to each place.
 STRAIGHT = 300
+_FUNCTION = 6
+_CHEAP = {"add", "sub", "mul", "div", "neg", "abs", "select", "relu", "copy", "power", *LOGICAL}
 #: The array of an operand that is a constant, or differing constants, and not a node's.
 CONSTANT, TABLE = -1, -2
 
@@ -208,7 +211,7 @@ def _cost(item: Item) -> int:
     if item.given:
         return 0
     if item.node.kind == "map":
-        return item.count
+        return item.count * (1 if item.node.op in _CHEAP else _FUNCTION)
     if item.node.kind == "reduce":
         return item.operands[0].size
     return item.operands[0].size * item.operands[1].shape[2]

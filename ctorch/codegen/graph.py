@@ -76,6 +76,7 @@ class Graph:
         self.derivative = False
         self._total = 1 << 40  # constants lie below, so that they can be added at any time
         self._constant_ids: dict[str, int] = {}
+        self._starts = np.empty(64, np.int64)  # of the nodes' ids
         self._known: dict[tuple[object, ...], int] = {}
         # these two are not shared with numbers that the function writes
         self.constants.values += [0.0, 1.0]
@@ -215,8 +216,8 @@ class Graph:
 
     # ---- within
 
-    def _bases(self) -> list[int]:
-        return [node.base for node in self.nodes]
+    def _bases(self) -> Ids:
+        return self._starts[: len(self.nodes)]
 
     def _computed(
         self, op: str, flat: tuple[Ids, ...], shape: tuple[int, ...], exponent: int
@@ -236,6 +237,9 @@ class Graph:
         node.base = self._total
         self._total += node.size
         if node.size:
+            if len(self.nodes) == len(self._starts):
+                self._starts = np.concatenate([self._starts, np.empty_like(self._starts)])
+            self._starts[len(self.nodes)] = node.base
             self.nodes.append(node)
         return np.arange(node.size, dtype=np.int64) + node.base
 

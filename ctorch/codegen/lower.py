@@ -78,6 +78,10 @@ class Recorder(TorchDispatchMode):
         self._outside: set[int] = set()
         self._alive: dict[int, Any] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # the wrapper that torch.compile wants costs an import of seconds
+
     # ---- what tensors hold
 
     def give(self, tensor: Tensor, ids: Ids) -> None:

@@ -141,22 +141,18 @@ def record_vjp(call: Call, inputs: Inputs, dtype: torch.dtype, lifted: Lifted) -
         values = call(inputs)
         wanted = [*inputs.leaves(), *lifted.tensors]
         seeds = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in values]
-    total = sum(x.numel() for x in values)
-    ids, start = recorder.graph.input("ct", (total,)), 0
+    ids, start = recorder.graph.input("ct", (sum(x.numel() for x in values),)), 0
     for seed in seeds:
         recorder.give(seed, ids[start : start + seed.numel()].reshape(tuple(seed.shape)))
         start += seed.numel()
     grads: list[Tensor | None] = [None] * len(wanted)
-    with _settings(), Watch(recorder), recorder:
+    with _settings(), torch.enable_grad(), Watch(recorder), recorder:
         places = [i for i, x in enumerate(wanted) if x.requires_grad]
         used = [(x, seed) for x, seed in zip(values, seeds, strict=True) if x.requires_grad]
         if used:
-            found = torch.autograd.grad(
-                [x for x, _ in used],
-                [wanted[i] for i in places],
-                [seed for _, seed in used],
-                allow_unused=True,
-            )
+            # a sum has no cotangents to be given, for which autograd would import sympy
+            total = sum(((x * seed).sum() for x, seed in used), torch.zeros((), dtype=dtype))
+            found = torch.autograd.grad(total, [wanted[i] for i in places], allow_unused=True)
             for i, grad in zip(places, found, strict=True):
                 grads[i] = grad
     outputs = [None if grad is None else _ids(recorder, grad) for grad in grads]

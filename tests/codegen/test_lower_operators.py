@@ -15,9 +15,9 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "native_operators.md"
 
 INTRODUCTION = """# Operators in native solves
 
-A vector field that is compiled may use the operators of PyTorch that come down to the ATen operators
-below, in any of their forms (in place, with `out`, as methods, functions or modules); their
-derivatives are compiled as well. Views (`view`, `transpose`, `select`, `unbind`, `expand`, ...) and
+A vector field that is compiled may use the operators of PyTorch that come down to the ATen
+operators below, in any of their forms (in place, with `out`, as methods, functions or modules);
+their derivatives are compiled as well. Views (`view`, `transpose`, `select`, `unbind`, `expand`, ...) and
 writes into views cost nothing: only what computes remains. Others that PyTorch can take apart into
 these are taken apart.
 

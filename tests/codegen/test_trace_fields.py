@@ -101,3 +101,32 @@ def test_modules(width: int) -> None:
     check(Timed(mlp(4, 12)), state(5, 3), width=width)
     check(Gru().to(F64), state(5, 6), width=width)
     check(Attention().to(F64), state(3, 4, 8), width=width)
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_irregular_places(width: int) -> None:
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    rate = state(40).requires_grad_(True)
+    mixed = state(40, 40).requires_grad_(True)
+
+    def func(t: Tensor, y: Tensor) -> Tensor:
+        x = torch.tanh(y[:, order]) * rate[order] + y[:, order.flip(0)] * y
+        return x @ (mixed * mixed.tril())[order].T + mixed[order, order] * x
+
+    check(func, state(5, 40), width=width)
+
+
+def test_weights_that_are_computed_from_parameters() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(state(30, 30))
+            self.register_buffer("mask", torch.ones(30, 30, dtype=F64).tril())
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            weight = nn.functional.softplus(self.weight) * self.mask
+            return torch.tanh(y @ weight.T) @ weight / weight.norm()
+
+    traced = check(Masked(), state(5, 30))
+    assert "linear<30, 30" in traced.source
+    assert sum(traced.field.differentiated) == 1
