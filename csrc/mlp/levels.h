@@ -10,16 +10,7 @@
 
 #define CT_MLP_INLINE __attribute__((always_inline)) inline
 
-// A loop over k = first ... last, written out where the series of type S have an order that is
-// known to the compiler, and only there: it would write out others too, in many copies of a body.
-#define CT_MLP_ORDERS(S, k, first, last, ...)                                    \
-  if constexpr (S::kUnrolled) {                                                  \
-    _Pragma("GCC unroll 16") for (int k = first; k <= last; ++k) { __VA_ARGS__ } \
-  } else {                                                                       \
-    for (int k = first; k <= last; ++k) {                                        \
-      __VA_ARGS__                                                                \
-    }                                                                            \
-  }
+#define CT_MLP_EACH _Pragma("GCC unroll 16")
 
 // Calls Family<Op>::call for the activation of that number. No lambda: it would not be compiled for
 // the instruction set of its surroundings.
