@@ -16,6 +16,7 @@ template <typename T_, typename Op, int kOrder, bool kFirst>
 struct LocalSeries {
   using T = T_;
   using V = Vector<T>;
+  static constexpr bool kUnrolled = kOrder >= 0;
   static constexpr int kSize = (kOrder < 0 ? kMaxOrder : kOrder) + 1;
 
   CT_MLP_INLINE LocalSeries(int order, bool first) : order_(order), first_(first) {}

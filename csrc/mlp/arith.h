@@ -8,38 +8,39 @@
 namespace ct::mlp::CT_MLP_LEVEL {
 namespace {
 
+// sum_j a_j b_(k-j) over j = first ... last, times j if kWeighted. From the highest j down: what
+// was computed last comes last, and is not waited for earlier.
+template <bool kWeighted, typename S>
+CT_MLP_INLINE typename S::V convolution(const S& s, int a, int b, int k, int first, int last) {
+  using T = typename S::T;
+  typename S::V total{};
+  CT_MLP_ORDERS(S, i, first, last, {
+    const int j = first + last - i;
+    total += (kWeighted ? T(j) * s.get(a, j) : s.get(a, j)) * s.get(b, k - j);
+  })
+  return total;
+}
+
 // sum_j a_j b_(k-j); coefficients of series a above its degree are zero.
 template <typename S>
 CT_MLP_INLINE typename S::V product(const S& s, int a, int b, int k) {
-  const int last = s.degree(a) < k ? s.degree(a) : k;
-  typename S::V total = s.get(a, 0) * s.get(b, k);
-  CT_MLP_EACH
-  for (int j = 1; j <= last; ++j) total += s.get(a, j) * s.get(b, k - j);
-  return total;
+  return convolution<false>(s, a, b, k, 0, s.degree(a) < k ? s.degree(a) : k);
 }
 
 // y_k from dy = slope dz, k >= 1
 template <typename S>
 CT_MLP_INLINE typename S::V integral(const S& s, int slope, int z, int k) {
   using T = typename S::T;
-  const int last = s.degree(z) < k ? s.degree(z) : k;
-  typename S::V total = s.get(z, 1) * s.get(slope, k - 1);
-  CT_MLP_EACH
-  for (int j = 2; j <= last; ++j) total += (T(j) * s.get(z, j)) * s.get(slope, k - j);
-  return total * (T(1) / T(k));
+  return convolution<true>(s, z, slope, k, 1, s.degree(z) < k ? s.degree(z) : k) * (T(1) / T(k));
 }
 
 // sum_j a_j a_(k-j), half of the products
 template <typename S>
 CT_MLP_INLINE typename S::V square(const S& s, int a, int k) {
-  using T = typename S::T;
   if (k == 0) return s.get(a, 0) * s.get(a, 0);
-  typename S::V total = s.get(a, 0) * s.get(a, k);
-  CT_MLP_EACH
-  for (int j = 1; 2 * j < k; ++j) total += s.get(a, j) * s.get(a, k - j);
-  total *= T(2);
+  typename S::V total = 2 * convolution<false>(s, a, a, k, 1, (k - 1) / 2);
   if (k % 2 == 0) total += s.get(a, k / 2) * s.get(a, k / 2);
-  return total;
+  return total + 2 * s.get(a, 0) * s.get(a, k);
 }
 
 template <typename T>

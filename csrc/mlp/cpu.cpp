@@ -223,7 +223,8 @@ Tensors mlp_closed_divergence_backward(std::optional<Tensor> g_value, const Tens
 }  // namespace ct::mlp
 
 STABLE_TORCH_LIBRARY_IMPL(ctorch, CPU, m) {
-  if (!ct::mlp::has_gemm()) return;  // then the operators have their references alone
+  if (!ct::mlp::has_gemm() || !ct::mlp::has_loops())
+    return;  // then the operators have their references alone
   m.impl("mlp_derivative", TORCH_BOX(&ct::mlp::mlp_derivative));
   m.impl("mlp_derivative_backward", TORCH_BOX(&ct::mlp::mlp_derivative_backward));
   m.impl("mlp_series", TORCH_BOX(&ct::mlp::mlp_series));

@@ -114,7 +114,7 @@ void derivative_backward(const Net& net, const Tensor& x, const Tensor& v, int o
                       {h_bar, plane},
                       {z_bar, plane}};
       loop.jet_derivative(task);
-      if (first > 0 || order == 0)  // of the layer above
+      if (l + 1 == last)  // of the layer above
         sums.add_product(lane, 2 * last, net.outputs, layer.out, r, of_out, h, scale);
       else
         sums.add_product(lane, 2 * (l + 1), layers[l + 1].out, layer.out, (order + 1) * r, next_bar,

@@ -19,12 +19,14 @@
 
 #if defined(CT_SANITIZE)  // one level and plain loops: compilers take minutes to check all others
 #define CT_MLP_UNROLL 0
-#elif defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__x86_64__)
-#define CT_MLP_HAS_LEVELS 1
-#define CT_MLP_UNROLL 0  // not for the few machines that know no AVX2
 #else
 #define CT_MLP_UNROLL 1
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__x86_64__)
+#define CT_MLP_HAS_LEVELS 1
 #endif
+#endif
+
+#if !defined(CT_MLP_HAS_LEVELS)
 
 #define CT_MLP_LEVEL baseline
 #define CT_MLP_BYTES 16
@@ -32,9 +34,7 @@
 #undef CT_MLP_LEVEL
 #undef CT_MLP_BYTES
 
-#if defined(CT_MLP_HAS_LEVELS)
-#undef CT_MLP_UNROLL
-#define CT_MLP_UNROLL 1
+#else  // and no code for the few machines that know no AVX2: they have the references
 
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v3")
@@ -59,13 +59,22 @@
 namespace ct::mlp {
 namespace {
 
+// Whether there are loops for this machine.
+inline bool has_loops() {
+#if defined(CT_MLP_HAS_LEVELS)
+  return __builtin_cpu_supports("x86-64-v3");
+#else
+  return true;
+#endif
+}
+
 template <typename T>
 Loops<T> choose_loops() {
 #if defined(CT_MLP_HAS_LEVELS)
-  if (__builtin_cpu_supports("x86-64-v4")) return v4::loops<T>();
-  if (__builtin_cpu_supports("x86-64-v3")) return v3::loops<T>();
-#endif
+  return __builtin_cpu_supports("x86-64-v4") ? v4::loops<T>() : v3::loops<T>();
+#else
   return baseline::loops<T>();
+#endif
 }
 
 template <typename T>

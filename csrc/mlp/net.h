@@ -114,7 +114,7 @@ struct Net {
 // depends on sizes alone: results are the same for any number of threads.
 struct Blocks {
   Blocks(int64_t batch, int64_t bytes_a_sample, int64_t least) : batch(batch) {
-    constexpr int64_t kCache = 768 << 10;
+    constexpr int64_t kCache = 960 << 10;
     const int64_t fitting = std::max(least, kCache / std::max<int64_t>(1, bytes_a_sample));
     count = (batch + fitting - 1) / fitting;
     size = (batch + count - 1) / count;

@@ -15,10 +15,8 @@ struct SlopesOf {
   }
   template <typename T>
   static void run(const SlopesTask<T>& task) {
-    constexpr int kLanes = Lanes<T>::kCount;
-    int64_t i = 0;
-    for (; i + kLanes <= task.count; i += kLanes) at(task, i, kLanes);
-    if (i < task.count) at(task, i, static_cast<int>(task.count - i));
+    for (int64_t i = 0; i < task.count; i += Lanes<T>::kCount)
+      at(task, i, lanes_from<T>(i, task.count));
   }
 };
 

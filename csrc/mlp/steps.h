@@ -8,6 +8,7 @@ template <typename T_, int kOrder, bool kWhole>
 struct StoredSeries {
   using T = T_;
   using V = Vector<T>;
+  static constexpr bool kUnrolled = kOrder >= 0;
 
   CT_MLP_INLINE int degree(int) const { return kOrder < 0 ? task.order : kOrder; }
   CT_MLP_INLINE V get(int series, int k) const {

@@ -3,6 +3,17 @@
 
 #include <cstdint>
 
+// A loop over k = first ... last, written out where the series of type S have an order that is
+// known to the compiler, and only there: it would write out others too, in many copies of a body.
+#define CT_MLP_ORDERS(S, k, first, last, ...)                       \
+  if constexpr (S::kUnrolled) {                                     \
+    CT_MLP_EACH for (int k = first; k <= last; ++k) { __VA_ARGS__ } \
+  } else {                                                          \
+    for (int k = first; k <= last; ++k) {                           \
+      __VA_ARGS__                                                   \
+    }                                                               \
+  }
+
 namespace ct::mlp {
 
 constexpr int kMaxOrder = 24;  // of the kernels' jets; above, the reference serves

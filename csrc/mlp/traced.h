@@ -6,19 +6,18 @@ namespace {
 template <typename Op>
 struct Traced {
   // Returns f'(z) beside.
-  template <bool kWhole, typename T>
+  template <typename T>
   static CT_MLP_INLINE Vector<T> forward_at(const TracedTask<T>& task, int64_t at, int64_t c,
                                             int lanes) {
-    const Columns<T, kWhole ? 2 : 1> columns{lanes};
-    Vector<T> z = columns.read(task.z + at, 0);
+    Vector<T> z = load<T>(task.z + at, lanes);
     if (task.bias != nullptr) {
-      z += columns.read(task.bias + c, 0);
-      columns.write(task.z + at, 0, z);
+      z += load<T>(task.bias + c, lanes);
+      store<T>(task.z + at, z, lanes);
     }
     const Slopes<T> s = Op::template slopes<T>(z, task.param);
-    columns.write(task.value + at, 0, s.value);
-    if (task.slope != nullptr) columns.write(task.slope + at, 0, s.first);
-    return task.beside != nullptr ? s.first * columns.read(task.beside + at, 0) : Vector<T>{};
+    store<T>(task.value + at, s.value, lanes);
+    if (task.slope != nullptr) store<T>(task.slope + at, s.first, lanes);
+    return task.beside != nullptr ? s.first * load<T>(task.beside + at, lanes) : Vector<T>{};
   }
 
   template <typename T>
@@ -27,23 +26,21 @@ struct Traced {
     for (int64_t s = 0; s < task.samples; ++s) {
       const int64_t row = s * task.n;
       Vector<T> total{};
-      int64_t c = 0;
-      for (; c + kLanes <= task.n; c += kLanes) total += forward_at<true>(task, row + c, c, kLanes);
-      if (c < task.n) total += forward_at<false>(task, row + c, c, static_cast<int>(task.n - c));
+      for (int64_t c = 0; c < task.n; c += kLanes)
+        total += forward_at(task, row + c, c, lanes_from<T>(c, task.n));
       if (task.trace != nullptr) task.trace[s] = sum_of_lanes<T>(total);
     }
   }
 
-  template <bool kWhole, typename T>
+  template <typename T>
   static CT_MLP_INLINE void derivative_at(const TracedTask<T>& task, T scale, int64_t at,
                                           int lanes) {
-    const Columns<T, kWhole ? 2 : 1> columns{lanes};
-    const Slopes<T> s = Op::template slopes<T>(columns.read(task.z + at, 0), task.param);
-    Vector<T> z_bar = scale * s.second * columns.read(task.beside + at, 0);
-    if (task.value_bar != nullptr) z_bar += s.first * columns.read(task.value_bar + at, 0);
-    columns.write(task.value + at, 0, s.value);
-    columns.write(task.slope + at, 0, scale * s.first);
-    columns.write(task.z_bar + at, 0, z_bar);
+    const Slopes<T> s = Op::template slopes<T>(load<T>(task.z + at, lanes), task.param);
+    Vector<T> z_bar = scale * s.second * load<T>(task.beside + at, lanes);
+    if (task.value_bar != nullptr) z_bar += s.first * load<T>(task.value_bar + at, lanes);
+    store<T>(task.value + at, s.value, lanes);
+    store<T>(task.slope + at, scale * s.first, lanes);
+    store<T>(task.z_bar + at, z_bar, lanes);
   }
 
   template <typename T>
@@ -52,9 +49,8 @@ struct Traced {
     for (int64_t s = 0; s < task.samples; ++s) {
       const int64_t row = s * task.n;
       const T scale = task.scale != nullptr ? task.scale[s] : T(1);
-      int64_t c = 0;
-      for (; c + kLanes <= task.n; c += kLanes) derivative_at<true>(task, scale, row + c, kLanes);
-      if (c < task.n) derivative_at<false>(task, scale, row + c, static_cast<int>(task.n - c));
+      for (int64_t c = 0; c < task.n; c += kLanes)
+        derivative_at(task, scale, row + c, lanes_from<T>(c, task.n));
     }
   }
 };

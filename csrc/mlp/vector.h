@@ -63,9 +63,11 @@ CT_MLP_INLINE void store(T* to, const Vector<T>& x) {
   std::memcpy(to, &x, sizeof(x));
 }
 
-// The first few lanes; the others are zero.
+// The first few lanes, mostly all; the others are zero.
 template <typename T>
 CT_MLP_INLINE Vector<T> load(const T* from, int lanes) {
+  if (lanes == Lanes<T>::kCount) [[likely]]
+    return load<T>(from);
   Vector<T> x{};
   std::memcpy(&x, from, lanes * sizeof(T));
   return x;
@@ -73,7 +75,16 @@ CT_MLP_INLINE Vector<T> load(const T* from, int lanes) {
 
 template <typename T>
 CT_MLP_INLINE void store(T* to, const Vector<T>& x, int lanes) {
-  std::memcpy(to, &x, lanes * sizeof(T));
+  if (lanes == Lanes<T>::kCount) [[likely]]
+    store<T>(to, x);
+  else
+    std::memcpy(to, &x, lanes * sizeof(T));
+}
+
+// How many lanes there are from `at` on, of `count` elements.
+template <typename T>
+CT_MLP_INLINE int lanes_from(int64_t at, int64_t count) {
+  return count - at < Lanes<T>::kCount ? static_cast<int>(count - at) : Lanes<T>::kCount;
 }
 
 template <typename T>
@@ -158,6 +169,12 @@ struct SinCos {
   Vector<T> sin, cos;
 };
 
+// By the C library, one lane after the other; in memory, so that it is compiled once.
+template <typename T>
+__attribute__((noinline)) void far_sine_and_cosine(const T* x, T* sin, T* cos) {
+  for (int i = 0; i < Lanes<T>::kCount; ++i) sin[i] = std::sin(x[i]), cos[i] = std::cos(x[i]);
+}
+
 template <typename T>
 CT_MLP_INLINE SinCos<T> sine_and_cosine(const Vector<T>& x) {
   using L = Lanes<T>;
@@ -181,18 +198,28 @@ CT_MLP_INLINE SinCos<T> sine_and_cosine(const Vector<T>& x) {
   const Integer<T> far = absolute<T>(x) > splat<T>(L::kSinMax);
   bool any = false;
   for (int i = 0; i < L::kCount; ++i) any |= far[i] != 0;
-  if (any)
-    for (int i = 0; i < L::kCount; ++i) out.sin[i] = std::sin(x[i]), out.cos[i] = std::cos(x[i]);
+  if (any) [[unlikely]] {
+    T all[3][L::kCount];
+    store<T>(all[0], x);
+    far_sine_and_cosine<T>(all[0], all[1], all[2]);
+    out = {load<T>(all[1]), load<T>(all[2])};
+  }
   return out;
+}
+
+template <typename T>
+__attribute__((noinline)) void normal_cdf_of_lanes(T* x) {
+  for (int i = 0; i < Lanes<T>::kCount; ++i)
+    x[i] = T(0.5) * std::erfc(x[i] * T(-0.7071067811865475244));
 }
 
 // Distribution function of the standard normal, by the C library.
 template <typename T>
 CT_MLP_INLINE Vector<T> normal_cdf(const Vector<T>& x) {
-  Vector<T> y;
-  for (int i = 0; i < Lanes<T>::kCount; ++i)
-    y[i] = T(0.5) * std::erfc(x[i] * T(-0.7071067811865475244));
-  return y;
+  T all[Lanes<T>::kCount];
+  store<T>(all, x);
+  normal_cdf_of_lanes<T>(all);
+  return load<T>(all);
 }
 
 template <typename T>

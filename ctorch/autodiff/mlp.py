@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,21 +48,24 @@ def as_mlp(f: Any) -> MLP | None:
         return said
     if not isinstance(f, nn.Module) or _global_hooks():
         return None
-    parts = list(_flat(f))
-    if not all(_untouched(part) for part in parts):
+    working: list[nn.Module] = []
+    if not _flatten(f, working) or len(working) % 2 == 0:
         return None
-    working = [part for part in parts if not _does_nothing(part)]
-    layers, between = working[::2], working[1::2]
-    if len(working) % 2 == 0 or not all(type(layer) is nn.Linear for layer in layers):
-        return None
-    kinds = {_activation(part) for part in between}
-    if None in kinds or len(kinds) > 1:
-        return None
-    name, param = (kinds.pop() or ("identity", 0.0)) if kinds else ("identity", 0.0)
+    weights, biases = [], []
+    for layer in working[::2]:
+        if type(layer) is not nn.Linear:
+            return None
+        parameters = layer.__dict__["_parameters"]
+        weights.append(parameters["weight"])
+        biases.append(parameters["bias"])
+    kind: tuple[str, float] | None = None
+    for part in working[1::2]:
+        found = _activation(part)
+        if found is None or kind not in (None, found):
+            return None
+        kind = found
     try:
-        weights = tuple([cast(Tensor, layer._parameters["weight"]) for layer in layers])
-        biases = tuple([layer._parameters["bias"] for layer in layers])
-        return MLP(weights, biases, name, param)
+        return MLP(tuple(weights), tuple(biases), *(kind or ("identity", 0.0)))
     except (TypeError, ValueError):  # sizes that do not follow on each other, an integer dtype, ...
         return None
 
@@ -73,44 +75,59 @@ def mlp_for(f: Any, x: Tensor) -> MLP | None:
 
     Not while compiling, nor under autocast, which would run the layers in another precision.
     """
-    if x.ndim == 0 or is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if x.ndim == 0 or is_compiling():
         return None
-    net = as_mlp(f)
-    if net is None:
+    if torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type):
+        return None
+    net, dtype = as_mlp(f), x.dtype
+    if net is None or (dtype is not torch.float32 and dtype is not torch.float64):
         return None
     first = net.weights[0]
-    fits = (x.shape[-1], x.dtype, x.device) == (first.shape[1], first.dtype, first.device)
-    return net if fits and x.dtype in (torch.float32, torch.float64) else None
+    fits = x.shape[-1] == first.shape[1] and dtype is first.dtype and x.device == first.device
+    return net if fits else None
 
 
-def _flat(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules that a module runs one after the other; containers come before their parts."""
-    yield module
-    if type(module) is nn.Sequential:
-        for part in module._modules.values():
-            if part is not None:
-                yield from _flat(part)
+def _flatten(module: nn.Module, working: list[nn.Module]) -> bool:
+    """Appends the modules that a module runs one after the other, but for those that do nothing.
 
-
-def _does_nothing(module: nn.Module) -> bool:
-    if type(module) is nn.Dropout:
-        return not module.training or module.p == 0
-    return type(module) in (nn.Sequential, nn.Identity)
+    Returns:
+        Whether they compute what their classes say.
+    """
+    if not _untouched(module):
+        return False
+    kind = type(module)
+    if kind is nn.Sequential:
+        for part in module.__dict__["_modules"].values():
+            if part is not None and not _flatten(part, working):
+                return False
+    elif kind is nn.Dropout:
+        if module.training and module.p != 0:
+            working.append(module)
+    elif kind is not nn.Identity:
+        working.append(module)
+    return True
 
 
 def _activation(module: nn.Module) -> tuple[str, float] | None:
     """The name of an activation in ``ctorch.ops.mlp.ACTIVATIONS`` and its parameter."""
+    plain = _PLAIN.get(type(module))
+    if plain is not None:
+        return plain
     if type(module) is nn.Softplus:  # torch takes it as linear above the threshold
         usual = module.threshold >= 20 and module.beta > 0
         return ("softplus", float(module.beta)) if usual else None
     if type(module) is nn.GELU:
         name = {"none": "gelu", "tanh": "gelu_tanh"}.get(module.approximate)
         return None if name is None else (name, 0.0)
-    name = _PLAIN.get(type(module))
-    return None if name is None else (name, 0.0)
+    return None
 
 
-_PLAIN = {nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.SiLU: "silu", nn.ReLU: "relu"}
+_PLAIN = {
+    nn.Tanh: ("tanh", 0.0),
+    nn.Sigmoid: ("sigmoid", 0.0),
+    nn.SiLU: ("silu", 0.0),
+    nn.ReLU: ("relu", 0.0),
+}
 
 
 _HOOKS = (
@@ -123,7 +140,7 @@ _HOOKS = (
 
 def _untouched(module: nn.Module) -> bool:
     """Whether a module computes what its class says and nothing more."""
-    own = vars(module)  # asked at each call of an operator: no generators, no look-ups by torch
+    own = module.__dict__  # asked at each call of an operator: no generators, no look-ups by torch
     for name in _HOOKS:
         if own.get(name):
             return False
@@ -139,7 +156,8 @@ _LINEAR = {"weight", "bias"}
 
 
 def _global_hooks() -> bool:
-    return any(map(vars(torch.nn.modules.module).get, _GLOBAL_HOOKS))
+    return any(map(_MODULE.get, _GLOBAL_HOOKS))
 
 
+_MODULE = vars(torch.nn.modules.module)
 _GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)

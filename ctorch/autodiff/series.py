@@ -12,6 +12,8 @@ from torch.utils import _pytree as pytree
 from ctorch.autodiff._arguments import function, whole
 from ctorch.autodiff._propagated import Propagated
 from ctorch.autodiff._stream import Stream, Tape
+from ctorch.autodiff.mlp import as_mlp
+from ctorch.ops import mlp
 
 Function = Callable[..., Any]
 
@@ -50,6 +52,9 @@ def taylor_series(func: Function, t: float | Tensor, y: Any, order: int) -> Any:
     """
     function("func", func)
     order = whole("order", order, 0)
+    fused = _fused(func, y, order)
+    if fused is not None:
+        return fused
     leaves, tree = pytree.tree_flatten(y)
     for leaf in leaves:
         _check_state(leaf)
@@ -57,9 +62,6 @@ def taylor_series(func: Function, t: float | Tensor, y: Any, order: int) -> Any:
         raise ValueError("y: expected a tensor or a pytree of tensors, got one without any")
     if order == 0:
         return tree.unflatten([leaf.unsqueeze(0) for leaf in leaves])
-    fused = _fused(func, leaves, order)
-    if fused is not None:
-        return tree.unflatten([fused])
     columns = _recursion(func, t, leaves, tree, order)
     return tree.unflatten([torch.stack(column) for column in columns])
 
@@ -89,17 +91,14 @@ class Autonomous(nn.Module):
         return cast(Tensor, self.net(y))
 
 
-def _fused(func: Function, leaves: list[Any], order: int) -> Tensor | None:
+def _fused(func: Function, y: Any, order: int) -> Tensor | None:
     """The series of a plain MLP by its own kernel, or None where it is not known to be one."""
-    if type(func) is not Autonomous or len(leaves) != 1:
+    if type(func) is not Autonomous or not isinstance(y, Tensor) or y.ndim < 1 or order == 0:
         return None
-    try:
-        from ctorch.autodiff.mlp import as_mlp
-        from ctorch.ops import mlp
-    except ImportError:
+    if torch.is_autocast_enabled("cpu" if y.is_cpu else y.device.type):
         return None
-    net, y = as_mlp(func.net), leaves[0]
-    if net is None or y.ndim < 1 or y.dtype != net.weights[0].dtype or torch.is_autocast_enabled():
+    net = as_mlp(func.net)
+    if net is None or y.dtype != net.weights[0].dtype:
         return None
     if not net.weights[0].shape[1] == net.weights[-1].shape[0] == y.shape[-1]:
         return None

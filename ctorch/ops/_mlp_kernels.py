@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MAX_ORDER = 24
 """kMaxOrder of csrc/mlp/tasks.h."""
 
+NUMBERS = {name: number for number, name in enumerate(reference.ACTIVATIONS)}
+
 Tensors = Sequence[Tensor]
 NET = "Tensor[] weights, Tensor[] biases, int activation, float param"
 
@@ -73,7 +75,7 @@ class _Kernel:
 
     def __init__(self, net: MLP) -> None:
         self.layers = len(net.weights)
-        self.number, self.param = reference.ACTIVATIONS.index(net.activation), float(net.param)
+        self.number, self.param = NUMBERS[net.activation], float(net.param)
 
     def net(self, tensors: Tensors, before: int) -> tuple[Any, ...]:
         """The net's arguments of an operator."""

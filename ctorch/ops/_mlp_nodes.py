@@ -22,7 +22,6 @@ from ctorch.ops import _op
 if TYPE_CHECKING:
     from ctorch.ops.mlp import MLP
 
-PLAIN = {Tensor, torch.nn.Parameter}
 DTYPES = {torch.float32, torch.float64}
 
 
@@ -97,17 +96,21 @@ def _for_kernel(operator: str, net: MLP, *tensors: Tensor) -> list[Tensor] | Non
         return None
     if _op.transforms_active() or forward_ad._current_level >= 0:
         return None
+    dtype, strided = tensors[0].dtype, torch.strided
+    if dtype not in DTYPES or not kernels.available(operator) or torch.is_autocast_enabled("cpu"):
+        return None
     every = [*tensors, *net.weights]
-    empty = tensors[0].new_empty(0)
-    every += [empty if bias is None else bias for bias in net.biases]
-    dtype = tensors[0].dtype
     for x in every:
-        if type(x) not in PLAIN or x.dtype != dtype or x.layout != torch.strided or not x.is_cpu:
+        if x.numel() == 0:
             return None
-    if dtype not in DTYPES or any(x.numel() == 0 for x in every[: len(tensors) + len(net.weights)]):
-        return None
-    if not kernels.available(operator) or torch.is_autocast_enabled("cpu"):
-        return None
+    for bias in net.biases:
+        every.append(tensors[0].new_empty(0) if bias is None else bias)
+    for x in every:
+        kind = type(x)
+        if kind is not Tensor and kind is not torch.nn.Parameter:
+            return None
+        if x.dtype != dtype or x.layout != strided or not x.is_cpu:
+            return None
     return every
 
 
@@ -127,7 +130,7 @@ class Rule:
 
     def __call__(self, tensors: Sequence[Tensor], before: int) -> Any:
         self.before = before
-        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        if torch.is_grad_enabled() and _op._any_requires_grad(tensors):
             return _Node.apply(self, *tensors)
         outputs, _ = self.kernel.forward([x.contiguous() for x in tensors], False)
         return outputs

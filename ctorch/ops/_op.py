@@ -107,7 +107,7 @@ def _choose(overload: Any, node: Any, reference: Function, tensors: int) -> Func
     return call
 
 
-def _any_requires_grad(tensors: tuple[Any, ...]) -> bool:
+def _any_requires_grad(tensors: Sequence[Any]) -> bool:
     for x in tensors:  # noqa: SIM110  any() with a generator costs a microsecond
         if x is not None and x.requires_grad:
             return True

@@ -62,8 +62,9 @@ class MLP:
             raise ValueError(f"activation must be one of {allowed}; got {self.activation!r}")
         if self.activation == "softplus" and not self.param > 0:
             raise ValueError(f"param, the beta of softplus, must be positive, got {self.param}")
-        for number, (weight, bias) in enumerate(self.layers, 1):
-            _check_layer(number, weight, bias, self.weights[0], self.weights[number - 2])
+        if not _fitting(self.weights, self.biases):
+            for number, (weight, bias) in enumerate(self.layers, 1):
+                _check_layer(number, weight, bias, self.weights[0], self.weights[number - 2])
 
     @property
     def layers(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
@@ -96,8 +97,12 @@ def derivative(net: MLP, x: Tensor, v: Tensor, order: int) -> Tensor:
         TypeError: dtypes differ.
     """
     _check_order(order)
-    x, v = torch.broadcast_tensors(_checked(net, "x", x), _checked(net, "v", v))
+    x, v = _checked(net, "x", x), _checked(net, "v", v)
+    if x.shape != v.shape:
+        x, v = torch.broadcast_tensors(x, v)
     out = nodes.derivative(net, _flat(x), _flat(v), order)
+    if x.dim() == 2:
+        return out
     return out.reshape(*x.shape[:-1], -1) if x.numel() else _empty(out, *x.shape[:-1])
 
 
@@ -121,7 +126,8 @@ def series(net: MLP, x: Tensor, order: int) -> Tensor:
     _check_order(order)
     _check_square(net)
     x = _checked(net, "x", x)
-    return nodes.series(net, _flat(x), order).reshape(order + 1, *x.shape)
+    out = nodes.series(net, _flat(x), order)
+    return out if x.dim() == 2 else out.reshape(order + 1, *x.shape)
 
 
 def laplacian(
@@ -180,10 +186,23 @@ def divergence(net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
     _check_square(net)
     x = _checked(net, "x", x)
     value, trace = nodes.divergence(net, _flat(x))
-    return value.reshape(x.shape), trace.reshape(x.shape[:-1])
+    return (value, trace) if x.dim() == 2 else (value.reshape(x.shape), trace.reshape(x.shape[:-1]))
 
 
 # ---- checks ------------------------------------------------------------------------------------
+
+
+def _fitting(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> bool:
+    """Whether nothing is wrong, found out at less cost than what is: nets are made at each call."""
+    dtype, before = weights[0].dtype, -1
+    for weight, bias in zip(weights, biases, strict=True):
+        shape = weight.shape
+        if len(shape) != 2 or weight.dtype != dtype or before not in (-1, shape[1]):
+            return False
+        before = shape[0]
+        if bias is not None and (bias.dtype != dtype or bias.shape != (before,)):
+            return False
+    return dtype.is_floating_point
 
 
 def _check_layer(

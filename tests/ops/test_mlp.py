@@ -34,7 +34,7 @@ NETS = [(3, 2), (4, 7, 3), (2, 17, 5, 3), (5, 3, 4, 2, 3)]
 
 def strict(actual: Any, expected: Any) -> None:
     """Equal to 1e-12 of the largest element."""
-    scale = float(expected.abs().max()) if expected.numel() else 1.0
+    scale = float(expected.detach().abs().max()) if expected.numel() else 1.0
     assert_close(actual, expected, rtol=1e-12, atol=1e-12 * max(scale, 1e-3))
 
 
@@ -378,6 +378,36 @@ def test_many_blocks_give_what_one_sample_at_a_time_gives(
     grads = [torch.autograd.grad(out.sin().sum(), tensors[:4]) for out in (together, alone)]
     for a, e in zip(*grads, strict=True):
         strict(a, e)
+
+
+@pytest.mark.parametrize("activation", mlp.ACTIVATIONS)
+def test_kernels_of_every_order_are_the_reference(activation: str) -> None:
+    """Orders that have code of their own and others, whole vectors and what is left of a plane."""
+    tensors = [0.5 * t for t in net_tensors((5, 11, 13, 3))]
+    inputs = [t.requires_grad_() for t in (*tensors, rand((3, 5), 7), rand((3, 5), 8))]
+
+    def outcome(function: Callable[..., Tensor], order: int, dtype: torch.dtype) -> list[Tensor]:
+        *flat, x, v = [t.to(dtype) for t in inputs]
+        out = normalized(function(net_of(flat, activation), x, v, order), order)
+        found = torch.autograd.grad(out.sin().sum(), inputs, materialize_grads=True)
+        return [out, *found]
+
+    for order in range(9):
+        expected = outcome(reference.derivative, order, F64)
+        for a, e in zip(outcome(mlp.derivative, order, F64), expected, strict=True):
+            strict(a, e)
+        for a, e in zip(outcome(mlp.derivative, order, torch.float32), expected, strict=True):
+            scale = max(float(e.detach().abs().max()), 1e-3)
+            assert_close(a.to(F64), e, rtol=1e-4, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
+def test_the_sine_of_large_numbers(dtype: torch.dtype) -> None:
+    one = torch.ones((1, 1), dtype=dtype)
+    net = mlp.MLP((one, one), (None, None), "sin")
+    x = torch.tensor([0.5, 8.1e3, -3e4, 1.5e5, -2e6, 4.0, -1.0, 2e7], dtype=dtype)[:, None]
+    for order, expected in enumerate((x.sin(), x.cos(), -x.sin())):
+        assert_close(mlp.derivative(net, x, torch.ones_like(x), order), expected)
 
 
 def test_a_result_may_be_changed_in_place() -> None:
