@@ -264,7 +264,11 @@ class Recorder(TorchDispatchMode):
         """An operator without a rule of its own: a view, or one that torch can take apart."""
         if func.is_view or name in ("lift_fresh", "unsafe_split", "unsafe_chunk", "_unsafe_view",
                                     "unsafe_split_with_sizes", "_reshape_alias"):  # fmt: skip
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            leaves = pytree.tree_leaves(out)
+            if not all(self.traced(x) for x in leaves):  # flatten and its like may copy
+                self._keep(leaves, self._moved(func, args, kwargs, None), name)
+            return out
         with self:
             out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:

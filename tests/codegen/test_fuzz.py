@@ -34,8 +34,7 @@ def compare(program: Program, shape: tuple[int, ...], width: int, batched: bool)
     y, own, shared = normal(3, *shape), normal(3), normal(*shape)
     try:
         program(torch.tensor(0.4, dtype=program.dtype), y, own, shared)
-    except (RuntimeError, IndexError) as error:  # of shapes that do not suit
-        pytest.skip(str(error)) if False else None
+    except (RuntimeError, IndexError):  # shapes that do not suit
         return
     check(program, y, 0.4, (own, shared), width=width, batched=batched, factor=30)
 

@@ -17,9 +17,9 @@ INTRODUCTION = """# Operators in native solves
 
 A vector field that is compiled may use the operators of PyTorch that come down to the ATen
 operators below, in any of their forms (in place, with `out`, as methods, functions or modules);
-their derivatives are compiled as well. Views (`view`, `transpose`, `select`, `unbind`, `expand`, ...) and
-writes into views cost nothing: only what computes remains. Others that PyTorch can take apart into
-these are taken apart.
+their derivatives are compiled as well. Views (`view`, `transpose`, `select`, `unbind`, ...) and
+writes into views cost nothing: only what computes remains. Others that PyTorch can take apart
+into these are taken apart.
 
 Whatever is computed from constants alone is computed when the function is traced, by any operator.
 

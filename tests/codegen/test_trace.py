@@ -210,6 +210,14 @@ def test_writes_in_place_and_views_are_what_they_are_in_eager() -> None:
     check(func, Y)
 
 
+def test_views_that_copy_in_a_decomposition() -> None:
+    def func(t: Tensor, y: Tensor) -> Tensor:
+        windows = torch.cat([y, y], 1).unfold(1, 2, 1)
+        return torch.sin(windows.flatten(1).mean(1))[:, None, None] * y
+
+    check(func, torch.randn(3, 2, 3, dtype=torch.float64), batched=False)
+
+
 def test_derivatives_within_a_field() -> None:
     def energy(q: Tensor) -> Tensor:
         return (torch.sin(q[:, 0]) * q[:, 1] ** 2).sum()
