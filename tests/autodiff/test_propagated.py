@@ -254,7 +254,7 @@ class Cube(torch.autograd.Function):
         torch.func.vmap(plain),
         Cube.apply,
     ],
-    ids=str,
+    ids=["plain", "partial", "module", "class", "math", "numpy", "functional", "vmap", "Function"],
 )
 def test_a_function_that_does_not_dispatch_takes_no_rule(function):
     before = dict(RULES)
