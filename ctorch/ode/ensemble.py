@@ -86,8 +86,9 @@ def ensemble(
     """Solve y' = func(t, y, *args) for N samples, each with steps of its own, in chunks.
 
     Every chunk is one ``ctorch.solve_ode(..., batched=True)``; only its states are in memory, and
-    what ``reduce`` keeps of the chunks before. Neither a sample's numbers nor its steps hang on the
-    chunk that it is in (with matrix products in an eager ``func``: up to rounding).
+    what ``reduce`` keeps of the chunks before. What comes of a sample does not hang on the chunk
+    that it is in: natively to the last bit (where chunks have two samples or more), eagerly to
+    rounding.
 
     Args:
         func: ``func(t, y, *args)`` for any number n of samples: ``t`` is [n, 1, ..., 1], ``y``
@@ -230,7 +231,7 @@ class _Solver:
                 try:
                     return call(native=True)
                 except (native_solve.Unsupported, Untraceable, NoCompiler, CompileError) as error:
-                    warnings.warn(f"ensemble: solving eagerly, for {error}", stacklevel=5)
+                    warnings.warn(f"ensemble: solving eagerly, for {error}", stacklevel=6)
                     self.native = False
             return call(native=self.native)
 
