@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import itertools
@@ -267,10 +266,12 @@ def _run(
 ) -> None:
     """Let a share take all solutions."""
     started = time.monotonic()
-    for number, (chunk, sol) in enumerate(solutions, 1):
+    number = 0
+    for chunk, sol in solutions:
         result = keep(sol, torch.arange(chunk.start, chunk.stop))
         share.add(sol, on(result, torch.device("cpu")) if to_cpu else result)
-        done = chunk.stop - share.indices.start
+        del sol, result  # the next chunk needs the memory
+        number, done = number + 1, chunk.stop - share.indices.start
         rate = round(done / max(time.monotonic() - started, 1e-9))
         shown.update(number, {"samples": done, "failed": share.failed, "per second": rate})
 
@@ -305,23 +306,21 @@ def _finished(share: _Share, t: Any, size: int, is_whole: bool, throw: bool) -> 
     y, reduced = (result, None) if is_whole else (None, result)
     stats = Stats(nfe, accepted, rejected)  # type: ignore[arg-type]
     solution = EnsembleSolution(t, y, reduced, status, stats, share.indices)
-    failed = solution.failed.tolist()
-    if failed:
-        solution.message = _message(solution, failed, size)
+    failed = solution.failed
+    if len(failed):
+        solution.message = _message(status, failed, size)
         if throw:
             first = Status(int(status[failed[0] - share.indices.start]))
             raise SolveError(solution.message, status=first, solution=solution)
     return solution
 
 
-def _message(solution: EnsembleSolution, failed: list[int], size: int) -> str:
-    start, status = solution.indices.start, solution.status
-    causes = collections.Counter(Status(int(status[k - start])).name for k in failed)
-    named = ", ".join(map(str, failed[:_NAMED])) + ", ..." * (len(failed) > _NAMED)
+def _message(status: Tensor, failed: Tensor, size: int) -> str:
+    counts = torch.bincount(status).tolist()
+    causes = [f"{counts[k]} {Status(k).name}" for k in range(1, len(counts)) if counts[k]]
+    named = ", ".join(map(str, failed[:_NAMED].tolist())) + ", ..." * (len(failed) > _NAMED)
     return (
-        f"{len(failed)} of {size} samples failed ("
-        + ", ".join(f"{count} {cause}" for cause, count in sorted(causes.items()))
-        + f"): indices {named}. All samples were solved: error.solution holds them, and"
-        " throw=False returns them, with a status for each. To see why one failed, solve it alone"
-        " with ctorch.solve_ode."
+        f"{len(failed)} of {size} samples failed ({', '.join(causes)}): indices {named}. All"
+        " samples were solved: error.solution holds them, and throw=False returns them, with a"
+        " status for each. To see why one failed, solve it alone with ctorch.solve_ode."
     )
