@@ -358,9 +358,17 @@ def work(rank: int, folder: str) -> None:
             )  # fmt: skip
         except (RuntimeError, ZeroDivisionError) as error:
             told.append(f"{type(error).__name__}: {error}")
+    parted: dict[str, Any] = {"group": "world", "native": False}
+    lost = ctorch.ensemble(blow_up, FATED, TIMES, gather=False, throw=False, **parted).failed
+    rate = torch.tensor(1.0, dtype=F64, requires_grad=True)
+    try:
+        ctorch.ensemble(lambda t, y: -rate * y, FATED, TIMES, gradient="backprop", **parted)
+    except ValueError as error:
+        told.append(str(error))
     torch.save(
         {
-            "y": whole.y, "accepted": whole.stats.accepted, "indices": [*whole.indices],
+            "lost": lost, "y": whole.y,
+            "accepted": whole.stats.accepted, "indices": [*whole.indices],
             "share": share.y, "mine": [*share.indices], "std": moments.std, "few": few.y,
             "told": told,
         },
@@ -381,7 +389,9 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
         assert_close(mine["std"], big.y.std(0), rtol=1e-11, atol=1e-11)
         assert_close(mine["few"], big.y[:1], rtol=1e-12, atol=1e-12)
         assert "of 21 samples failed" in mine["told"][0]
+        assert "results have a graph, which cannot be sent" in mine["told"][2]
     assert_close(torch.cat([x["share"] for x in both]), big.y, rtol=1e-12, atol=1e-12)
+    assert set(LOST) <= set(torch.cat([x["lost"] for x in both]).tolist()) <= {10, *LOST}
     assert both[0]["mine"] + both[1]["mine"] == list(range(N))
     assert abs(len(both[0]["mine"]) - len(both[1]["mine"])) <= 1
     assert both[1]["told"][1] == "ZeroDivisionError: division by zero"
