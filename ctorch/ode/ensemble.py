@@ -245,16 +245,20 @@ class _Share:
 
     def __init__(self, indices: range, merge: Merge | None) -> None:
         self.indices, self.results, self.failed = indices, Collected(merge), 0
-        self.numbers: list[Tensor] = [torch.zeros(4, 0, dtype=torch.int64)]
+        #: status, evaluations, accepted and rejected steps
+        self.numbers = torch.empty(4, len(indices), dtype=torch.int64)
 
-    def add(self, sol: Solution, result: Any) -> None:
+    def add(self, chunk: range, sol: Solution, result: Any) -> None:
         """Take a chunk's solution, and what is kept of it."""
         self.results.add(result)
-        status, stats = sol.status, sol.stats
-        nfe = torch.as_tensor(stats.nfe, device=status.device).expand_as(status)
-        numbers = torch.stack([status, nfe, stats.accepted, stats.rejected]).cpu()
+        start = self.indices.start
+        numbers = self.numbers[:, chunk.start - start : chunk.stop - start]
+        stats = sol.stats
+        for row, part in zip(
+            numbers, (sol.status, stats.nfe, stats.accepted, stats.rejected), strict=True
+        ):
+            row.copy_(torch.as_tensor(part))
         self.failed += int(numbers[0].count_nonzero())
-        self.numbers.append(numbers)
 
 
 def _run(
@@ -269,7 +273,7 @@ def _run(
     number = 0
     for chunk, sol in solutions:
         result = keep(sol, torch.arange(chunk.start, chunk.stop))
-        share.add(sol, on(result, torch.device("cpu")) if to_cpu else result)
+        share.add(chunk, sol, on(result, torch.device("cpu")) if to_cpu else result)
         del sol, result  # the next chunk needs the memory
         number, done = number + 1, chunk.stop - share.indices.start
         rate = round(done / max(time.monotonic() - started, 1e-9))
@@ -288,20 +292,20 @@ def _gathered(team: Team, share: _Share, solve: Callable[[], None]) -> _Share:
                 "results have a graph, which cannot be sent: detach them in reduce, or use"
                 " gather=False."
             )
-        mine = share.indices, result, torch.cat(share.numbers, 1)
+        mine = share.indices, result, share.numbers
     except Exception as problem:  # the others wait for word from here
         error = problem
     everything = team.exchange(mine, error)
     total = _Share(range(everything[0][0].start, everything[-1][0].stop), share.results.merge)
-    for _, result, numbers in everything:
+    for _, result, _ in everything:
         total.results.add(result)
-        total.numbers.append(numbers)
+    total.numbers = torch.cat([numbers for *_, numbers in everything], 1)
     return total
 
 
 def _finished(share: _Share, t: Any, size: int, is_whole: bool, throw: bool) -> EnsembleSolution:
     """The share as it is returned, or raised."""
-    status, nfe, accepted, rejected = torch.cat(share.numbers, 1)
+    status, nfe, accepted, rejected = share.numbers
     result = share.results.result()
     y, reduced = (result, None) if is_whole else (None, result)
     stats = Stats(nfe, accepted, rejected)  # type: ignore[arg-type]
