@@ -14,6 +14,7 @@ from ctorch.autodiff import divergence as divergence
 from ctorch.autodiff import jet as jet
 from ctorch.autodiff import laplacian as laplacian
 from ctorch.autodiff import taylor_series as taylor_series
+from ctorch.ode import ensemble as ensemble
 from ctorch.ode import native_solves as native_solves
 from ctorch.ode import odeint as odeint
 from ctorch.ode import odeint_adjoint as odeint_adjoint
