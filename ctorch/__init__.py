@@ -22,7 +22,7 @@ from ctorch.ode import solve_ode as solve_ode
 from ctorch.ops.sortlet import sortlet as sortlet
 from ctorch.ops.sortlet import sum_of_sortlets as sum_of_sortlets
 
-_PARTS = ("compat", "nn", "testing", "training")
+_PARTS = ("compat", "nn", "sde", "testing", "training")
 
 
 def __getattr__(name: str) -> Any:
