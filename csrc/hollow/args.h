@@ -1,6 +1,7 @@
 // Reads and checks the arguments of the operators; the same for CPU and CUDA.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -24,15 +25,43 @@ void require(bool condition, const Parts&... parts) {
   throw std::runtime_error(message.str());
 }
 
+// A new contiguous tensor with the dtype and device of `like`. Through the C function, since the
+// dispatcher looks an operator up by its name at every call.
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= sizes[d] > 1 ? sizes[d] : 1;
+  }
+  int32_t device_type, dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                  strides.data(), dtype, device_type,
+                                                  like.get_device_index(), &made));
+  return Tensor(made);
+}
+
+inline Tensor new_like(const Tensor& x) {
+  const auto sizes = x.sizes();
+  return new_tensor(x, std::vector<int64_t>(sizes.begin(), sizes.end()));
+}
+
+inline Tensor as_contiguous(const Tensor& x) {
+  return x.is_contiguous() ? x : torch::stable::contiguous(x);
+}
+
 // x [N, M], h [N, M, H], theta [G, P] with G = 1 or M, contiguous.
 class Arguments {
  public:
   Arguments(const char* op_, const Tensor& x_, const Tensor& h_, const Tensor& theta_,
             const std::vector<int64_t>& widths, int64_t activation_, int64_t order_)
       : op(op_),
-        x(torch::stable::contiguous(x_)),
-        h(torch::stable::contiguous(h_)),
-        theta(torch::stable::contiguous(theta_)),
+        x(as_contiguous(x_)),
+        h(as_contiguous(h_)),
+        theta(as_contiguous(theta_)),
         dtype(x_.scalar_type()) {
     require(x.dim() == 2 && h.dim() == 3 && theta.dim() == 2, op,
             ": x must be [N, M], h [N, M, H], theta [G, P]");
@@ -61,12 +90,10 @@ class Arguments {
     require(given.dim() == 3 && given.size(0) == order + 1 && given.size(1) == x.size(0) &&
                 given.size(2) == x.size(1),
             op, ": ", name, " must be [order + 1, N, M]");
-    return torch::stable::contiguous(given);
+    return as_contiguous(given);
   }
 
-  Tensor new_stack() const {
-    return torch::stable::new_empty(x, {order + 1, x.size(0), x.size(1)});
-  }
+  Tensor new_stack() const { return new_tensor(x, {order + 1, x.size(0), x.size(1)}); }
 
   // Whether there is a row; without one a gradient in theta is zero.
   bool any() const { return x.size(0) > 0 && x.size(1) > 0; }

@@ -10,17 +10,19 @@ using mlp::kU;
 using mlp::kY;
 using mlp::kZ;
 
-// kOrder < 0: the order is only known at run time. kFirst: a series in x itself, z = z_0 + z_1 x.
+// Of the first layer, z = z_0 + z_1 x. kOrder < 0: the order, and whether this is the first layer,
+// are only known at run time.
 template <typename T_, typename Op, int kOrder, bool kFirst>
 struct LocalSeries {
   using T = T_;
   using V = Vector<T>;
   static constexpr int kSize = (kOrder < 0 ? kMaxOrder : kOrder) + 1;
 
-  CT_MLP_INLINE explicit LocalSeries(int order) : order_(order) {}
+  CT_MLP_INLINE LocalSeries(int order, bool first) : order_(order), first_(first) {}
   CT_MLP_INLINE int order() const { return kOrder < 0 ? order_ : kOrder; }
+  CT_MLP_INLINE bool first() const { return kOrder < 0 ? first_ : kFirst; }
   CT_MLP_INLINE int degree(int series) const {
-    return series == kZ && kFirst && order() > 1 ? 1 : order();
+    return series == kZ && first() && order() > 1 ? 1 : order();
   }
   CT_MLP_INLINE V get(int series, int k) const { return coefficient_[series][k]; }
   CT_MLP_INLINE void set(int series, int k, const V& value) { coefficient_[series][k] = value; }
@@ -28,11 +30,12 @@ struct LocalSeries {
   // All coefficients of y, and of its slope if wanted; coefficient k of z is z(k).
   template <bool kSlope, typename Get>
   CT_MLP_INLINE void fill(T param, const Get& z) {
-    const int last = order();
-    CT_MLP_EACH
-    for (int k = 0; k <= last; ++k) {
-      set(kZ, k, kFirst && k > 1 ? V{} : z.get(k));
-      Op::template order<kSlope>(*this, k, param);
+    if constexpr (kOrder < 0) {  // not unrolled: that takes minutes to compile
+      CT_MLP_LOOP
+      for (int k = 0; k <= order_; ++k) fill_order<kSlope>(k, param, z);
+    } else {
+      CT_MLP_EACH
+      for (int k = 0; k <= kOrder; ++k) fill_order<kSlope>(k, param, z);
     }
   }
 
@@ -48,8 +51,15 @@ struct LocalSeries {
   }
 
  private:
+  template <bool kSlope, typename Get>
+  CT_MLP_INLINE void fill_order(int k, T param, const Get& z) {
+    set(kZ, k, first() && k > 1 ? V{} : z.get(k));
+    Op::template order<kSlope>(*this, k, param);
+  }
+
   V coefficient_[Op::kSeries][kSize];
   int order_;
+  bool first_;
 };
 
 }  // namespace

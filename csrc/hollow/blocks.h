@@ -119,8 +119,7 @@ class Worker {
       for (int64_t u = 0; u < units; ++u, from += in) {
         if (l == 0) line_[u] = from[0];
         for (int64_t i = skip; i < in; ++i) layers_[l].weight[(i - skip) * width_[l] + u] = from[i];
-        if (gradient_)
-          std::copy(from + skip, from + in, layers_[l].back + u * inputs_padded(l));
+        if (gradient_) std::copy(from + skip, from + in, layers_[l].back + u * inputs_padded(l));
       }
       std::copy_n(theta + task_.net.bias[l], units, layers_[l].bias);
     }
@@ -145,8 +144,8 @@ class Worker {
   // z of a later layer, from the planes y of the one before.
   void layer_up(int l, int64_t rows, const T* y, T* z) {
     for (int k = 0; k <= task_.order; ++k) {
-      Product<T> p{y + k * plane_, width_[l - 1], rows,     inputs(l), layers_[l].weight,
-                   width_[l],      z + k * plane_};
+      Product<T> p{y + k * plane_,    width_[l - 1], rows,          inputs(l),
+                   layers_[l].weight, width_[l],     z + k * plane_};
       p.bias = k == 0 ? layers_[l].bias : nullptr;
       product(p);
     }

@@ -31,19 +31,9 @@ void share_out(const Task<T>& task, const Body& body) {
   torch::stable::parallel_for(0, all, grain, body);
 }
 
-Tensor hollow_transform(const Tensor& x, const Tensor& h, const Tensor& theta,
-                        std::vector<int64_t> widths, int64_t activation, double param,
-                        int64_t order) {
-  const Arguments a("hollow_transform", x, h, theta, widths, activation, order);
-  Tensor out = a.new_stack();
-  if (!a.any()) return out;
-  dispatch_floating(a.dtype, a.op, [&](auto zero) {
-    using T = decltype(zero);
-    Task<T> task = a.task<T>(param);
-    task.out = out.mutable_data_ptr<T>();
-    share_out(task, [&](int64_t first, int64_t last) { loops<T>().forward(task, first, last); });
-  });
-  return out;
+template <typename T>
+void run_forward(const Task<T>& task, const Tensor&) {
+  share_out(task, [&](int64_t first, int64_t last) { loops<T>().forward(task, first, last); });
 }
 
 // The sum of `count` rows for each group, in their order.
@@ -57,31 +47,18 @@ void add_chunks(const T* partial, int64_t groups, int64_t count, int64_t size, T
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> hollow_gradient(const Tensor& g_, const Tensor& x,
-                                                   const Tensor& h, const Tensor& theta,
-                                                   std::vector<int64_t> widths, int64_t activation,
-                                                   double param, int64_t order) {
-  const Arguments a("hollow_gradient", x, h, theta, widths, activation, order);
-  const Tensor g = a.stack("g", g_);
-  Tensor of_x = torch::stable::empty_like(a.x), of_h = torch::stable::empty_like(a.h);
-  Tensor of_theta = torch::stable::empty_like(a.theta);
-  if (!a.any()) return {of_x, of_h, torch::stable::fill_(of_theta, 0.0)};
-  dispatch_floating(a.dtype, a.op, [&](auto zero) {
-    using T = decltype(zero);
-    Task<T> task = a.task<T>(param);
-    task.g = g.const_data_ptr<T>(), task.of_x = of_x.mutable_data_ptr<T>();
-    task.of_h = of_h.mutable_data_ptr<T>(), task.of_theta = of_theta.mutable_data_ptr<T>();
-    const Chunks chunks(task.groups, task.rows);
-    std::vector<T> several(chunks.count > 1 ? task.groups * chunks.count * task.net.parameters : 0);
-    T* partial = chunks.count > 1 ? several.data() : task.of_theta;
-    share_out(task, [&](int64_t first, int64_t last) {
-      loops<T>().gradient(task, first, last, partial);
-    });
-    if (chunks.count > 1)
-      add_chunks(partial, task.groups, chunks.count, task.net.parameters, task.of_theta);
-  });
-  return {of_x, of_h, of_theta};
+template <typename T>
+void run_gradient(const Task<T>& task, Tensor&) {
+  const Chunks chunks(task.groups, task.rows);
+  std::vector<T> several(chunks.count > 1 ? task.groups * chunks.count * task.net.parameters : 0);
+  T* partial = chunks.count > 1 ? several.data() : task.of_theta;
+  share_out(task,
+            [&](int64_t first, int64_t last) { loops<T>().gradient(task, first, last, partial); });
+  if (chunks.count > 1)
+    add_chunks(partial, task.groups, chunks.count, task.net.parameters, task.of_theta);
 }
+
+#include "operators.h"
 
 }  // namespace
 }  // namespace ct::hollow

@@ -15,8 +15,10 @@
 
 #define CT_MLP_INLINE __attribute__((always_inline)) inline
 #define CT_MLP_EACH _Pragma("GCC unroll 16")
+#define CT_MLP_LOOP _Pragma("GCC unroll 1")
 
-#if defined(__GNUC__)
+#if defined(__GNUC__)  // these vectors are never passed between functions that are not inlined
+#pragma GCC diagnostic ignored "-Wpsabi"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of series whose order it does not know
 #endif
 

@@ -12,24 +12,25 @@ struct Pass {
   bool first;  // the first layer: z_1 is `line` in every row, and higher coefficients are zero
   int64_t rows, width, plane;
   const T* line;
-  T* z;              // in; y goes there too, or the cotangent of z
-  T* slope;          // out: that of y
-  const T* last;     // weights of the last layer [width]
-  T* sums;           // out: last . y, a vector for each (k, row), `sum_plane` rows apart
-  const T* g;        // in: cotangents of last . y, `sum_plane` apart
+  T* z;           // in; y goes there too, or the cotangent of z
+  T* slope;       // out: that of y
+  const T* last;  // weights of the last layer [width]
+  T* sums;        // out: last . y, a vector for each (k, row), `sum_plane` rows apart
+  const T* g;     // in: cotangents of last . y, `sum_plane` apart
   int64_t sum_plane;
-  T* last_bar;       // added to: [width]
+  T* last_bar;  // added to: [width]
 };
 
 enum Mode : int { kHidden, kKept, kLast, kGradient };
 
-template <typename T, bool kFirst>
+template <typename T>
 struct Loaded {
   CT_MLP_INLINE Vector<T> get(int k) const {
-    return kFirst && k == 1 ? load<T>(line) : load<T>(z + k * plane);
+    return first && k == 1 ? load<T>(line) : load<T>(z + k * plane);
   }
   const T *z, *line;
   int64_t plane;
+  bool first;
 };
 
 template <typename T, int kSize>
@@ -42,9 +43,9 @@ struct Bars {
 template <typename Op, int kOrder, bool kFirst, bool kSlope, typename T>
 void through(const Pass<T>& p) {
   for (int64_t at = 0; at < p.rows * p.width; at += Lanes<T>::kCount) {
-    LocalSeries<T, Op, kOrder, kFirst> s(p.order);
-    const T* line = kFirst ? p.line + at % p.width : nullptr;
-    s.template fill<kSlope>(p.param, Loaded<T, kFirst>{p.z + at, line, p.plane});
+    LocalSeries<T, Op, kOrder, kFirst> s(p.order, p.first);
+    const T* line = s.first() ? p.line + at % p.width : nullptr;
+    s.template fill<kSlope>(p.param, Loaded<T>{p.z + at, line, p.plane, s.first()});
     const int last = s.order();
     CT_MLP_EACH
     for (int k = 0; k <= last; ++k) {
@@ -61,13 +62,13 @@ void to_last(const Pass<T>& p) {
   using S = LocalSeries<T, Op, kOrder, kFirst>;
   for (int64_t r = 0; r < p.rows; ++r) {
     Vector<T> sum[S::kSize];
-    const int last = S(p.order).order();
+    const int last = S(p.order, p.first).order();
     CT_MLP_EACH
     for (int k = 0; k <= last; ++k) sum[k] = Vector<T>{};
     for (int64_t at = 0; at < p.width; at += kLanes) {
-      S s(p.order);
-      const T* line = kFirst ? p.line + at : nullptr;
-      s.template fill<false>(p.param, Loaded<T, kFirst>{p.z + r * p.width + at, line, p.plane});
+      S s(p.order, p.first);
+      const T* z = p.z + r * p.width + at;
+      s.template fill<false>(p.param, Loaded<T>{z, p.line + at, p.plane, s.first()});
       const Vector<T> weight = load<T>(p.last + at);
       CT_MLP_EACH
       for (int k = 0; k <= last; ++k) sum[k] += weight * s.get(kY, k);
@@ -86,9 +87,8 @@ void from_last(const Pass<T>& p) {
     const Vector<T> weight = load<T>(p.last + at);
     for (int64_t r = 0; r < p.rows; ++r) {
       T* z = p.z + r * p.width + at;
-      S s(p.order);
-      const T* line = kFirst ? p.line + at : nullptr;
-      s.template fill<true>(p.param, Loaded<T, kFirst>{z, line, p.plane});
+      S s(p.order, p.first);
+      s.template fill<true>(p.param, Loaded<T>{z, p.line + at, p.plane, s.first()});
       Bars<T, S::kSize> bars;
       const int last = s.order(), degree = s.degree(kZ);
       CT_MLP_EACH
@@ -116,7 +116,8 @@ void backward(const Pass<T>& p) {
     }
 }
 
-// Low orders of the usual activations have code of their own; the others share one.
+// Low orders of the usual activations have code of their own, most of them where no gradient is
+// taken; the others share one.
 template <typename Op, int kMode, int kOrder, bool kFirst, typename T>
 void pass_of_order(const Pass<T>& p) {
   if constexpr (kMode == kHidden) through<Op, kOrder, kFirst, false>(p);
@@ -139,6 +140,7 @@ struct PassOf {
   struct Family {
     template <typename T>
     static void run(const Pass<T>& p) {
+      constexpr bool kForward = kMode == kHidden || kMode == kLast;
       if constexpr (CT_MLP_UNROLL && Op::kUnrolled) switch (p.order) {
           case 0:  // no difference between layers
             return pass_of_order<Op, kMode, 0, false>(p);
@@ -147,11 +149,13 @@ struct PassOf {
           case 2:
             return pass_of_layer<Op, kMode, 2>(p);
           case 3:
-            return pass_of_layer<Op, kMode, 3>(p);
+            if constexpr (kForward) return pass_of_layer<Op, kMode, 3>(p);
+            break;
           case 4:
-            return pass_of_layer<Op, kMode, 4>(p);
+            if constexpr (kForward) return pass_of_layer<Op, kMode, 4>(p);
+            break;
         }
-      pass_of_layer<Op, kMode, -1>(p);
+      pass_of_order<Op, kMode, -1, false>(p);
     }
   };
 };

@@ -67,15 +67,15 @@ struct Relu {
   template <bool kSlope, typename S>
   static CT_MLP_INLINE void order(S& s, int k, typename S::T) {
     using V = typename S::V;
-    const auto on = s.get(kZ, 0) > V{};
+    const auto off = s.get(kZ, 0) <= V{};  // NaN goes through
     const V z = k <= s.degree(kZ) ? s.get(kZ, k) : V{};
-    s.set(kY, k, on ? z : V{});
-    if (kSlope) s.set(kU, k, on ? splat<typename S::T>(k == 0) : V{});
+    s.set(kY, k, off ? V{} : z);
+    if (kSlope) s.set(kU, k, off ? V{} : splat<typename S::T>(k == 0));
   }
   template <typename T>
   static CT_MLP_INLINE Slopes<T> slopes(const Vector<T>& z, T) {
-    const auto on = z > Vector<T>{};
-    return {on ? z : Vector<T>{}, on ? splat<T>(1) : Vector<T>{}, splat<T>(0), splat<T>(0)};
+    const auto off = z <= Vector<T>{};
+    return {off ? Vector<T>{} : z, off ? Vector<T>{} : splat<T>(1), splat<T>(0), splat<T>(0)};
   }
 };
 

@@ -107,9 +107,9 @@ class HollowAttention(HollowNet):
         e = self._act(e)
         e = torch.cat([e, self.nothing.expand(*x.shape[:-1], 1, -1)], -2)
         c = c.expand(*x.shape, -1)
-        hidden = _hidden(d, mask, x.device)
+        barrier = _barrier(x, mask)
         for layer in self.layers:
-            c, e = layer(c, e, hidden)
+            c, e = layer(c, e, barrier)
         h: Tensor = self.out(c)
         return h
 
@@ -180,23 +180,26 @@ class _Layer(nn.Module):
         self.up_content = nn.Linear(width, 2 * width, **options)
         self.down_content = nn.Linear(2 * width, width, **options)
 
-    def forward(self, c: Tensor, e: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, c: Tensor, e: Tensor, barrier: Tensor) -> tuple[Tensor, Tensor]:
         e = e + self.down_content(self.act(self.up_content(e)))
         k, v = self.content(e).chunk(2, -1)
-        c = c + self.join(self._attend(self.query(c), k, v, hidden))
+        c = c + self.join(self._attend(self.query(c), k, v, barrier))
         return c + self.down(self.act(self.up(c))), e
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, barrier: Tensor) -> Tensor:
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for x in (q, k, v))
-        scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        weights = (scores + barrier).softmax(-1)
         return (weights @ v).transpose(-2, -3).flatten(-2)
 
 
-def _hidden(d: int, mask: Tensor | None, device: torch.device) -> Tensor:
-    """Which of the d + 1 contents each context must not see: [d, d + 1] or [..., 1, d, d + 1]."""
-    own = torch.eye(d, d + 1, dtype=torch.bool, device=device)
-    if mask is None:
-        return own
-    absent = nn.functional.pad(~mask, (0, 1), value=False)
-    return own | absent[..., None, None, :]
+def _barrier(x: Tensor, mask: Tensor | None) -> Tensor:
+    """0, or ``-inf`` for contents that a context must not see: its own, and absent ones.
+
+    [d, d + 1], with a mask [..., 1, d, d + 1]; the content beside those of x is the last.
+    """
+    d = x.shape[-1]
+    hidden = torch.eye(d, d + 1, dtype=torch.bool, device=x.device)
+    if mask is not None:
+        hidden = hidden | nn.functional.pad(~mask, (0, 1), value=False)[..., None, None, :]
+    return torch.zeros(hidden.shape, dtype=x.dtype, device=x.device).masked_fill(hidden, -torch.inf)

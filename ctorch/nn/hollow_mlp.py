@@ -100,7 +100,7 @@ class HollowMLP(HollowNet):
         self.weight_out = scaled(tuple(mask_out.shape), fan_in, options)
         self.bias_out = nn.Parameter(torch.zeros(len(windows), 1, mask_out.shape[-1], **options))
         for name, mask in (("mask_in", into), ("mask", inner), ("mask_out", mask_out)):
-            self.register_buffer(name, mask.to(**options), persistent=False)
+            self.register_buffer(name, mask.to(self.weight_in), persistent=False)
 
     def conditioner(self, t: Any, x: Tensor) -> Tensor:
         check_last(x, self.dim)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ctorch.nn._hollow import HollowNet, check_last, check_size, one_more_dim, scaled
 
 CHUNK = 64  # dims that are summed by one product
+BLOCK = 1 << 18  # numbers in the contexts of a block of samples, which stays in the cache
 
 
 class HollowSum(HollowNet):
@@ -76,27 +77,42 @@ class HollowSum(HollowNet):
     def conditioner(self, t: Any, x: Tensor) -> Tensor:
         if not self.shared:
             check_last(x, self.dim)
-        d = x.shape[-1]
-        columns = x.reshape(-1, d).t().unsqueeze(-1)  # [d, B, 1]: the dims are a batch of nets
-        phi = self._act(columns * self.weight_in + self.bias_in) @ self.weight_out
-        total = sums_of_others(phi.flatten(1)) * max(d - 1, 1) ** -0.5
-        total = total.unflatten(1, (-1, self.context)).transpose(0, 1)
-        z = total.reshape(*x.shape, self.context) + self.bias_out
         t = self._time_of(t, x)
-        return self._act(z if t is None else z + one_more_dim(t) * self.weight_time)
+        late = None if t is None else one_more_dim(t) * self.weight_time
+        rows = x.reshape(_count(x.shape[:-1]), x.shape[-1])
+        size = max(1, BLOCK // (x.shape[-1] * self.context))
+        blocks = rows.split(size)
+        lates: Sequence[Tensor | None] = [late] * len(blocks)
+        if late is not None and late.ndim > 1:  # times of samples
+            late = late.expand(*x.shape[:-1], 1, self.context)
+            lates = late.reshape(rows.shape[0], 1, self.context).split(size)
+        h = torch.cat([self._contexts(*pair) for pair in zip(blocks, lates, strict=True)])
+        return h if x.ndim == 2 else h.reshape(*x.shape, self.context)
+
+    def _contexts(self, x: Tensor, late: Tensor | None) -> Tensor:
+        """Of a block of samples [b, d], and what time adds to them."""
+        b, d = x.shape
+        columns = x.t().unsqueeze(-1)  # [d, b, 1]: the dims are a batch of nets
+        z = torch.addcmul(self.bias_in, columns, self.weight_in)
+        phi = self._act(z) @ self.weight_out
+        total = sums_of_others(phi.flatten(1), max(d - 1, 1) ** -0.5)
+        z = total.unflatten(1, (b, self.context)).transpose(0, 1)
+        if late is None or late.ndim == 1:
+            return self._act(z + (self.bias_out if late is None else self.bias_out + late))
+        return self._act(z + self.bias_out + late)
 
     def extra_repr(self) -> str:
         return self._repr(dim=self.dim, features=self.features, shared=self.shared)
 
 
-def sums_of_others(x: Tensor) -> Tensor:
-    """``y_i = sum_{j != i} x_j`` of ``x`` [d, n], in which ``y_i`` keeps its bits when x_i changes.
+def sums_of_others(x: Tensor, scale: float = 1.0) -> Tensor:
+    """``scale * sum_{j != i} x_j`` for each i of ``x`` [d, n]; x_i changes no bit of the i-th.
 
     In O(d): within chunks by a product, and of the chunks' sums in the same way.
     """
     d = x.shape[0]
     chunk = min(d, CHUNK)
-    others = 1 - torch.eye(chunk, dtype=x.dtype, device=x.device)
+    others = scale * (1 - torch.eye(chunk, dtype=x.dtype, device=x.device))
     if d == chunk:
         return others @ x
     count = -(-d // chunk)
@@ -104,4 +120,11 @@ def sums_of_others(x: Tensor) -> Tensor:
         x = torch.cat([x, x.new_zeros(count * chunk - d, x.shape[1])])
     parts = x.unflatten(0, (count, chunk))
     within = others @ parts
-    return (within + sums_of_others(parts.sum(1)).unsqueeze(1)).flatten(0, 1)[:d]
+    return (within + sums_of_others(parts.sum(1), scale).unsqueeze(1)).flatten(0, 1)[:d]
+
+
+def _count(shape: Sequence[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

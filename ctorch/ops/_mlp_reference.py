@@ -70,7 +70,7 @@ def _identity(k: int, s: Series, _: float) -> Tensor:
 
 
 def _relu(k: int, s: Series, _: float) -> Tensor:
-    return torch.where(s.z[0] > 0, s.z[k], 0)
+    return torch.where(s.z[0] <= 0, 0, s.z[k])  # NaN goes through
 
 
 def _exp(k: int, s: Series, _: float) -> Tensor:
@@ -166,8 +166,8 @@ def slopes(z: Tensor, name: str, param: float = 0.0) -> Slopes:
     if name == "identity":
         return Slopes(z, torch.ones_like(z), torch.zeros_like(z))
     if name == "relu":
-        on = (z > 0).to(z.dtype)
-        return Slopes(z * on, on, torch.zeros_like(z))
+        on = (~(z <= 0)).to(z.dtype)  # NaN goes through
+        return Slopes(torch.where(z <= 0, 0, z), on, torch.zeros_like(z))
     if name == "tanh":
         y = z.tanh()
         first = 1 - y * y

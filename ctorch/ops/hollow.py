@@ -24,6 +24,9 @@ from ctorch.ops._op import define
 ACTIVATIONS = reference.ACTIVATIONS
 """Names of activations, as in ``ctorch.ops.mlp``."""
 
+MAX_HIDDEN, MAX_ORDER = 16, 24
+"""What kernels take: kMaxHidden of csrc/hollow/task.h, kMaxOrder of csrc/mlp/tasks.h."""
+
 
 class Transformer(NamedTuple):
     """The nets ``tau_i``: ``layer, activation, layer, ..., layer``, from (x_i, h_i) to a number.
@@ -86,7 +89,8 @@ def transform(x: Tensor, h: Tensor, transformer: Transformer, order: int = 0) ->
         flat, context = x.reshape(rows, x.shape[-1]), h.reshape(rows, *h.shape[-2:])
     theta = packed(transformer)
     # a net of one layer is linear: there is nothing to be fused
-    call = hollow_transform if widths else reference.transform
+    fused = 0 < len(widths) <= MAX_HIDDEN and order <= MAX_ORDER
+    call = hollow_transform if fused else reference.transform
     number = reference.ACTIVATIONS.index(activation)
     out: Tensor = call(flat, context, theta, widths, number, float(param), order)
     return out if x.dim() == 2 else out.reshape(order + 1, *x.shape)

@@ -17,6 +17,7 @@ import ctorch
 from ctorch.autodiff import check_hollow
 from ctorch.nn import HollowAttention, HollowMLP, HollowSum
 from ctorch.nn import hollow_mlp as mlp
+from ctorch.nn import hollow_sum
 from tests.nn.hollow_nets import F64, NETS, make, points
 
 EXACT = pytest.mark.parametrize("name", NETS)
@@ -168,12 +169,21 @@ def test_a_shared_sum_is_permutation_equivariant_and_takes_any_number():
     assert not torch.allclose(net(t, x[:, :4]), net(t, x)[:, :4])
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_blocks_of_samples_are_the_batch(shared, monkeypatch):
+    net = HollowSum(5, shared=shared, dtype=F64)
+    t, x = points(batch=7)
+    expected = [net(t, x), net(0.3, x), net(t[:1], x)]
+    monkeypatch.setattr(hollow_sum, "BLOCK", 3 * 5 * 16)
+    got = [net(t, x), net(0.3, x), net(t[:1], x)]
+    for g, e in zip(got, expected, strict=True):
+        assert_close(g, e, rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("d", [1, 5, 64, 65, 200])
 def test_sums_leave_out_their_own_term(d):
-    from ctorch.nn.hollow_sum import sums_of_others
-
     x = torch.randn(d, 3, dtype=F64)
-    assert_close(sums_of_others(x), x.sum(0) - x, rtol=1e-12, atol=1e-12)
+    assert_close(hollow_sum.sums_of_others(x), x.sum(0) - x, rtol=1e-12, atol=1e-12)
 
 
 class TestAttention:
@@ -223,7 +233,7 @@ class TestAttention:
         class Naive(HollowAttention):
             def conditioner(self, t, x):
                 c = self.seed + x.unsqueeze(-1) * self.weight_in
-                own = torch.eye(5, dtype=torch.bool)
+                own = torch.zeros(5, 5).fill_diagonal_(-torch.inf)
                 h = torch.zeros_like(c)
                 for layer in self.layers:
                     k, v = layer.content(c).chunk(2, -1)
