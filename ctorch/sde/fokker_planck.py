@@ -153,6 +153,4 @@ def _gradients(value: Tensor, at: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if not value.requires_grad:
         return tuple(map(torch.zeros_like, at))
     grads = torch.autograd.grad(value.sum(), at, create_graph=True, allow_unused=True)
-    return tuple(
-        torch.zeros_like(x) if g is None else g for g, x in zip(grads, at, strict=True)
-    )
+    return tuple(torch.zeros_like(x) if g is None else g for g, x in zip(grads, at, strict=True))

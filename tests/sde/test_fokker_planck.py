@@ -184,7 +184,9 @@ def test_gradients_reach_everything(order):
 
     check_gradients(rate, (score, curvature, t, x), order=order, examples=4)
     noise = torch.rand(2, dtype=F64)
-    check_gradients(lambda noise: fokker_planck(f, noise, score, curvature, t, x), noise, order=order)
+    check_gradients(
+        lambda noise: fokker_planck(f, noise, score, curvature, t, x), noise, order=order
+    )
 
 
 def test_gradients_reach_the_density_as_well():
