@@ -143,7 +143,7 @@ def _check(t: Any, x: Any) -> None:
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x: expected a floating-point tensor [..., d], got {got}")
     if not isinstance(t, Tensor) or t.dtype != x.dtype:
-        got = t.dtype if isinstance(t, Tensor) else type(t).__name__
+        got = str(t.dtype) if isinstance(t, Tensor) else type(t).__name__
         raise TypeError(f"t: expected a tensor of x's dtype {x.dtype}, got {got}")
     if t.shape != (*x.shape[:-1], 1):
         raise ValueError(f"t: expected {(*x.shape[:-1], 1)} beside x, got {tuple(t.shape)}")

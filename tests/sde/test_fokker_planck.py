@@ -158,9 +158,9 @@ def test_a_constant_diffusion_is_a_number_a_tensor_or_a_net():
     t, x = points(3)
     p = log_density_derivatives(log_density, t, x)
     vector = torch.tensor([0.5, 1.0, 2.0], dtype=F64)
-    for given, same in ((2, 2.0), (0.5, torch.tensor(0.5)), (vector, vector.expand(3, 3))):
-        by_net = Apart(lambda t, x, given=given: 0 * x + given)
-        found = [fokker_planck(net, g, p.score, p.curvature, t, x) for g in (given, same, by_net)]
+    for noise, same in ((2, 2.0), (0.5, torch.tensor(0.5)), (vector, vector.expand(3, 3))):
+        by_net = Apart(lambda t, x, noise=noise: 0 * x + noise)
+        found = [fokker_planck(net, g, p.score, p.curvature, t, x) for g in (noise, same, by_net)]
         assert_close(found[0], found[1], **CLOSE)
         assert_close(found[0], found[2], **CLOSE)
 
@@ -208,7 +208,8 @@ def test_without_gradients_there_is_no_graph_and_the_same_numbers():
         p = log_density_derivatives(log_density, t, x)
     assert with_graph.curvature.requires_grad
     assert not any(part.requires_grad for part in p)
-    assert not t.requires_grad and not x.requires_grad
+    assert not t.requires_grad
+    assert not x.requires_grad
     for part, other in zip(p, with_graph, strict=True):
         assert_close(part, other.detach(), rtol=0, atol=0)
 
@@ -217,12 +218,16 @@ def test_a_density_may_ignore_time_or_space():
     t, x = points(2)
     p = log_density_derivatives(lambda t, x: -x.sum(-1), t, x)  # linear: no curvature either
     assert_close(p.score, -torch.ones_like(x))
-    assert not p.rate.any() and not p.curvature.any()
+    assert not p.rate.any()
+    assert not p.curvature.any()
     p = log_density_derivatives(lambda t, x: 3 * t.squeeze(-1), t, x)
     assert_close(p.rate, torch.full((3,), 3.0, dtype=F64))
-    assert not p.score.any() and not p.curvature.any()
+    assert not p.score.any()
+    assert not p.curvature.any()
     p = log_density_derivatives(lambda t, x: torch.ones(3), t, x)
-    assert not p.rate.any() and not p.score.any() and not p.curvature.any()
+    assert not p.rate.any()
+    assert not p.score.any()
+    assert not p.curvature.any()
 
 
 @pytest.mark.parametrize("batch", [(), (0,), (2, 3)])
