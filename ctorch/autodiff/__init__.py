@@ -8,6 +8,9 @@ from ctorch.autodiff._propagated import MissingRuleError as MissingRuleError
 from ctorch.autodiff._propagated import Propagated as Propagated
 from ctorch.autodiff._propagated import register_jet_rule as register_jet_rule
 from ctorch.autodiff.divergence import divergence as divergence
+from ctorch.autodiff.fokker_planck import LogDensity as LogDensity
+from ctorch.autodiff.fokker_planck import fokker_planck as fokker_planck
+from ctorch.autodiff.fokker_planck import log_density_derivatives as log_density_derivatives
 from ctorch.autodiff.hollow import Hollow as Hollow
 from ctorch.autodiff.hollow import check_hollow as check_hollow
 from ctorch.autodiff.hollow import dimwise_derivative as dimwise_derivative
