@@ -295,7 +295,10 @@ def _gathered(team: Team, share: _Share, solve: Callable[[], None]) -> _Share:
         mine = share.indices, result, share.numbers
     except Exception as problem:  # the others wait for word from here
         error = problem
-    everything = team.exchange(mine, error)
+    try:
+        everything = team.exchange(mine, error)
+    finally:
+        del error  # its traceback holds this frame, and so the group
     total = _Share(range(everything[0][0].start, everything[-1][0].stop), share.results.merge)
     for _, result, _ in everything:
         total.results.add(result)

@@ -53,7 +53,10 @@ class Team:
         errors: list[Any] = [None] * self.size
         dist.all_gather_object(errors, said, group=self.group)
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame, and so the group
         for rank, other in enumerate(errors):
             if other is not None:
                 raise RuntimeError(f"the ensemble's part in rank {rank} failed: {other}")

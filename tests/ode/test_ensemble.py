@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import warnings
 from collections.abc import Iterator
@@ -376,6 +377,7 @@ def work(rank: int, folder: str) -> None:
         },
         Path(folder) / f"{rank}.pt",
     )  # fmt: skip
+    gc.collect()  # what a traceback holds of the group goes before it
     dist.destroy_process_group()
 
 
