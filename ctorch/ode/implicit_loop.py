@@ -228,12 +228,8 @@ class AdaptiveImplicitLoop(ImplicitLoop):
     def integrate(self, state: State) -> State:
         """Make the steps."""
         problem, stats, direction = self.problem, self.stats, self.problem.direction
-        knots, tau, fresh, error = (
-            problem.knots(ends=not self.endless),
-            self.goals[0],
-            True,
-            math.nan,
-        )
+        knots = problem.knots(ends=not self.endless)
+        tau, fresh, error = self.goals[0], True, math.nan
         h, history = self._first_step(state), (NEUTRAL, NEUTRAL)
         while self.reading:
             length = min(max(h, problem.min_step), problem.max_step)
