@@ -8,6 +8,7 @@ costs some tens of nanoseconds for each value.
 
 from __future__ import annotations
 
+import argparse
 import collections
 import enum
 import functools
@@ -33,6 +34,8 @@ _PLAIN = (
 )  # fmt: skip
 _LIBRARIES = ("torch", "numpy", "ctorch", "builtins", "math", "functools", "itertools", "typing",
               "collections", "operator", "scipy", "abc", "enum", "types", "os", "sys")  # fmt: skip
+#: Of the standard library's classes, those whose objects are bags of the user's values.
+_BAGS = (types.SimpleNamespace, argparse.Namespace, collections.UserDict, collections.UserList)
 _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 #: Of a module, what has no influence on its result.
 _BOOKKEEPING = {
@@ -78,6 +81,7 @@ class Guards:
         self._seen: dict[int, str] = {}
         self._kept: list[Any] = []
         self._codes: set[types.CodeType] = set()
+        self._modules: set[tuple[int, frozenset[str]]] = set()
         self._todo: collections.deque[tuple[Any, str, str]] = collections.deque()
         self._todo.append((root[0], "root[0]", "func"))
         self._todo.append((root[1], "root[1]", "args"))
@@ -213,28 +217,28 @@ class Guards:
             self._add(item.__kwdefaults__, f"{name}.__kwdefaults__", f"{path}'s defaults")
         if item.__dict__:
             self._add(item.__dict__, f"{name}.__dict__", path)
-        names = item.__code__.co_freevars
+        names, used = item.__code__.co_freevars, frozenset(_names(item.__code__))
         for i, cell in enumerate(item.__closure__ or ()):
             try:
                 content = cell.cell_contents
             except ValueError:  # not bound yet
                 continue
-            self._add(content, f"{name}.__closure__[{i}].cell_contents", names[i])
-        used = set(_names(item.__code__))
+            self._global(content, f"{name}.__closure__[{i}].cell_contents", names[i], used)
         for key in sorted(used & item.__globals__.keys()):
             self._global(item.__globals__[key], f"{name}.__globals__[{key!r}]", key, used)
 
-    def _global(self, item: Any, access: str, path: str, used: set[str]) -> None:
+    def _global(self, item: Any, access: str, path: str, used: frozenset[str]) -> None:
+        """A variable from outside a function; of a module what the function names."""
         if not isinstance(item, types.ModuleType):
             self._add(item, access, path)
             return
         self._line(f"if {access} is not {self._constant(item)}: return None")
-        if _is_library(item.__name__) or id(item) in self._seen:
+        if _is_library(item.__name__) or (id(item), used) in self._modules:
             return
+        self._modules.add((id(item), used))
         for key in sorted(used & item.__dict__.keys()):
-            value = item.__dict__[key]
-            if not key.startswith("__") and not isinstance(value, types.ModuleType):
-                self._add(value, f"{access}.{key}", f"{path}.{key}")
+            if not key.startswith("__"):
+                self._global(item.__dict__[key], f"{access}.{key}", f"{path}.{key}", used)
 
     def _sequence(self, item: Any, name: str, path: str) -> None:
         self._line(f"if type({name}) is not {self._constant(type(item))}: return None")
@@ -263,7 +267,8 @@ class Guards:
         kind = type(item)
         held = getattr(item, "__dict__", None)
         module = isinstance(item, torch.nn.Module) and not isinstance(item, torch.jit.ScriptModule)
-        if not module and (_is_library(kind.__module__) or (held is None and not _slots(kind))):
+        opaque = _is_library(kind.__module__) and kind not in _BAGS
+        if not module and (opaque or (held is None and not _slots(kind))):
             self._line(f"if {name} is not {self._constant(item)}: return None")
             return
         self._add(kind, f"type({name})", kind.__qualname__)

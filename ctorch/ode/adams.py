@@ -59,7 +59,10 @@ def solve(request: Request, problem: Problem) -> tuple[Run, Tensor, Problem]:
 
 @dataclasses.dataclass(slots=True)
 class AdamsStep:
-    """One step: its times, the state at its start and the places of the slopes that it read."""
+    """One step: its times, the state at its start and the places of the slopes that it read.
+
+    ``fired``: the last output is an event's, whose time is a constant to the solve.
+    """
 
     t: float
     h: float
@@ -72,6 +75,7 @@ class AdamsStep:
     converged: bool = True
     base: int = 0  # the user's time with which a free start moves, or FIXED
     rng: Any = None
+    fired: bool = False
     stages: None = None
 
 
@@ -259,10 +263,8 @@ class AdamsJob:
                     step.outputs = [(r, th) for r, th in step.outputs if (th or 1.0) <= found[0]]
                     step.outputs.append((len(rows) + len(step.outputs), found[0]))
                     fired = (t + found[0] * h, found[1])
-            rows += [
-                made.row(row, theta, fired is not None and (row, theta) == step.outputs[-1])
-                for row, theta in step.outputs
-            ]
+                    step.fired = True
+            rows += made.outputs()
             if not made.converged and not warned:
                 warned = True
                 warnings.warn(
@@ -314,9 +316,7 @@ class AdamsJob:
             moving = self._start(step, times)
         before = self.problem.field.nfe
         made = _Making(self, step, y, history, times, moving)
-        made.rows = [
-            made.row(row, theta, row >= len(self.problem.times)) for row, theta in step.outputs
-        ]
+        made.rows = made.outputs()
         self.problem.field.nfe = before
         return made
 
@@ -428,13 +428,23 @@ class _Making:
         """The state within the step."""
         return self.y1 if theta == 1.0 else self._between(theta)
 
-    def row(self, row: int, theta: float | None, at_event: bool) -> Tensor:
+    def outputs(self) -> list[Tensor]:
+        """The rows that lie in the step."""
+        step = self.step
+        last = len(step.outputs) - 1
+        return [
+            self._row(row, theta, step.fired and i == last)
+            for i, (row, theta) in enumerate(step.outputs)
+        ]
+
+    def _row(self, row: int, theta: float | None, at_event: bool) -> Tensor:
         """An output; ``theta`` None: the end of the step."""
         if theta is None:
             return self.y1
         position: Any = theta
-        if self.moving is not None and self.times is not None and not at_event:
-            position = (self.times[row] - self.moving) / self.length
+        if self.moving is not None and self.times is not None:
+            goal = self.step.t + theta * self.step.h if at_event else self.times[row]
+            position = (goal - self.moving) / self.length
             position = position.to(self.y.device, self.y.dtype)
         return self._between(position)
 

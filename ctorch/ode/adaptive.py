@@ -13,7 +13,7 @@ from ctorch.ode.field import Stage
 from ctorch.ode.loop import Loop
 from ctorch.ode.run import Failure, max_steps_failure, nonfinite_failure, underflow_failure
 from ctorch.ode.solution import Status
-from ctorch.ode.steps import FIXED, FREE, Step
+from ctorch.ode.steps import FREE, Step
 
 #: after so many attempts it is asked whether the solve creeps along the edge of the field's domain:
 #: tiny steps that do not move the state have no error, grow, leave the domain, and are cut again
@@ -29,7 +29,7 @@ class AdaptiveLoop(Loop):
         order = stepper.method.tableau.error_order
         evaluate = self.evaluate
         calling = bool(problem.callbacks)
-        knots, knot = self._knots(), 0
+        knots, knot = problem.knots(ends=not problem.overshoot), 0
         tau, fresh, error = self.goals[0], True, math.nan
         history = (NEUTRAL, NEUTRAL)
         h = self._first_step(y, first)
@@ -94,16 +94,6 @@ class AdaptiveLoop(Loop):
             if problem.progress is not None:
                 problem.progress(t1)
         return y
-
-    def _knots(self) -> list[tuple[float, int, bool]]:
-        """(tau, anchor, jumps) at which steps have to end."""
-        problem, goals = self.problem, self.goals
-        knots = [(tau, FIXED, False) for tau in problem.step_t if tau > goals[0]]
-        knots += [(tau, FIXED, True) for tau in problem.jump_t if tau > goals[0]]
-        if not problem.overshoot:
-            end = (goals[-1], len(goals) - 1, False)
-            knots = [knot for knot in knots if knot[0] < goals[-1]] + [end]
-        return sorted(knots)
 
     def _first_step(self, y: Tensor, first: Stage) -> float:
         problem = self.problem

@@ -51,10 +51,12 @@ class BatchedSweep:
         self.k = torch.empty((total, *y0.shape), dtype=y0.dtype, device=y0.device)
         self.ones = torch.ones(total + 1, dtype=torch.float64)
         self.one = torch.ones((), dtype=torch.float64)
-        yb = torch.zeros_like(y0)
+        yb, steps = torch.zeros_like(y0), self.recorded.steps
         with problem.field.recomputing():
-            for step in reversed(self.recorded.steps):
-                yb = self._step(step, yb)
+            for step, first_time in zip(
+                reversed(steps), reversed(first_times(job, steps)), strict=True
+            ):
+                yb = self._step(step, yb, first_time)
             first = self.recorded.first_stage
             if self.kap is not None and first is not None:
                 u, ct = self.pullback(first, self.kap)
@@ -71,12 +73,12 @@ class BatchedSweep:
             t_bar = (self.t_bar if problem.t.dim() == 2 else self.t_bar.sum(0)).to(problem.t.dtype)
         return Cotangents(yb, t_bar, self.pullback.results(len(job.captured.tensors)))
 
-    def _step(self, step: Step, yb: Tensor) -> Tensor:
+    def _step(self, step: Step, yb: Tensor, first_time: Tensor) -> Tensor:
         method, job, time_grad = self.method, self.job, self.time_grad
         total = method.total if step.extended else method.n
         back = self._back[step.extended]
         fresh = step.stages is None
-        stages = step.stages if step.stages is not None else self._recompute(step)
+        stages = step.stages if step.stages is not None else self._recompute(step, first_time)
         moved = step.moved
         assert moved is not None
         hb = tb = torch.zeros_like(self.tau)
@@ -153,12 +155,12 @@ class BatchedSweep:
             hb = hb.index_add(0, rows.sample, -rows.theta * moved)
         return yb, base, direct, hb, tb
 
-    def _recompute(self, step: Step) -> list[Stage]:
+    def _recompute(self, step: Step, first_time: Tensor) -> list[Stage]:
         from ctorch.ode.batched import stage_time
 
         method, job, k, h, y = self.method, self.job, self.k, step.h, step.y
         dtype = self.problem.layout.dtype
-        stages = [self._evaluate(job.field_time(step.t), y.detach())]
+        stages = [self._evaluate(job.field_time(first_time), y.detach())]
         inner = method.n - 1
         count = method.total if step.extended else method.n
         for i in range(1, count):
@@ -180,6 +182,24 @@ class BatchedSweep:
         return stage
 
 
+def first_times(job: BatchedJob, steps: Sequence[Step]) -> list[Tensor]:
+    """Times, [B] each, at which the first slopes of steps were evaluated.
+
+    Behind a sample's first step these are its last evaluations of the step before: just before the
+    start, which matters where the field jumps there.
+    """
+    from ctorch.ode.batched import stage_time
+
+    method, dtype = job.method, job.problem.layout.dtype
+    last, times = job.times[:, 0], []
+    for step in steps:
+        assert step.moved is not None
+        times.append(last)
+        end = stage_time(method, method.n - 1, step.t, step.h, step.t1, dtype)
+        last = torch.where(step.moved, end.double(), last)
+    return times
+
+
 def replay_batched(job: BatchedJob, run: Run, y0: Tensor, t: Tensor) -> Tensor:
     """Make recorded steps again in differentiable operations: rows [B, T, *shape]."""
     from ctorch.ode.batched import stage_time
@@ -192,7 +212,7 @@ def replay_batched(job: BatchedJob, run: Run, y0: Tensor, t: Tensor) -> Tensor:
     y, start = y0, times[:, 0]
     placed: list[tuple[Tensor, Tensor, Tensor]] = []
     a = [row.tolist() for row in method.a]
-    for step in run.steps:
+    for step, first_time in zip(run.steps, first_times(job, run.steps), strict=True):
         assert step.moved is not None
         anchored = step.moved & step.end
         h = torch.where(anchored, times[:, -1] - start, step.h)
@@ -202,9 +222,9 @@ def replay_batched(job: BatchedJob, run: Run, y0: Tensor, t: Tensor) -> Tensor:
         slopes: list[Tensor] = []
         for i in range(total):
             y_i = y if i == 0 else y + h_y * _weighted(slopes, a[i])
-            exact = (
-                step.t if i == 0 else stage_time(method, i, step.t, step.h, step.t1, layout.dtype)
-            )
+            exact = first_time
+            if i:
+                exact = stage_time(method, i, step.t, step.h, step.t1, layout.dtype)
             moving = start + method.c[i] * h
             slopes.append(field(job.field_time(moving + (exact - moving).detach()), y_i))
         y1 = y + h_y * _weighted(slopes, method.b.tolist())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ctorch import codegen
 from ctorch._eager import eager
+from ctorch.codegen.trace_problem import Problem
 from ctorch.ode import arguments, methods, native
 from ctorch.ode.layout import Layout
 from ctorch.ode.native_task import Task
@@ -56,24 +57,30 @@ class CompiledSolve:
         self.func, self.batched = func, batched
         self._settings = settings
         self._known: dict[Any, _Prepared] = {}
-        self._times: tuple[Any, ...] = (None, -1, None)
+        self._times: tuple[Any, ...] = (None, None, None)
 
     def __call__(self, y0: Tensor, t: Tensor, *args: Any) -> Solution:
         """Solve from y0 at t[0] to the times t, as ``ctorch.solve_ode`` does."""
-        key = (y0.shape, y0.dtype, t.shape)
+        if not isinstance(y0, Tensor):
+            raise native.Unsupported(
+                "a state of several tensors is not built natively yet: use native=False."
+            )
+        if not isinstance(t, Tensor):
+            t = arguments.check_times(t, y0.device, strict=False, batched=self.batched)
+        key = (y0.shape, y0.dtype, y0.device, t.shape)
         prepared = self._known.get(key)
         if prepared is None or not prepared.valid(y0, t, args):
             prepared = self._known[key] = self._prepare(y0, t, args)
-        return prepared.solve(y0, self._checked(y0, t), args)
+        return prepared.solve(y0, t, self._checked(y0, t))
 
     def _checked(self, y0: Tensor, t: Tensor) -> Tensor:
         """The times in float64; looked at once while they do not change."""
-        known, version, times = self._times
-        if known is t and version == t._version:
+        known, copy, times = self._times
+        if known is t and torch.equal(t, copy):  # they may change behind torch's back
             return times
         checked = arguments.check_times(t, y0.device, strict=False, batched=self.batched)
         times = checked.detach().double().contiguous()
-        self._times = (t, t._version, times)
+        self._times = (t, t.detach().clone(), times)
         return times
 
     @eager
@@ -116,20 +123,25 @@ class _Prepared:
         self.shape, self.rows = tuple(y0.shape), request.t.shape[-1]
 
     def valid(self, y0: Tensor, t: Tensor, args: tuple[Any, ...]) -> bool:
-        """Whether func is what was compiled; its tensors are looked up anew."""
-        self.traced.problem.tensors = [x for x in args if isinstance(x, Tensor)]
+        """Whether func and args are what was compiled; their tensors are looked up anew."""
+        known = self.traced.problem
+        if args or known.args_spec is not None:
+            problem = Problem(known.func, y0, known.t, args, self.batched)
+            if problem.key != known.key:
+                return False
+            self.traced.problem = problem
         return self.traced.still_valid()
 
-    def solve(self, y0: Tensor, t: Tensor, args: tuple[Any, ...]) -> Solution:
-        """Make the call."""
+    def solve(self, y0: Tensor, given_t: Tensor, t: Tensor) -> Solution:
+        """Make the call; ``t``: the times given, in float64."""
         batch, shape = self.batch, self.shape
         shared, own = self.traced.shared, self.traced.own
-        if torch.is_grad_enabled() and (y0.requires_grad or any(x.requires_grad for x in shared)):
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (y0, given_t, own, *shared)):
             raise native.Unsupported(
                 "gradients of compiled solves are not built yet: call it under torch.no_grad()."
             )
         task = Task.from_buffer_copy(self.task)
-        flat = (y0 if y0.dim() == 2 else y0.reshape(batch, -1)).contiguous()
+        flat = y0.reshape(batch, -1).contiguous()
         outcome = native.execute(
             self.function, task, flat, t,
             native.plain(own, self.dtype),

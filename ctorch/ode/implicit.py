@@ -224,10 +224,13 @@ class ImplicitJob:
         made = FORMULAS[step.formula](state, h, h_before, stage)
         rows = []
         for row, theta in step.outputs:
-            x: Any = theta
-            if theta is not None and not (step.fired and (row, theta) == step.outputs[-1]):
-                x = _on((times[row] - moving) / length, state.y)
-            rows.append(made.y if x is None else between(state, made, h, x, self.linear))
+            if theta is None:
+                rows.append(made.y)
+                continue
+            at_event = step.fired and (row, theta) == step.outputs[-1]
+            goal = step.t + theta * step.h if at_event else times[row]
+            x = _on((goal - moving) / length, state.y)
+            rows.append(between(state, made, h, x, self.linear))
         piece = self.piece(state, made, h, problem.direction * moving, problem.direction * length)
         return made, rows, piece
 

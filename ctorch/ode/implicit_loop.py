@@ -23,7 +23,7 @@ from ctorch.ode.run import (
     underflow_failure,
 )
 from ctorch.ode.solution import Stats, Status
-from ctorch.ode.steps import FIXED, FREE
+from ctorch.ode.steps import FREE
 
 if TYPE_CHECKING:
     from ctorch.ode.implicit import ImplicitJob
@@ -228,7 +228,8 @@ class AdaptiveImplicitLoop(ImplicitLoop):
     def integrate(self, state: State) -> State:
         """Make the steps."""
         problem, stats, direction = self.problem, self.stats, self.problem.direction
-        knots, tau, fresh, error = self._knots(), self.goals[0], True, math.nan
+        knots = problem.knots(ends=not self.endless)
+        tau, fresh, error = self.goals[0], True, math.nan
         h, history = self._first_step(state), (NEUTRAL, NEUTRAL)
         while self.reading:
             length = min(max(h, problem.min_step), problem.max_step)
@@ -288,16 +289,6 @@ class AdaptiveImplicitLoop(ImplicitLoop):
         assert estimate is not None
         scale = self.problem.error_scale(step.state.y, made.y)
         return float(self.problem.error_norm(estimate, scale).item())
-
-    def _knots(self) -> list[tuple[float, int, bool]]:
-        """(tau, anchor, jumps) at which steps have to end."""
-        problem, goals = self.problem, self.goals
-        knots = [(tau, FIXED, False) for tau in problem.step_t if tau > goals[0]]
-        knots += [(tau, FIXED, True) for tau in problem.jump_t if tau > goals[0]]
-        if not self.endless:
-            end = (goals[-1], len(goals) - 1, False)
-            knots = [knot for knot in knots if knot[0] < goals[-1]] + [end]
-        return sorted(knots)
 
     def _first_step(self, state: State) -> float:
         problem = self.problem

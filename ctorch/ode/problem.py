@@ -15,6 +15,7 @@ from torch import Tensor
 from ctorch.ode.control import StepController
 from ctorch.ode.field import VectorField
 from ctorch.ode.layout import Layout
+from ctorch.ode.steps import FIXED
 
 Norm = Callable[[Any], Tensor]
 
@@ -88,6 +89,20 @@ class Problem:
         """The time ``value`` as the vector field takes it, with the derivative of ``moving``."""
         exact = moving + (value - moving.detach())
         return exact.to(self.layout.device, self.layout.dtype)
+
+    def knots(self, ends: bool) -> list[tuple[float, int, bool]]:
+        """(tau, anchor, jumps) at which adaptive steps have to end, in order.
+
+        Args:
+            ends: the last of the user's times is one of them.
+        """
+        start, end = (self.direction * self.times[i] for i in (0, -1))
+        given = ((self.step_t, False), (self.jump_t, True))
+        knots = [(tau, FIXED, jumps) for at, jumps in given for tau in at if tau > start]
+        if ends:
+            knots = [knot for knot in knots if knot[0] < end]
+            knots.append((end, len(self.times) - 1, False))
+        return sorted(knots)
 
     def host_time(self, value: float) -> Tensor:
         """A time as callbacks take it: float64."""

@@ -197,7 +197,10 @@ class TaylorLoop:
     # -- the two loops
 
     def _chosen_steps(self, now: Now) -> Now:
-        knots, longest = self._knots(), self.problem.first_step or math.inf
+        knots, longest = (
+            self.problem.knots(ends=not self.endless),
+            self.problem.first_step or math.inf,
+        )
         while self.reading:
             while knots and knots[0][0] <= now.tau:
                 knots.pop(0)
@@ -223,16 +226,6 @@ class TaylorLoop:
                 break
             now = after
         return now
-
-    def _knots(self) -> list[tuple[float, int, bool]]:
-        """(tau, anchor, jumps) at which steps have to end."""
-        problem, goals = self.problem, self.goals
-        knots = [(tau, FIXED, False) for tau in problem.step_t if tau > goals[0]]
-        knots += [(tau, FIXED, True) for tau in problem.jump_t if tau > goals[0]]
-        if not self.endless:
-            knots = [knot for knot in knots if knot[0] < goals[-1]]
-            knots.append((goals[-1], len(goals) - 1, False))
-        return sorted(knots)
 
     # -- one step
 

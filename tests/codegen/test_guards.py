@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
 import functools
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -165,6 +168,32 @@ def test_changed_globals_trace_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert second.field is not first.field
     monkeypatch.setitem(TABLE, "scale", 4.0)
     assert traced(net).field is not second.field
+
+
+@pytest.mark.parametrize(
+    "bag", [types.SimpleNamespace(k=1.0), argparse.Namespace(k=1.0), collections.UserDict(k=1.0)]
+)
+def test_changed_settings_of_the_standard_library_s_objects_trace_again(bag: Any) -> None:
+    def func(t: Tensor, y: Tensor) -> Tensor:
+        return y * (bag["k"] if isinstance(bag, collections.UserDict) else bag.k)
+
+    first = traced(func)
+    assert first.still_valid()
+    (bag.data if isinstance(bag, collections.UserDict) else vars(bag))["k"] = 2.0
+    assert not first.still_valid()
+
+
+def test_changed_values_of_modules_within_modules_trace_again() -> None:
+    package, part = types.ModuleType("package"), types.ModuleType("package.part")
+    package.part, part.package, part.k = part, package, 1.0  # type: ignore[attr-defined]
+
+    def func(t: Tensor, y: Tensor) -> Tensor:
+        return y * package.part.package.part.k
+
+    first = traced(func)
+    assert first.still_valid()
+    part.k = 2.0  # type: ignore[attr-defined]
+    assert not first.still_valid()
 
 
 def test_a_second_module_of_equal_values_uses_the_same_trace() -> None:

@@ -79,6 +79,34 @@ def test_gradients_are_those_of_separate_solves(method: str, gradient: str) -> N
             assert_close(actual, want, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("method", ["dopri5", "vern7"])
+def test_gradients_of_steps_that_end_on_a_jump_are_those_of_the_steps_taken(
+    method: str, create_graph: bool
+) -> None:
+    # the slope that a step takes over from the one before was evaluated just before the jump
+    t = torch.tensor([[0.0, 2.0], [2.0, 0.0], [0.5, 1.75]], dtype=F64)
+    y0 = torch.ones(3, 1, dtype=F64)
+    p = torch.tensor([1.0, 1.0], dtype=F64, requires_grad=True)
+
+    def solve(p: Tensor, gradient: str) -> Tensor:
+        def field(t: Tensor, y: Tensor) -> Tensor:
+            return torch.where(t < 1, p[0], 3 * p[1]) * y
+
+        steps = {"dt0": 0.25, "options": {"min_step": 0.25, "max_step": 0.25}}
+        sol = ctorch.solve_ode(
+            field, y0, t, method=method, batched=True, gradient=gradient, **steps
+        )
+        return sol.y[:, -1].sum()
+
+    loss = solve(p, "checkpoint")
+    (grad,) = torch.autograd.grad(loss, p, create_graph=create_graph)
+    eye = 1e-5 * torch.eye(2, dtype=F64)
+    for i, e in enumerate(eye):
+        change = (solve(p.detach() + e, "none") - solve(p.detach() - e, "none")) / 2e-5
+        assert_close(grad[i], change, rtol=1e-7, atol=0)
+
+
 def test_times_of_their_own_with_directions_and_padding() -> None:
     mu, y0 = problem()
     t = torch.tensor(

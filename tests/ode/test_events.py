@@ -302,3 +302,38 @@ def test_a_second_derivative_through_an_event_is_refused(interface: str) -> None
         t = event.t
     with pytest.raises(ctorch.GradientError, match="once only"):
         torch.autograd.grad(t, y0, create_graph=True)
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"method": "rk4", "dt0": 0.05},
+        {"method": "taylor"},
+        {"method": "explicit_adams", "dt0": 0.02},
+        {"method": "implicit_adams", "dt0": 0.02},
+        {"method": "implicit_adams", "dt0": 0.02, "options": {"root_finder": "newton"}},
+        {"method": "bdf2", "rtol": 1e-5, "atol": 1e-5},
+    ],
+    ids=str,
+)
+def test_an_event_moves_with_the_first_time_in_every_method(
+    how: dict[str, Any], gradient: str
+) -> None:
+    """And not with the times around it, on which the steps that lead to it end."""
+    t = times(0.0, 0.37, 0.8, 1.23, 3.0, 4.0).requires_grad_()
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y[1] * torch.cos(0.2 * t), -y[0]])
+
+    def grads(**how: Any) -> list[Tensor]:
+        event = Event(lambda t, y: y[0] - 0.1)
+        sol = ctorch.solve_ode(field, UP, t, events=event, **how)
+        return [
+            torch.autograd.grad(x, t, retain_graph=True)[0] for x in (sol.event.t, sol.y[-1, 1])
+        ]
+
+    for actual, expected in zip(
+        grads(gradient=gradient, **{**TIGHT, **how}), grads(**TIGHT), strict=True
+    ):
+        torch.testing.assert_close(actual, expected, rtol=2e-3, atol=1e-3)

@@ -271,3 +271,41 @@ def test_a_compiled_solve_is_solve_ode_without_its_cost() -> None:
     t[2] = math.inf
     with pytest.raises(ValueError, match="finite"):
         solve(y0, t, stiffness)
+
+
+def test_a_compiled_solve_is_never_stale() -> None:
+    y0 = torch.tensor([[1.0, 2.0], [0.5, 0.1], [3.0, 1.0]], dtype=F64)
+
+    def decay(t: Tensor, y: Tensor, given: dict[str, Any]) -> Tensor:
+        return -given["rate"] * y * given["more"][0]
+
+    def mixing(t: Tensor, y: Tensor) -> Tensor:
+        return -0.1 * y * y.sum()
+
+    one, two = torch.tensor(1.0, dtype=F64), torch.tensor(2.0, dtype=F64)
+    solve = ctorch.ode.compile(decay)
+    for rate, more in ((1.0, one), (2.0, one), (2.0, two), (one, two), (two, two), (1, 3.0)):
+        given = {"rate": rate, "more": [more]}
+        mine = solve(y0, T, given)
+        same(mine, ctorch.solve_ode(decay, y0, T, args=(given,)), 1e-5)
+    same(ctorch.ode.compile(mixing)(y0, T), ctorch.solve_ode(mixing, y0, T), 1e-5)
+    values = T.numpy().copy()
+    t = torch.from_numpy(values)
+    given = {"rate": 1.0, "more": [one]}
+    solve(y0, t, given)
+    values[1:] *= 0.5  # unseen by torch
+    same(solve(y0, t, given), ctorch.solve_ode(decay, y0, T * 0.5, args=(given,)), 1e-5)
+
+
+def test_a_compiled_solve_says_what_it_cannot_do() -> None:
+    def decay(t: Tensor, y: Tensor, rate: Tensor) -> Tensor:
+        return -rate * y
+
+    solve = ctorch.ode.compile(decay, batched=True)
+    y0, rate = torch.ones(3, 2, dtype=F64), torch.ones(3, 1, dtype=F64)
+    for place in range(3):
+        given = [x.clone().requires_grad_(i == place) for i, x in enumerate((y0, T, rate))]
+        with pytest.raises(native.Unsupported, match="gradients"):
+            solve(*given)
+    with pytest.raises(native.Unsupported, match="several tensors"):
+        solve((y0, y0), T, rate)  # type: ignore[arg-type]
