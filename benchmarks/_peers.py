@@ -149,29 +149,6 @@ def native_forward(problem: Problem, *, batched: bool = False) -> Case:
     return Case(name, call, describe)
 
 
-def native_gradient(problem: Problem) -> Case:
-    import ctorch
-
-    times = problem.times()
-
-    def solve() -> tuple[Any, list[Tensor], Any]:
-        y0 = problem.fresh_y0()
-        solution = ctorch.solve_ode(problem.field, y0, times, native=True, **tolerances(problem))
-        return *backward(problem, y0, final(solution.y)), solution.stats
-
-    def describe(result: tuple[Any, list[Tensor], Any]) -> Report:
-        y, gradients, stats = result
-        return Report(
-            y=y.double().numpy(),
-            gradients=arrays(gradients),
-            nfe=stats.nfe,
-            accepted=stats.accepted,
-            rejected=stats.rejected,
-        )
-
-    return Case("ctorch: native dopri5", solve, describe, True)
-
-
 def ours_odeint(problem: Problem) -> Case:
     import ctorch
 

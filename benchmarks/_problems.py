@@ -154,7 +154,8 @@ def van_der_pol(batch: int, dtype: torch.dtype, end: float = 20.0) -> Problem:
 
     def jax_field(jnp: Any, t: Any, y: Any, parameters: Any) -> Any:
         x, v = y[..., 0], y[..., 1]
-        return jnp.stack([v, jnp.asarray(mu, y.dtype) * (1 - x * x) * v - x], -1)
+        own = parameters[-1] if parameters else jnp.asarray(mu, y.dtype)
+        return jnp.stack([v, own * (1 - x * x) * v - x], -1)
 
     return Problem(
         name=f"Van der Pol mu=.5..50 B={batch} {_short(dtype)}",
@@ -172,6 +173,34 @@ def small_mlp(batch: int, dtype: torch.dtype) -> Problem:
     y0 = _representable(np.random.default_rng(1).normal(size=(batch, 2)))
     net = mlp((2, 64, 64, 2), gain=2.2, seed=0)
     return _network(f"MLP 2-64-64-2 B={batch} {_short(dtype)}", net, y0, dtype, 10.0, 1e-6)
+
+
+def narrow_mlp(batch: int, dtype: torch.dtype) -> Problem:
+    y0 = _representable(np.random.default_rng(4).normal(size=(batch, 2)))
+    net = mlp((2, 32, 32, 2), gain=1.5, seed=5)
+    return _network(f"MLP 2-32-32-2 B={batch} {_short(dtype)}", net, y0, dtype, 5.0, 1e-5)
+
+
+def lorenz(count: int, dtype: torch.dtype) -> Problem:
+    """Trajectories from points about the attractor."""
+    y0 = _representable(np.random.default_rng(6).normal([0.0, 0.0, 25.0], 8.0, size=(count, 3)))
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        x, v, z = y[..., 0], y[..., 1], y[..., 2]
+        return torch.stack([10 * (v - x), x * (28 - z) - v, x * v - 8 / 3 * z], -1)
+
+    def numpy_field(t: float, y: Numpy) -> Numpy:
+        x, v, z = y[..., 0], y[..., 1], y[..., 2]
+        return np.stack([10 * (v - x), x * (28 - z) - v, x * v - 8 / 3 * z], -1)
+
+    return Problem(
+        name=f"Lorenz, {count} trajectories {_short(dtype)}",
+        field=field,
+        y0=torch.tensor(y0, dtype=dtype),
+        end=1.0,
+        tolerance=1e-6,
+        numpy_field=numpy_field,
+    )
 
 
 def wide_mlp(dtype: torch.dtype, batch: int = 512) -> Problem:

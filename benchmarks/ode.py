@@ -14,113 +14,16 @@ sample and of the gradient against a tight solution, seconds of the first call.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import _peers as peers
 import torch
-from _measure import CLOCKS, Case, Ratio, Report, held_bytes, interleave
+from _bench import Bench, run
+from _measure import Case, held_bytes
+from _native import native_gradient
 from _problems import Problem, ffjord, lotka_volterra, small_mlp, van_der_pol, wide_mlp
 from _reference import reference_gradients, reference_solution
-from _table import Floor, Goal, show, show_goals
-
-SECTIONS = ("lv", "vdp", "mlp", "wide", "ffjord", "memory")
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; default: all")
-    parser.add_argument("--quick", action="store_true", help="few rounds, small problems")
-    parser.add_argument("--rounds", type=int, default=15, help="timings of each solver")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch and XLA")
-    parser.add_argument(
-        "--clock",
-        choices=CLOCKS,
-        default="wall",
-        help="cpu: processor time, fairer on a busy machine; one thread only",
-    )
-    parser.add_argument("--json", type=Path, help="write rows and goals to this file")
-    parser.add_argument("--without", nargs="*", default=[], help="peers to leave out")
-    chosen = parser.parse_args()
-    if unknown := set(chosen.sections) - set(SECTIONS):
-        parser.error(f"unknown section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
-    if chosen.clock == "cpu" and chosen.threads != 1:
-        parser.error("--clock cpu adds up the time of all threads: it needs --threads 1")
-    return chosen
-
-
-@dataclass
-class Bench:
-    """One run: what is installed, how long it may take, what it found."""
-
-    rounds: int
-    shortest: float
-    clock: str
-    installed: set[str]
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    goals: list[Goal] = field(default_factory=list)
-
-    def measure(
-        self, problem: Problem, cases: list[Case | None], *, slow: bool = False
-    ) -> tuple[dict[str, Case], Floor]:
-        """Time the cases, and with them the field; VJPs too if there are gradients to compare."""
-        there = [case for case in cases if case is not None]
-        gradients = any(case.differentiates for case in there)
-        floor = Floor(evaluation(problem), with_vjp(problem) if gradients else None)
-        field_cases = [case for case in (floor.evaluation, floor.with_vjp) if case is not None]
-        rounds = max(3, self.rounds // 3) if slow else self.rounds
-        everyone = [*there, *field_cases]
-        timed = interleave(everyone, rounds, shortest=self.shortest, clock=self.clock)
-        return {case.name: case for case in timed if case not in field_cases}, floor
-
-    def faster(self, text: str, cases: dict[str, Case], fast: str, slow: str, bound: float) -> None:
-        ratio = None
-        if fast in cases and slow in cases:
-            ratio = Ratio.of(cases[slow], cases[fast])
-        reached = None if ratio is None else ratio.value
-        self.goals.append(Goal(f"{text} against {slow}", reached, bound, ratio=ratio))
-
-    def at_most(self, text: str, reached: float | None, bound: float, unit: str = "x") -> None:
-        self.goals.append(Goal(text, reached, bound, at_least=False, unit=unit))
-
-    def peer(self, package: str, build: Any, *args: Any) -> Case | None:
-        return build(*args) if package in self.installed else None
-
-    def diffrax(self, function: str, *args: Any) -> Case | None:
-        if "diffrax" not in self.installed:
-            return None
-        import _diffrax
-
-        return getattr(_diffrax, function)(*args)
-
-
-def evaluation(problem: Problem) -> Case:
-    time = torch.zeros((), dtype=problem.dtype)
-
-    @torch.no_grad()
-    def call() -> None:
-        problem.field(time, problem.y0)
-
-    return Case("one evaluation", call, lambda _: Report())
-
-
-def with_vjp(problem: Problem) -> Case:
-    time = torch.zeros((), dtype=problem.dtype)
-    parameters = problem.parameters
-
-    def call() -> None:
-        y = problem.fresh_y0()
-        out = problem.field(time, y)
-        leaves = list(y) if isinstance(y, tuple) else [y]
-        outs = list(out) if isinstance(out, tuple) else [out]
-        cotangents = [x.detach() for x in outs]
-        torch.autograd.grad(outs, leaves + parameters, cotangents, allow_unused=True)
-
-    return Case("one evaluation with its VJP", call, lambda _: Report())
+from _table import Floor, show
 
 
 def forward_cases(bench: Bench, problem: Problem) -> list[Case | None]:
@@ -139,7 +42,7 @@ def forward_cases(bench: Bench, problem: Problem) -> list[Case | None]:
 def gradient_cases(bench: Bench, problem: Problem, quick: bool) -> list[Case | None]:
     cases = [peers.ours_gradient(problem, g) for g in ("backprop", "checkpoint", "adjoint")]
     if not isinstance(problem.y0, tuple):
-        cases.append(peers.native_gradient(problem))
+        cases.append(native_gradient(problem))
     for variant in ("backprop", "adjoint") if quick else ("backprop", "adjoint", "seminorm"):
         cases.append(bench.peer("torchdiffeq", peers.torchdiffeq_gradient, problem, variant))
     if not quick and not isinstance(problem.y0, tuple):
@@ -295,31 +198,5 @@ def holders(bench: Bench, problem: Problem) -> list[tuple[str, Any]]:
 RUN = {"lv": lv, "vdp": vdp, "mlp": mlp, "wide": wide, "ffjord": flow, "memory": memory}
 
 
-def main() -> None:
-    chosen = arguments()
-    quick = chosen.quick
-    torch.set_num_threads(chosen.threads)
-    if chosen.threads == 1:  # XLA reads this when it is first imported
-        os.environ.setdefault(
-            "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-        )
-    wanted = ["torchdiffeq", "torchode", "scipy"] + ([] if quick else ["diffrax"])
-    installed = peers.present([name for name in wanted if name not in chosen.without])
-    versions = ", ".join(f"{p} {peers.version(p)}" for p in ["torch", *sorted(installed)])
-    print(f"{versions}; {chosen.threads} thread(s), {chosen.clock} clock")
-    bench = Bench(
-        rounds=3 if quick else chosen.rounds,
-        shortest=0.002 if quick else 0.02,
-        clock=chosen.clock,
-        installed=installed,
-    )
-    for section in chosen.sections or (("lv", "mlp", "memory") if quick else SECTIONS):
-        RUN[section](bench, quick)
-        if chosen.json is not None:
-            found = {"rows": bench.rows, "goals": [goal.as_dict() for goal in bench.goals]}
-            chosen.json.write_text(json.dumps({"versions": versions, **found}, indent=1))
-    show_goals(bench.goals)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, RUN, ("lv", "mlp", "memory"), ("torchdiffeq", "torchode", "scipy", "diffrax"))

@@ -33,6 +33,8 @@ template <class V>
 CT_LANES V abs(V x) {
   if constexpr (kWidth<V> == 1)
     return std::fabs(x);
+  else if constexpr (IsWide<V>::value)
+    return {abs(x.low), abs(x.high)};
   else
     return Vectors<V>::absolute(x);
 }
@@ -41,6 +43,8 @@ template <class V>
 CT_LANES V copysign(V size, V sign) {
   if constexpr (kWidth<V> == 1)
     return std::copysign(size, sign);
+  else if constexpr (IsWide<V>::value)
+    return {copysign(size.low, sign.low), copysign(size.high, sign.high)};
   else
     return Vectors<V>::with_sign(Vectors<V>::absolute(size), sign);
 }
@@ -132,6 +136,8 @@ template <class V>
 CT_LANES V tanh(V x) {
   if constexpr (kWidth<V> == 1) {
     return std::tanh(x);
+  } else if constexpr (IsWide<V>::value) {
+    return {tanh(x.low), tanh(x.high)};
   } else {
     V slope;
     return Vectors<V>::tanh(x, &slope);
@@ -160,6 +166,8 @@ template <class V>
 CT_LANES V normal_cdf(V x) {
   if constexpr (kWidth<V> == 1)
     return Number<V>(0.5) * std::erfc(x * Number<V>(-0.707106781186547524401));
+  else if constexpr (IsWide<V>::value)
+    return {normal_cdf(x.low), normal_cdf(x.high)};
   else
     return Vectors<V>::normal_cdf(x);
 }
@@ -171,6 +179,9 @@ template <class V>
 CT_LANES void sin_cos(V x, V* sine, V* cosine) {
   if constexpr (kWidth<V> == 1) {
     *sine = std::sin(x), *cosine = std::cos(x);
+  } else if constexpr (IsWide<V>::value) {
+    sin_cos(x.low, &sine->low, &cosine->low);
+    sin_cos(x.high, &sine->high, &cosine->high);
   } else {
     Vectors<V>::sin_cos(x, sine, cosine);
     const auto huge = negated(abs(x) <= all<V>(ct::jet::Float<Number<V>>::kHuge));

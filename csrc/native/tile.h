@@ -30,6 +30,15 @@ CT_LANES void for_constants(const Body& body) {
   }
 }
 
+// A field that is worth inlining.
+template <class Field>
+constexpr bool kSmall = Field::work <= 64 && Field::dim <= 8;
+
+// Samples side by side. A step of a small field is a chain of dependent operations: samples in
+// several registers hide each other's latencies.
+template <class Field, int kRegisters>
+constexpr int kSamples = kRegister<typename Field::real> * (kSmall<Field> ? kRegisters : 1);
+
 template <class Field_, class Method_, int W>
 struct Tile {
   using Field = Field_;
@@ -40,14 +49,13 @@ struct Tile {
   static constexpr long dim = Field::dim;
   static constexpr int stages = Method::stages, total = Method::total;
   static constexpr int evaluated = Method::late ? stages - 1 : stages;  // before the judgement
-  static constexpr long kSmall = 64;  // lanes of scratch up to which a field is worth inlining
 
   V y[dim], y1[dim], k[total][dim], at[dim];
   V own[Field::own > 0 ? Field::own : 1], work[Field::work > 0 ? Field::work : 1];
   const real* const* shared;
 
   CT_LANES void evaluate(V t, const V* state, V* slope) {
-    if constexpr (Field::work <= kSmall && dim <= 8)
+    if constexpr (kSmall<Field>)
       Field::eval(t, state, own, shared, work, slope);
     else
       evaluate_apart(t, state, slope);
@@ -142,7 +150,7 @@ struct Tile {
   // Root mean square (or maximum) of scaled(d) over the elements; of several segments the largest.
   template <class Scaled>
   CT_LANES static D norm(const Scaled& scaled) {
-    D largest{};
+    V largest{};
     for_constants<0, Method::segments>([&](auto s) __attribute__((always_inline)) {
       constexpr long begin = Method::segment[s], length = Method::segment[s + 1] - begin;
       if constexpr (length > 0) {
@@ -151,12 +159,11 @@ struct Tile {
           const V x = scaled(begin + d);
           total = Method::maximum ? larger(total, abs(x)) : total + x * x;
         });
-        const D part = convert<D>(total);
-        const D size = Method::maximum ? part : sqrt(part / static_cast<double>(length));
+        const V size = Method::maximum ? total : sqrt(total * static_cast<real>(1.0 / length));
         largest = Method::segments == 1 ? size : larger(largest, size);
       }
     });
-    return rounded(largest);
+    return convert<D>(largest);
   }
 
   // The larger one; NaN where either is NaN.
@@ -164,9 +171,6 @@ struct Tile {
   CT_LANES static X larger(X a, X b) {
     return select((a > b) | (a != a), a, b);
   }
-
-  // In the precision of the state, as the kernels of the eager solver return it.
-  CT_LANES static D rounded(D x) { return convert<D>(convert<V>(x)); }
 
   // Numbers, or arrays for each element.
   struct Tolerances {

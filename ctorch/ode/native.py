@@ -205,7 +205,7 @@ def form_of(
         method.tableau.name,
         request.interpolant,
         entry,
-        1 if alone else 0,
+        registers_for(batch),
         segments,
         problem.max_norm,
         problem.tolerances.rtol.dim() > 0,
@@ -213,6 +213,13 @@ def form_of(
     )
 
 
+def registers_for(batch: int) -> int:
+    """How many registers the samples may fill side by side."""
+    return 0 if batch == 1 else 1 if batch < _MANY else 2
+
+
+#: samples from which on two registers of them are mostly full
+_MANY = 128
 _libraries: dict[tuple[str, Form], ctypes.CDLL] = {}
 
 

@@ -16,7 +16,7 @@ class Form:
     Attributes:
         method, interpolant: as for ``coefficients``.
         entry: the function of csrc/native/solver.h that makes the steps.
-        width: samples in lanes; 0: as many as a register holds.
+        registers: how many the samples may fill side by side; 0: one sample by itself.
         segments: lengths of the parts of a sample whose norms are taken apart.
         max_norm: a part's norm is its maximum, not its root mean square.
         tolerances: they are arrays, not numbers.
@@ -26,7 +26,7 @@ class Form:
     method: str
     interpolant: str
     entry: str
-    width: int
+    registers: int
     segments: tuple[int, ...]
     max_norm: bool = False
     tolerances: bool = False
@@ -35,10 +35,12 @@ class Form:
 
 def solve_source(field: str, form: Form) -> str:
     """The translation unit for ``field``, the source of a ``struct Field``."""
-    width = form.width or "ct::native::kRegister<Field::real>"
-    template = f"<Field, Method, {width}>"
+    register = "ct::native::kRegister<Field::real>"
+    width = f"ct::native::kSamples<Field, {form.registers}>" if form.registers else "1"
+    # the gradient sums over lanes, which is made for those of one register
+    back = register if form.registers else "1"
     entries = f"""extern "C" int64_t ct_solve(const ct::native::Task* task) {{
-  return ct::native::{form.entry}{template}(*task);
+  return ct::native::{form.entry}<Field, Method, {width}>(*task);
 }}
 extern "C" void ct_eval(int64_t batch, const double* t, const void* y, const void* own,
                         const void* const* shared, void* dy) {{
@@ -49,7 +51,7 @@ extern "C" void ct_eval(int64_t batch, const double* t, const void* y, const voi
         entries += f"""extern "C" void* ct_tape() {{ return new ct::native::Tape<Field::real>; }}
 extern "C" void ct_free(void* tape) {{ delete static_cast<ct::native::Tape<Field::real>*>(tape); }}
 extern "C" void ct_pull_back(const ct::native::Task* task, const ct::native::Cotangents* given) {{
-  ct::native::pull_back_rows{template}(*task, *given);
+  ct::native::pull_back_rows<Field, Method, {back}>(*task, *given);
 }}
 """
     headers = ["solver", *["adjoint"] * form.gradient]

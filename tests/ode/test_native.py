@@ -189,6 +189,32 @@ def test_a_sample_does_not_depend_on_its_neighbors() -> None:
     assert torch.equal(part.y, whole.y[order])
 
 
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_samples_in_several_registers_step_as_those_in_one(dtype: torch.dtype) -> None:
+    def field(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
+        x, v = y[..., :1], y[..., 1:]
+        bend = torch.where(x > 0.5, torch.sin(x + t), torch.tanh(k * x) - torch.cos(v).abs())
+        pull = torch.copysign(torch.erf(v), x) * torch.sqrt(1 + v * v)
+        gate = torch.nn.functional.gelu(v) + torch.sigmoid(x) - torch.minimum(x, v)
+        return torch.cat([v - 0.1 * gate, -bend - 0.2 * pull], -1)
+
+    y0, stiffness = pendulums(163, dtype)
+    t = T.to(dtype)
+    settings = {"native": True, "batched": True, "rtol": 1e-5, "atol": 1e-5}
+    many = ctorch.solve_ode(field, y0, t, args=(stiffness,), **settings)
+    few = [
+        ctorch.solve_ode(field, y, t, args=(k,), **settings)
+        for y, k in zip(y0.split(41), stiffness.split(41), strict=True)
+    ]
+    assert native.registers_for(len(y0)) == 2
+    assert native.registers_for(41) == 1
+    close = 1e-5 if dtype is F32 else 1e-12
+    torch.testing.assert_close(many.y, torch.cat([s.y for s in few]), rtol=close, atol=close)
+    for name in ("nfe", "accepted", "rejected"):
+        counts = torch.cat([getattr(s.stats, name) for s in few])
+        assert torch.equal(getattr(many.stats, name), counts)
+
+
 def test_odeint_and_the_context_switch_it_on() -> None:
     y0, t = torch.ones(3, 2, dtype=F64), torch.tensor([0.0, 0.7, 2.0], dtype=F64)
     eager = ctorch.odeint(fields.lotka_volterra, y0, t)
