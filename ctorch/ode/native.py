@@ -8,6 +8,7 @@ import ctypes
 import dataclasses
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -84,13 +85,30 @@ def solve(request: Request) -> tuple[Run, Tensor, Problem] | None:
         Unsupported, ctorch.codegen.Untraceable, ctorch.codegen.build.NoCompiler: with
         ``native=True``, why it cannot be.
     """
+    if request.native == "try" and refused(request.func):
+        return None
     try:
         return _solve(request)
     except (Unsupported, Untraceable, build.NoCompiler, build.CompileError) as error:
         if request.native is True:
             raise
+        if isinstance(error, Untraceable):
+            with contextlib.suppress(TypeError):  # no weak reference to it, or no hash
+                _refused.add(request.func)
         warnings.warn(f"native: solving eagerly, for {error}", stacklevel=4)
         return None
+
+
+#: functions that could not be traced: "try" does not try again
+_refused: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def refused(func: Any) -> bool:
+    """Whether ``func`` was found untraceable, and "try" has warned of it."""
+    try:
+        return func in _refused
+    except TypeError:
+        return False
 
 
 def _solve(request: Request) -> tuple[Run, Tensor, Problem]:

@@ -69,7 +69,7 @@ def solve(
         differs: whether a gradient would be wanted.
     """
     recipe = _recipes.get(key)
-    if recipe is None or transforms_active() or not y0.is_contiguous():
+    if recipe is None or native.refused(func) or transforms_active() or not y0.is_contiguous():
         return None
     if any(hasattr(func, name) for name in arguments.CALLBACKS):
         return None

@@ -224,6 +224,22 @@ def test_what_is_not_native_is_named_or_solved_eagerly_with_one_warning() -> Non
         assert torch.equal(sol.y, ctorch.solve_ode(fields.lotka_volterra, y0, T, **how).y)
 
 
+def test_an_untraceable_field_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return -y * float(y.detach().sum() > 0)
+
+    y0 = torch.ones(3, 2, dtype=F64)
+    with pytest.raises(ctorch.codegen.Untraceable):
+        ctorch.solve_ode(field, y0, T, native=True)
+    with pytest.warns(UserWarning, match="solving eagerly"):
+        ctorch.solve_ode(field, y0, T, native="try")
+    monkeypatch.setattr(ctorch.codegen, "trace", lambda *_, **__: pytest.fail("traced again"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sol = ctorch.solve_ode(field, y0, T, native="try")
+    assert torch.equal(sol.y, ctorch.solve_ode(field, y0, T).y)
+
+
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(native, "_libraries", {})
     monkeypatch.setattr(build, "_loaded", {})
