@@ -8,11 +8,15 @@
 
 namespace ct::native {
 
+constexpr int kMostBytes = 16 << 10;  // of memory for one thread, of which there are very many
+
 // Sample `i` of a solve, if there is one.
 template <class Field, class Method>
 CT_BOTH void solve_sample(const Task& task, int64_t i) {
+  using Worker = Samples<Field, Method, 1>;
+  static_assert(sizeof(Worker) <= kMostBytes, "a sample of this field is too large for one thread");
   if (i >= task.batch) return;
-  Samples<Field, Method, 1>(task).run(i, [](uint32_t, double, double) {});
+  Worker(task).run(i, [](uint32_t, double, double) {});
 }
 
 template <class Field>

@@ -21,6 +21,7 @@ class Form:
         max_norm: a part's norm is its maximum, not its root mean square.
         tolerances: they are arrays, not numbers.
         gradient: its gradient is compiled too.
+        device: "cpu", or the GPU that it is compiled for.
     """
 
     method: str
@@ -31,6 +32,7 @@ class Form:
     max_norm: bool = False
     tolerances: bool = False
     gradient: bool = False
+    device: str = "cpu"
 
 
 def solve_source(field: str, form: Form) -> str:
@@ -84,9 +86,10 @@ __device__ int64_t sample_of_thread() {
 extern "C" __global__ void ct_solve(const ct::native::Task* task) {
   ct::native::solve_sample<Field, Method>(*task, sample_of_thread());
 }
-extern "C" __global__ void ct_eval(const int64_t* batch, const double* t, const void* y,
-                                   const void* own, const void* const* shared, void* dy) {
-  ct::native::evaluate_sample<Field>(sample_of_thread(), *batch, t, y, own, shared, dy);
+extern "C" __global__ void ct_eval(const int64_t* numbers, const double* t, const void* y,
+                                   const void* own, void* dy) {
+  const auto shared = reinterpret_cast<const void* const*>(numbers + 1);
+  ct::native::evaluate_sample<Field>(sample_of_thread(), numbers[0], t, y, own, shared, dy);
 }
 """
 
