@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def load(source: str, names: Sequence[str], device: torch.device) -> Mapping[str
 
             major, minor = torch.cuda.get_device_capability()
             code = compiled(source, f"sm_{major}{minor}")
-            _loaded[key] = _cuda_load_module(code, list(names))
+            _loaded[key] = cast("Mapping[str, Kernel]", _cuda_load_module(code, list(names)))
         return _loaded[key]
 
 

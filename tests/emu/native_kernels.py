@@ -36,7 +36,9 @@ class _Emulated:
         self, grid: tuple[int, int, int], block: tuple[int, int, int], args: list[Tensor]
     ) -> None:
         assert grid[1:] == block[1:] == (1, 1)
-        self.function(grid[0], block[0], (ctypes.c_void_p * len(args))(*(x.data_ptr() for x in args)))
+        self.function(
+            grid[0], block[0], (ctypes.c_void_p * len(args))(*(x.data_ptr() for x in args))
+        )
 
 
 def emulated(source: str, folder: Path) -> Mapping[str, Kernel]:
@@ -44,7 +46,16 @@ def emulated(source: str, folder: Path) -> Mapping[str, Kernel]:
     number = len(list(folder.glob("*.cpp")))
     path, library = folder / f"kernels{number}.cpp", folder / f"kernels{number}.so"
     path.write_text(f'#include "cuda_emu.h"\n{source}{LAUNCHERS}')
-    flags = ["-std=c++20", "-O1", "-march=native", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra"]
+    flags = [
+        "-std=c++20",
+        "-O1",
+        "-march=native",
+        "-fPIC",
+        "-shared",
+        "-pthread",
+        "-Wall",
+        "-Wextra",
+    ]
     include = [f"-I{HERE}", f"-I{build.include_folder()}"]
     command = ["g++", *flags, "-Werror", *include, str(path), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The kernels of native solves, run on the CPU: what they return is what the CPU's solves return."""
+"""The kernels of native solves, run on the CPU, return what the CPU's own solves return."""
 
 from __future__ import annotations
 
@@ -62,7 +62,6 @@ CASES: dict[str, Callable[[], tuple[Any, Tensor, tuple[Tensor, ...]]]] = {
     "van_der_pol": lambda: (van_der_pol, states(2), (stiffness(),)),
     "lorenz": lambda: (lorenz, states(3), ()),
     "mlp": lambda: (fields.Net(F64), states(2), (0.1 * stiffness(),)),
-    "mlp in float32": lambda: (fields.Net(F32), states(2, F32), ()),
     "tables": lambda: (Mixing(), states(12), ()),
 }
 
@@ -74,9 +73,7 @@ def quick_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def on_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Solution]:
+def on_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Solution]:
     """``solve_ode`` with the kernels in the emulator in the place of those on a device."""
 
     def load(source: str, names: Any, device: torch.device) -> Any:
@@ -91,6 +88,7 @@ def on_device(
         with monkeypatch.context() as patch:
             patch.setattr(cuda, "load", load)
             patch.setattr(native, "form_of", device_form)
+            patch.setattr(native, "_libraries", {})
             patch.setattr(native_quick, "_recipes", {})
             return ctorch.solve_ode(func, y0, t, native=True, gradient="none", batched=True, **how)
 
@@ -111,27 +109,40 @@ def same(mine: Solution, expected: Solution, rtol: float = 1e-9) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_a_thread_takes_the_steps_of_the_cpu(case: str, on_device: Callable[..., Solution]) -> None:
     func, y0, args = CASES[case]()
-    single = y0.dtype == F32
-    how: dict[str, Any] = {"args": args, "rtol": 1e-4 if single else 1e-6, "atol": 1e-5}
+    how: dict[str, Any] = {"args": args, "rtol": 1e-6, "atol": 1e-5}
     for t in (T, T.flip(0)) if case == "van_der_pol" else (T,):
         mine = on_device(func, y0, t, **how)
-        same(mine, on_cpu(func, y0, t, **how), 1e-4 if single else 1e-9)
+        same(mine, on_cpu(func, y0, t, **how))
         assert mine.stats.accepted.unique().numel() > 1
+
+
+def test_float32_differs_by_its_rounding(on_device: Callable[..., Solution]) -> None:
+    func, y0 = fields.Net(F32), states(2, F32)
+    how = {"rtol": 1e-5, "atol": 1e-5}
+    mine, expected = on_device(func, y0, T, **how), on_cpu(func, y0, T, **how)
+    torch.testing.assert_close(mine.y, expected.y, rtol=1e-4, atol=1e-4)
+    # where the error norm is all but 1, rounding decides
+    assert mine.stats.nfe.ne(expected.stats.nfe).double().mean() < 0.1
 
 
 @pytest.mark.parametrize("method", ["bosh3", "dopri5", "dopri8"])
 def test_every_kind_of_tableau(method: str, on_device: Callable[..., Solution]) -> None:
     y0, args = states(2), (stiffness(),)
-    for how in ({}, {"options": {"interpolant": "torchdiffeq"}}) if method == "dopri5" else ({},):
-        how = {"method": method, "args": args, "rtol": 1e-5, "atol": 1e-6, **how}
-        same(on_device(van_der_pol, y0, T, **how), on_cpu(van_der_pol, y0, T, **how))
+    how: dict[str, Any] = {"method": method, "args": args, "rtol": 1e-5, "atol": 1e-6}
+    same(on_device(van_der_pol, y0, T, **how), on_cpu(van_der_pol, y0, T, **how))
 
 
 def test_times_and_tolerances_of_the_samples(on_device: Callable[..., Solution]) -> None:
     y0 = states(2)
     t = T[1:] * torch.linspace(0.5, 1.5, SAMPLES, dtype=F64)[:, None]
-    how = {"rtol": torch.tensor([1e-4, 1e-7], dtype=F64), "atol": 1e-6, "first_step": 1e-3}
-    same(on_device(fields.lotka_volterra, y0, t, **how), on_cpu(fields.lotka_volterra, y0, t, **how))
+    how = {
+        "rtol": torch.tensor([1e-4, 1e-7], dtype=F64),
+        "atol": 1e-6,
+        "options": {"first_step": 1e-3},
+    }
+    same(
+        on_device(fields.lotka_volterra, y0, t, **how), on_cpu(fields.lotka_volterra, y0, t, **how)
+    )
 
 
 def test_a_sample_that_fails_leaves_the_others_alone(on_device: Callable[..., Solution]) -> None:
@@ -141,8 +152,9 @@ def test_a_sample_that_fails_leaves_the_others_alone(on_device: Callable[..., So
         solve(fields.blow_up, y0, t, throw=False, max_steps=300) for solve in (on_device, on_cpu)
     )
     same(mine, expected)
-    assert mine.status.unique().numel() > 1 and mine.y[:, -1].isnan().any()
-    with pytest.raises(ctorch.ode.SolveError, match="sample"):
+    assert mine.status.unique().numel() > 1
+    assert mine.y[:, -1].isnan().any()
+    with pytest.raises(ctorch.SolveError, match="sample"):
         on_device(fields.blow_up, y0, t, max_steps=300)
 
 
@@ -164,8 +176,10 @@ def test_threads_without_a_sample_do_nothing(tmp_path: Path) -> None:
     )  # fmt: skip
     assert library.ct_solve(ctypes.byref(task)) == native_cuda.UNCOUNTED
     flat = numbers.view(-1)
-    assert flat[3 * few : 4 * few].eq(0).all() and flat[7 * few :].eq(-7).all()
-    assert rows[:few].ne(mark).all() and rows[few:].eq(mark).all()
+    assert flat[3 * few : 4 * few].eq(0).all()
+    assert flat[7 * few :].eq(-7).all()
+    assert rows[:few].ne(mark).all()
+    assert rows[few:].eq(mark).all()
     slope = torch.full((SAMPLES, 2), mark, dtype=F64)
     memory = torch.tensor([few])
     cuda.launch(kernels["ct_eval"], few, [memory, torch.zeros(few, dtype=F64), y0, y0, slope])
