@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "rows.h"
+#include "runs.h"
 
 namespace ct::native {
 

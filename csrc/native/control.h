@@ -19,7 +19,7 @@ struct Gains {
   double last, past, before, safety, min_factor, max_factor;
   bool integral, never_shrinks;
 
-  Gains(const Task& task, double order)
+  CT_BOTH Gains(const Task& task, double order)
       : last(-(task.p + task.i + task.d) / order),
         past((task.p + 2 * task.d) / order),
         before(-task.d / order),
@@ -73,9 +73,9 @@ struct Clock {
   D length, stop;
   Mask<D> lands;
 
-  D t() const { return direction * tau; }
-  D h() const { return direction * length; }
-  D t1() const { return direction * stop; }
+  CT_BOTH D t() const { return direction * tau; }
+  CT_BOTH D h() const { return direction * length; }
+  CT_BOTH D t1() const { return direction * stop; }
 
   // The next step. A lane that is not active makes one of length zero.
   CT_LANES void plan(const Task& task, Mask<D> active) {

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "rows.h"
+#include "runs.h"
 
 namespace ct::native {
 

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "rows.h"
+#include "runs.h"
 #include "tape.h"
 
 namespace ct::native {

@@ -2,24 +2,20 @@
 // the number itself, so that one source gives vector code and straight scalar code.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
-
+#include "base.h"
 #include "wide.h"
 
+#if !defined(__CUDACC__)
 // Vectors wider than the registers of the baseline pass between functions that are all inlined.
 #pragma GCC diagnostic ignored "-Wpsabi"
 #pragma GCC diagnostic ignored "-Wignored-attributes"
-
-#define CT_LANES __attribute__((always_inline)) inline
+#endif
 
 namespace ct::native {
 
-#if defined(__AVX512F__)
+#if defined(CT_CUDA)
+constexpr int kRegisterBytes = 1;
+#elif defined(__AVX512F__)
 constexpr int kRegisterBytes = 64;
 #elif defined(__AVX__)
 constexpr int kRegisterBytes = 32;
@@ -29,12 +25,16 @@ constexpr int kRegisterBytes = 16;
 
 // Numbers in one register: the usual W.
 template <class T>
-constexpr int kRegister = kRegisterBytes / static_cast<int>(sizeof(T));
+constexpr int kRegister = kRegisterBytes > 1 ? kRegisterBytes / static_cast<int>(sizeof(T)) : 1;
 
-template <class T, int W, bool kFits = (sizeof(T) * W <= kRegisterBytes)>
-struct LaneType {
+template <class T, int W, bool kFits = (W == 1 || sizeof(T) * W <= kRegisterBytes)>
+struct LaneType;
+#if !defined(CT_CUDA)
+template <class T, int W>
+struct LaneType<T, W, true> {
   typedef T type __attribute__((vector_size(sizeof(T) * W)));
 };
+#endif
 template <class T>
 struct LaneType<T, 1, true> {
   using type = T;
@@ -155,8 +155,10 @@ CT_LANES To convert(V x) {
   else if constexpr (IsWide<To>::value || IsWide<V>::value)
     return joined<To>(convert<Lanes<Number<To>, kWidth<V> / 2>>(low_half(x)),
                       convert<Lanes<Number<To>, kWidth<V> / 2>>(high_half(x)));
+#if !defined(CT_CUDA)
   else
     return __builtin_convertvector(x, To);
+#endif
 }
 
 // ---- masks
@@ -178,8 +180,10 @@ CT_LANES Mask<V> mask_for(M mask) {
   else if constexpr (IsWide<M>::value || IsWide<V>::value)
     return joined<Mask<V>>(mask_for<Lanes<Number<V>, kWidth<V> / 2>>(low_half(mask)),
                            mask_for<Lanes<Number<V>, kWidth<V> / 2>>(high_half(mask)));
+#if !defined(CT_CUDA)
   else
     return __builtin_convertvector(mask, Mask<V>);
+#endif
 }
 
 CT_LANES bool negated(bool mask) { return !mask; }

@@ -18,17 +18,17 @@ constexpr int kOutputs = 8;  // accumulators at a time
 template <int kCount, long K, long kRow, long kColumn, Sum kSum, class V, class T>
 CT_LANES void rows(const T* w, const T* b, const V* x, V* y) {
   V acc[kCount];
-#pragma GCC unroll 8
+  CT_UNROLL(8)
   for (int r = 0; r < kCount; ++r) {
     acc[r] = kSum == Sum::kAdd ? y[r] : V{};
     if (b != nullptr) acc[r] += all<V>(b[r]);
   }
   for (long i = 0; i < K; ++i) {
     const V xi = x[i];
-#pragma GCC unroll 8
+    CT_UNROLL(8)
     for (int r = 0; r < kCount; ++r) acc[r] += xi * w[r * kRow + i * kColumn];
   }
-#pragma GCC unroll 8
+  CT_UNROLL(8)
   for (int r = 0; r < kCount; ++r) y[r] = acc[r];
 }
 
@@ -41,10 +41,10 @@ CT_LANES void dots(const T* w, const T* b, const T* x, T* y) {
   long i = 0;
   for (; i + R <= K; i += R) {
     const X xi = load<X>(x + i);
-#pragma GCC unroll 8
+    CT_UNROLL(8)
     for (int r = 0; r < kCount; ++r) acc[r] += xi * load<X>(w + r * kRow + i);
   }
-#pragma GCC unroll 8
+  CT_UNROLL(8)
   for (int r = 0; r < kCount; ++r) {
     T total = sum(acc[r]);
     for (long j = i; j < K; ++j) total += x[j] * w[r * kRow + j];
@@ -69,7 +69,7 @@ CT_LANES X fold_all(X* each) {
     return each[0];
   } else {
     constexpr int half = kCount / 2;
-#pragma GCC unroll 8
+    CT_UNROLL(8)
     for (int i = 0; i < half; ++i)
       each[i] =
           fold_pair<kCount>(each[i], each[i + half], std::make_integer_sequence<int, kWidth<X>>{});
@@ -85,7 +85,7 @@ CT_LANES void register_of_dots(const T* w, const T* b, const T* x, T* y) {
   X acc[R] = {};
   for (long i = 0; i + R <= K; i += R) {
     const X xi = load<X>(x + i);
-#pragma GCC unroll 16
+    CT_UNROLL(16)
     for (int r = 0; r < R; ++r) acc[r] += xi * load<X>(w + r * kRow + i);
   }
   X total = fold_all<R>(acc);
@@ -104,17 +104,17 @@ CT_LANES void columns(const T* w, const T* b, const T* x, T* y) {
   constexpr int R = kRegister<T>;
   using X = Lanes<T, R>;
   X acc[kRegisters];
-#pragma GCC unroll 8
+  CT_UNROLL(8)
   for (int r = 0; r < kRegisters; ++r) {
     acc[r] = kSum == Sum::kAdd ? load<X>(y + r * R) : X{};
     if (b != nullptr) acc[r] += load<X>(b + r * R);
   }
   for (long i = 0; i < K; ++i) {
     const T xi = x[i];
-#pragma GCC unroll 8
+    CT_UNROLL(8)
     for (int r = 0; r < kRegisters; ++r) acc[r] += xi * load<X>(w + i * kColumn + r * R);
   }
-#pragma GCC unroll 8
+  CT_UNROLL(8)
   for (int r = 0; r < kRegisters; ++r) store<X>(y + r * R, acc[r]);
 }
 
@@ -142,7 +142,7 @@ CT_LANES void one_sample(const T* w, const T* b, const T* x, T* y) {
 template <long N, long K, long kRow, long kColumn, Sum kSum = Sum::kWrite, class V, class T>
 CT_LANES void linear(const T* w, const T* b, const V* x, V* y) {
   using namespace linear_detail;
-  if constexpr (kWidth<V> == 1) {
+  if constexpr (kWidth<V> == 1 && kRegister<T> > 1) {
     one_sample<N, K, kRow, kColumn, kSum>(w, b, x, y);
   } else {
     const auto bias = [&](long o) { return b == nullptr ? nullptr : b + o; };
@@ -174,14 +174,14 @@ CT_LANES void outer(const V* u, const V* x, T* w) {
       constexpr long kWhole = N - N % 8;
       const auto add = [&]<int kCount>(long o, std::integral_constant<int, kCount>) {
         V acc[kCount];
-#pragma GCC unroll 8
+        CT_UNROLL(8)
         for (int r = 0; r < kCount; ++r) acc[r] = load<V>(w + (o + r) * kRow + i);
         for (int l = 0; l < W; ++l) {
           const V xl = turned[l];
-#pragma GCC unroll 8
+          CT_UNROLL(8)
           for (int r = 0; r < kCount; ++r) acc[r] += xl * numbers[(o + r) * W + l];
         }
-#pragma GCC unroll 8
+        CT_UNROLL(8)
         for (int r = 0; r < kCount; ++r) store<V>(w + (o + r) * kRow + i, acc[r]);
       };
       for (long o = 0; o < kWhole; o += 8) add(o, std::integral_constant<int, 8>{});

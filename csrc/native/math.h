@@ -4,8 +4,18 @@
 // single numbers, go to libm lane by lane.
 #pragma once
 
-#include "../jet/vector_math.h"
 #include "lanes.h"
+
+#if !defined(CT_CUDA)
+#include "../jet/vector_math.h"
+#else
+namespace ct::jet {
+template <typename T, int kBytes>
+struct VectorMath;
+template <typename T>
+struct Float;
+}  // namespace ct::jet
+#endif
 
 namespace ct::native {
 

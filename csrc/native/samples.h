@@ -1,16 +1,12 @@
-// Adaptive solves in which every sample steps on its own. Samples are lanes of a tile; one that is
-// done makes room for the next. What a sample gets does not depend on its lane or its neighbors.
+// Adaptive solves in which every sample steps on its own. Samples are lanes of a tile. What a
+// sample gets does not depend on its lane or its neighbors.
 #pragma once
 
-#include <algorithm>
-#include <memory>
-
 #include "rows.h"
-#include "tape.h"
 
 namespace ct::native {
 
-// A run of samples, worked on by one thread.
+// The samples in a tile: how they begin, step, write their rows, and end.
 template <class Field, class Method, int W>
 class Samples {
  public:
@@ -20,30 +16,21 @@ class Samples {
   using D = typename T::D;
   static constexpr long dim = T::dim;
 
-  CT_LANES Samples(const Task& task_, int64_t begin_, int64_t end_, Run<real>* kept_)
-      : task(task_), gains(task_, Method::order), begin(begin_), end(end_), kept(kept_) {
-    if (kept != nullptr) kept->open(begin, end);
+  CT_LANES explicit Samples(const Task& task_) : task(task_), gains(task_, Method::order) {
     prepare_tile(task, tile, tolerances);
   }
 
-  CT_LANES void run() {
-    if constexpr (W == 1) {
-      for (next = begin; next < end; ++next) {
-        load(0, next);
-        start();
-        reset(0, next);
-        while (any(active)) step();
-      }
-    } else {
-      prepare();
-      active = Mask<D>{};
-      next = begin;
-      for (int lane = 0; lane < W; ++lane) refill(lane);
-      while (any(active)) step();
-    }
+  // One sample, alone in its tile. keep(lanes, t, h) is told of accepted steps.
+  template <class Keep>
+  CT_LANES void run(int64_t number, const Keep& keep) {
+    static_assert(W == 1);
+    load(0, number);
+    start();
+    reset(0, number);
+    while (any(active)) step(keep);
   }
 
- private:
+ protected:
   // ---- samples into lanes
   // ------------------------------------------------------------------------------------
 
@@ -87,45 +74,11 @@ class Samples {
     clock.proposed = first_length(h0, d1, d2, span, Method::order);
   }
 
-  // The same for all samples, in whole tiles; the longest way is started first.
-  void prepare() {
-    const int64_t count = end - begin;
-    slopes.resize(count * dim);
-    lengths.resize(count);
-    order.resize(count);
-    std::vector<double> steps(count);
-    for (int64_t base = 0; base < count; base += W) {
-      const int valid = static_cast<int>(std::min<int64_t>(W, count - base));
-      for (int lane = 0; lane < W; ++lane) load(lane, begin + base + std::min(lane, valid - 1));
-      start();
-      for (int lane = 0; lane < valid; ++lane) {
-        const int64_t i = base + lane;
-        lengths[i] = get(clock.proposed, lane);
-        steps[i] = get(span, lane) / lengths[i];
-        for (long d = 0; d < dim; ++d) slopes[i * dim + d] = get(tile.k[0][d], lane);
-        if (!(steps[i] < kInfinity)) steps[i] = kInfinity;
-      }
-    }
-    for (int64_t i = 0; i < count; ++i) order[i] = i;
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return steps[a] > steps[b]; });
-  }
-
-  // The next sample, if there is one, to a lane.
-  __attribute__((noinline)) void refill(int lane) {
-    while (next < end && !get(active, lane)) {
-      const int64_t i = order[next++ - begin];
-      load(lane, begin + i);
-      for (long d = 0; d < dim; ++d) set(tile.k[0][d], lane, slopes[i * dim + d]);
-      set(clock.proposed, lane, lengths[i]);
-      reset(lane, begin + i);
-    }
-  }
-
   // Begin with a sample whose state, slope and first step are in place.
   CT_LANES void reset(int lane, int64_t number) {
-    for (D* x : {&clock.log_last, &clock.log_before, &clock.accepted, &clock.rejected, &extended})
-      set(*x, lane, 0);
+    D* const zero[] = {&clock.log_last, &clock.log_before, &clock.accepted, &clock.rejected,
+                       &extended};
+    for (D* x : zero) set(*x, lane, 0);
     set(clock.error, lane, std::numeric_limits<double>::quiet_NaN());
     sample[lane] = number;
     set(active, lane, kYes);
@@ -186,7 +139,9 @@ class Samples {
   // ---- steps
   // -------------------------------------------------------------------------------------------------
 
-  CT_LANES void step() {
+  // Returns the lanes whose samples ended.
+  template <class Keep>
+  CT_LANES uint32_t step(const Keep& keep) {
     clock.plan(task, active);
     const Mask<D> frozen = active & negated(clock.stop > clock.tau);
     if (any(frozen)) [[unlikely]]
@@ -200,7 +155,7 @@ class Samples {
     if (any(moved)) {
       tile.evaluate_late(t, h, end_time);
       const Mask<D> pending = moved & (goal <= clock.stop);
-      if (kept != nullptr) keep(bits_of(moved), t, h);
+      keep(bits_of(moved), t, h);
       if (any(pending)) {
         read(pending, t, h, end_time);
         ended = ended | (active & (goal == all<D>(kInfinity)));
@@ -209,19 +164,7 @@ class Samples {
     }
     if constexpr (W == 1)
       if (task.patience > 0) watch(norm);
-    if (any(ended)) leave(bits_of(ended));
-  }
-
-  __attribute__((noinline)) void keep(uint32_t lanes, D t, D h) {
-    for (int lane = 0; lane < W; ++lane)
-      if (lanes >> lane & 1) {
-        const double stop = get(clock.stop, lane), direction = get(clock.direction, lane);
-        int64_t row = output[lane];
-        while (row < task.rows && direction * goal_of(sample[lane], row) <= stop) ++row;
-        real* to = kept->add(sample[lane], get(t, lane), get(h, lane), direction * stop,
-                             output[lane], row, dim);
-        for (long d = 0; d < dim; ++d) to[d] = get(tile.y[d], lane);
-      }
+    return any(ended) ? leave(bits_of(ended)) : 0;
   }
 
   CT_LANES void accept(Mask<D> moved) {
@@ -246,22 +189,20 @@ class Samples {
     }
   }
 
-  CT_LANES void leave(uint32_t lanes) {
+  CT_LANES uint32_t leave(uint32_t lanes) {
     for (int lane = 0; lane < W; ++lane)
-      if (lanes >> lane & 1) {
-        finish(lane, get(goal, lane) == kInfinity ? kSuccess : kMaxSteps);
-        if constexpr (W > 1) refill(lane);
-      }
+      if (lanes >> lane & 1) finish(lane, get(goal, lane) == kInfinity ? kSuccess : kMaxSteps);
+    return lanes;
   }
 
-  CT_LANES void give_up(uint32_t lanes) {
+  CT_LANES uint32_t give_up(uint32_t lanes) {
     for (int lane = 0; lane < W; ++lane)
       if (lanes >> lane & 1) {
         bool finite = get(clock.error, lane) < kInfinity;
         for (long d = 0; d < dim; ++d) finite &= std::isfinite(get(tile.k[0][d], lane));
         finish(lane, finite ? kUnderflow : kNonfinite);
-        if constexpr (W > 1) refill(lane);
       }
+    return lanes;
   }
 
   CT_LANES void finish(int lane, int64_t status) {
@@ -282,9 +223,10 @@ class Samples {
     task.last[i] = get(clock.t(), lane);
     task.last[batch + i] = get(clock.proposed, lane);
     task.last[2 * batch + i] = get(clock.error, lane);
-    for (; output[lane] < task.rows; ++output[lane])
-      std::fill_n(output_row<T>(task, i, output[lane]), dim,
-                  std::numeric_limits<real>::quiet_NaN());
+    for (; output[lane] < task.rows; ++output[lane]) {
+      real* to = output_row<T>(task, i, output[lane]);
+      for (long d = 0; d < dim; ++d) to[d] = std::numeric_limits<real>::quiet_NaN();
+    }
     set(active, lane, 0);
   }
 
@@ -292,9 +234,6 @@ class Samples {
 
   const Task& task;
   const Gains gains;
-  const int64_t begin, end;
-  Run<real>* const kept;
-  int64_t next;
   T tile;
   typename T::Tolerances tolerances;
   Clock<D> clock;
@@ -304,30 +243,6 @@ class Samples {
   // where the solve was when patience was last tried, and errors not finite since
   double mark, last_goal;
   int64_t wild;
-  std::vector<real> slopes;
-  std::vector<double> lengths;
-  std::vector<int64_t> order;
 };
-
-// Returns how many samples failed.
-template <class Field, class Method, int W>
-int64_t solve_samples(const Task& task) {
-  // the same runs for any number of threads
-  const int64_t size = std::max<int64_t>(8 * W, (task.batch / 64 + W - 1) / W * W);
-  const int64_t run = W == 1 ? task.batch : std::min<int64_t>(size, 1024);
-  const int64_t runs = (task.batch + run - 1) / run;
-  auto* tape = static_cast<Tape<typename Field::real>*>(task.tape);
-  if (tape != nullptr) tape->runs.resize(runs);
-  on_threads(runs, task.threads, [&](int64_t i) {
-    using Worker = Samples<Field, Method, W>;
-    auto* kept = tape == nullptr ? nullptr : &tape->runs[i];
-    const int64_t begin = i * run, end = std::min(task.batch, begin + run);
-    if constexpr (sizeof(Worker) < 1 << 15)
-      Worker(task, begin, end, kept).run();
-    else
-      std::make_unique<Worker>(task, begin, end, kept)->run();
-  });
-  return task.batch - std::count(task.status, task.status + task.batch, kSuccess);
-}
 
 }  // namespace ct::native

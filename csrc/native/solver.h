@@ -5,5 +5,5 @@
 #include "fixed.h"
 #include "joint.h"
 #include "linear.h"
-#include "samples.h"
+#include "queue.h"
 #include "sweep.h"

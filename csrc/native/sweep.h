@@ -17,7 +17,7 @@ struct Place {
   // Elements j, j + 1, .. of an array, kStride numbers apart; numbers go to all lanes.
   template <long kStride, class P>
   CT_LANES X read(const P* from) const {
-    if constexpr (kWidth<V> > 1) {
+    if constexpr (std::is_same_v<X, V>) {
       if constexpr (std::is_same_v<P, V>)
         return from[j * kStride];
       else
@@ -39,7 +39,7 @@ struct Place {
   // Elements whose places a table holds.
   template <class P>
   CT_LANES X pick(const P* from, const int* table) const {
-    if constexpr (kWidth<V> > 1) {
+    if constexpr (std::is_same_v<X, V>) {
       if constexpr (std::is_same_v<P, V>)
         return from[table[j]];
       else
@@ -62,7 +62,7 @@ struct Place {
 
   template <long kStride>
   CT_LANES void write(V* to, const X& x) const {
-    if constexpr (kWidth<V> > 1) {
+    if constexpr (std::is_same_v<X, V>) {
       to[j * kStride] = x;
     } else if constexpr (kStride == 1) {
       if (count == kWidth<X>)
@@ -78,7 +78,7 @@ struct Place {
 // f(place) for all of n elements.
 template <class V, long n, class F>
 CT_LANES void sweep(const F& f) {
-  if constexpr (kWidth<V> > 1) {
+  if constexpr (kWidth<V> > 1 || kRegister<V> == 1) {
     for (long j = 0; j < n; ++j) f(Place<V, V>{j, 1});
   } else {
     constexpr int R = kRegister<V>;

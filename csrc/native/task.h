@@ -2,7 +2,7 @@
 // the same struct. Arrays are contiguous unless strides are given; `real` is the state's type.
 #pragma once
 
-#include <cstdint>
+#include "base.h"
 
 namespace ct::native {
 

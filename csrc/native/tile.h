@@ -2,9 +2,6 @@
 // one sample and `Method` the tableau, both made of constants.
 #pragma once
 
-#include <memory>
-#include <new>
-
 #include "control.h"
 
 namespace ct::native {
@@ -61,7 +58,7 @@ struct Tile {
       evaluate_apart(t, state, slope);
   }
 
-  __attribute__((noinline)) void evaluate_apart(V t, const V* state, V* slope) {
+  CT_BOTH __attribute__((noinline)) void evaluate_apart(V t, const V* state, V* slope) {
     Field::eval(t, state, own, shared, work, slope);
   }
 
@@ -132,7 +129,9 @@ struct Tile {
     for_constants<0, total>([&](auto i) __attribute__((always_inline)) {
       D sum{};
       for_constants<0, Method::degree>([&](auto m) __attribute__((always_inline)) {
-        sum = sum * theta + Method::p[i][Method::degree - 1 - m];
+        // GPUs have no such array, only its numbers
+        constexpr double p = Method::p[decltype(i)::value][Method::degree - 1 - decltype(m)::value];
+        sum = sum * theta + p;
       });
       weight[i] = convert<V>(sum * theta);
     });

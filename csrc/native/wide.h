@@ -2,7 +2,7 @@
 // that size compare and select number by number.)
 #pragma once
 
-#include <type_traits>
+#include "base.h"
 
 namespace ct::native {
 
@@ -21,7 +21,7 @@ struct IsWide<Wide<H, T, W>> : std::true_type {};
 
 #define CT_WIDE                      \
   template <class H, class T, int W> \
-  __attribute__((always_inline)) inline
+  CT_LANES
 
 #define CT_WIDE_ARITHMETIC(op)                                                           \
   CT_WIDE Wide<H, T, W> operator op(const Wide<H, T, W>& a, const Wide<H, T, W>& b) {    \

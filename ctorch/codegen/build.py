@@ -93,7 +93,7 @@ def flags() -> list[str]:
 
 def _key(source: str) -> str:
     """The hash of everything that the library hangs on."""
-    parts = [source, " ".join(flags()), _compiler_identity(compiler()), _processor(), _headers()]
+    parts = [source, " ".join(flags()), _compiler_identity(compiler()), _processor(), headers()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
@@ -133,7 +133,7 @@ def _processor() -> str:
 
 
 @functools.lru_cache
-def _headers() -> str:
+def headers() -> str:
     """The hash of the library of headers."""
     total = hashlib.sha256()
     for header in sorted(include_folder().glob("native/*.h")):

@@ -50,13 +50,17 @@ def folder() -> Path:
 
 def find(key: str) -> Path | None:
     """The library with that key, if it is there and whole."""
-    path = folder() / f"{key}.so"
+    return None if read(key) is None else folder() / f"{key}.so"
+
+
+def read(key: str) -> bytes | None:
+    """What is kept under that key, if it is there and whole."""
     try:
-        data = path.read_bytes()
+        data = (folder() / f"{key}.so").read_bytes()
     except OSError:
         return None
     body, checksum = data[:-_CHECKSUM], data[-_CHECKSUM:]
-    return path if body and hashlib.sha256(body).digest() == checksum else None
+    return body if body and hashlib.sha256(body).digest() == checksum else None
 
 
 def put(key: str, library: Path) -> Path:

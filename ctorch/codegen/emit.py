@@ -42,7 +42,7 @@ class Body:
     Attributes:
         lines: of C++.
         work: how many lanes of scratch they use.
-        tables: declarations of constant arrays, to stand before the function.
+        tables: declarations of constant arrays, to stand at the top of the function.
     """
 
     def __init__(self, graph: Graph, outputs: Sequence[Output], prefix: str) -> None:

@@ -10,8 +10,10 @@ from ctorch.codegen.emit import Body, Output
 from ctorch.codegen.graph import Graph, Ids
 
 _EVAL = """  template <class V>
-  static void eval([[maybe_unused]] V t, [[maybe_unused]] const V* y, [[maybe_unused]] const V* own,
-                   [[maybe_unused]] const real* const* shared, [[maybe_unused]] V* work, V* dy) {"""
+  CT_BOTH static void eval([[maybe_unused]] V t, [[maybe_unused]] const V* y,
+                           [[maybe_unused]] const V* own,
+                           [[maybe_unused]] const real* const* shared,
+                           [[maybe_unused]] V* work, V* dy) {"""
 _VJP = """  template <class V>
   static void vjp([[maybe_unused]] V t, [[maybe_unused]] const V* y, [[maybe_unused]] const V* own,
                   [[maybe_unused]] const real* const* shared, [[maybe_unused]] V* work,
@@ -45,9 +47,8 @@ def field_source(
         f"  static constexpr long own = {sizes[1]};",
         f"  static constexpr long shared = {sizes[2]};",
         f"  static constexpr long work = {body.work};",
-        *(f"  {table}" for table in body.tables),
     ]
-    functions = [_EVAL, *_indented(body.lines), "  }"]
+    functions = [_EVAL, *_indented([*body.tables, *body.lines]), "  }"]
     if backward is not None:
         graph, ct_t, ct_y, ct_own, ct_shared = backward
         outputs = [Output("time", ct_t), Output("ct_y", ct_y), Output("ct_own", ct_own, "add")]
@@ -58,8 +59,8 @@ def field_source(
         ]
         body = Body(graph, [output for output in outputs if output.ids.size], "vjp")
         parts.append(f"  static constexpr long vjp_work = {body.work};")
-        parts += [f"  {table}" for table in body.tables]
-        functions += [_VJP, *_indented(["V* const time = &ct_t;", *body.lines]), "  }"]
+        lines = ["V* const time = &ct_t;", *body.tables, *body.lines]
+        functions += [_VJP, *_indented(lines), "  }"]
     return "\n".join([*parts, *functions, "};", "}  // namespace"]) + "\n"
 
 

@@ -101,7 +101,7 @@ class Problem:
             x = x.detach().contiguous().clone()
             if generator is None:
                 return x
-            noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)
+            noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
             return x + noise * (0.1 * x.abs() + 0.05 * float(x.abs().mean() if x.numel() else 0))
 
         def first(x: Tensor) -> Tensor:

@@ -144,8 +144,8 @@ class _Prepared:
         flat = y0.reshape(batch, -1).contiguous()
         outcome = native.execute(
             self.function, task, flat, t,
-            native.plain(own, self.dtype),
-            [native.plain(x, self.dtype) for x in shared],
+            native.plain(own, self.dtype, y0.device),
+            [native.plain(x, self.dtype, y0.device) for x in shared],
             not self.batched,
         )  # fmt: skip
         if self.batched:

@@ -144,8 +144,10 @@ def _objection(request: Request, problem: Problem) -> str:
         return f"method {method!r}" + " with batched=True" * layout.batched
     if layout.dtype not in _DTYPES or layout.is_complex:
         return f"a state of {layout.user_dtype}"
-    if layout.device.type != "cpu":
+    if layout.device.type not in ("cpu", "cuda"):
         return f"a state on {layout.device}"
+    if layout.device.type == "cuda" and not layout.batched:
+        return f"a state on {layout.device} without batched=True"
     if not layout.is_tensor:
         return "a state of several tensors"
     if request.events:
@@ -210,6 +212,7 @@ def form_of(
         problem.max_norm,
         problem.tolerances.rtol.dim() > 0,
         gradient,
+        str(layout.device),
     )
 
 
@@ -220,18 +223,22 @@ def registers_for(batch: int) -> int:
 
 #: samples from which on two registers of them are mostly full
 _MANY = 128
-_libraries: dict[tuple[str, Form], ctypes.CDLL] = {}
+_libraries: dict[tuple[str, Form], Any] = {}
 
 
-def known_library(traced: Traced, form: Form) -> ctypes.CDLL | None:
+def known_library(traced: Traced, form: Form) -> Any:
     """The compiled solve, if this process has it."""
     return _libraries.get((traced.source, form))
 
 
-def library_of(traced: Traced, form: Form) -> ctypes.CDLL:
+def library_of(traced: Traced, form: Form) -> Any:
     """The compiled solve; made where it is not there, and compared with the vector field."""
     library = _libraries.get((traced.source, form))
-    if library is None:
+    if library is None and form.device != "cpu":
+        from ctorch.ode import native_cuda
+
+        library = _libraries[traced.source, form] = native_cuda.library(traced, form)
+    elif library is None:
         library = build.load(solve_source(traced.source, form))
         pointer = ctypes.c_void_p
         library.ct_solve.restype, library.ct_solve.argtypes = ctypes.c_int64, [pointer]
@@ -290,7 +297,7 @@ def execute(
     """Make the call.
 
     Args:
-        function: the compiled solve.
+        function: the compiled solve; returns how many samples failed, or a negative number.
         task: its settings.
         y0: [B, dim], contiguous.
         t: float64, [T] or [B, T], contiguous.
@@ -300,7 +307,7 @@ def execute(
     """
     (batch, dim), rows = y0.shape, t.shape[-1]
     out = y0.new_empty((rows, batch, dim) if rows_first else (batch, rows, dim))
-    numbers = torch.empty((7, batch), dtype=torch.int64)
+    numbers = torch.empty((7, batch), dtype=torch.int64, device=y0.device)
     base, size = numbers.data_ptr(), 8 * batch
     task.batch, task.rows, task.threads = batch, rows, torch.get_num_threads()
     task.t, task.t_stride = t.data_ptr(), rows if t.dim() == 2 else 0
@@ -311,7 +318,8 @@ def execute(
     if shared:
         pointers = (ctypes.c_void_p * len(shared))(*[x.data_ptr() for x in shared])
         task.shared = ctypes.addressof(pointers)
-    return Outcome(out, numbers, function(ctypes.byref(task)))
+    failed = function(ctypes.byref(task))
+    return Outcome(out, numbers, failed if failed >= 0 else int(numbers[3].count_nonzero()))
 
 
 class Call:
@@ -330,9 +338,9 @@ class Call:
         self.batch = batch_of(problem, traced)
         self.gradient = request.differentiates and self._check_gradient(own)
         self.y0 = problem.y0.detach().reshape(self.batch, -1).contiguous()
-        self.t = problem.t.detach().double().contiguous()
-        self.own = plain(own, layout.dtype)
-        self.shared = [plain(x, layout.dtype) for x in traced.shared]
+        self.t = plain(problem.t, torch.float64, layout.device)
+        self.own = plain(own, layout.dtype, layout.device)
+        self.shared = [plain(x, layout.dtype, layout.device) for x in traced.shared]
         self.form = form_of(request, problem, traced, self.batch, self.gradient)
         self.library = library_of(traced, self.form)
         self.task = settings(request, problem)
@@ -352,6 +360,11 @@ class Call:
         t, inputs = self.problem.t, [self.problem.y0, own, *self.traced.shared]
         if not (t.requires_grad or any(x.requires_grad for x in inputs)):
             return False
+        if self.request.layout.device.type != "cpu":
+            raise Unsupported(
+                f"a gradient on {self.request.layout.device} is not built natively yet: use"
+                ' native=False, or gradient="none".'
+            )
         error = self.traced.field.derivative_error
         if error:
             raise Unsupported(f"the gradient is not built natively, for {error}")
@@ -388,10 +401,14 @@ class Call:
         return joint_run(self.problem, outcome.rows.view(rows, *shape), outcome)
 
 
-def plain(x: Tensor, dtype: torch.dtype) -> Tensor:
+_CPU = torch.device("cpu")
+
+
+def plain(x: Tensor, dtype: torch.dtype, device: torch.device = _CPU) -> Tensor:
     """As a compiled solve reads it."""
     x = x.detach()
-    return x if x.dtype is dtype and x.is_contiguous() else x.to("cpu", dtype).contiguous()
+    ready = x.dtype is dtype and x.is_contiguous() and x.device == device
+    return x if ready else x.to(device, dtype).contiguous()
 
 
 # -- what came of it

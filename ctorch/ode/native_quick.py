@@ -91,9 +91,9 @@ def solve(
         library.ct_solve,
         Task.from_buffer_copy(recipe.task),
         y0.detach().view(batch, -1),
-        native.plain(t, torch.float64),
-        native.plain(own, dtype),
-        [native.plain(x, dtype) for x in shared],
+        native.plain(t, torch.float64, y0.device),
+        native.plain(own, dtype, y0.device),
+        [native.plain(x, dtype, y0.device) for x in shared],
         not batched,
     )
     if outcome.failed:  # the long way says why

@@ -21,6 +21,7 @@ class Form:
         max_norm: a part's norm is its maximum, not its root mean square.
         tolerances: they are arrays, not numbers.
         gradient: its gradient is compiled too.
+        device: "cpu", or the GPU that it is compiled for.
     """
 
     method: str
@@ -31,6 +32,7 @@ class Form:
     max_norm: bool = False
     tolerances: bool = False
     gradient: bool = False
+    device: str = "cpu"
 
 
 def solve_source(field: str, form: Form) -> str:
@@ -44,7 +46,9 @@ def solve_source(field: str, form: Form) -> str:
 }}
 extern "C" void ct_eval(int64_t batch, const double* t, const void* y, const void* own,
                         const void* const* shared, void* dy) {{
-  ct::native::evaluate_samples<Field, {width}>(batch, t, y, own, shared, dy);
+  const auto evaluation = std::make_unique<ct::native::Evaluation<Field, {width}>>();
+  for (int64_t base = 0; base < batch; base += {width})
+    evaluation->run(base, batch, t, y, own, shared, dy);
 }}
 """
     if form.gradient:
@@ -59,6 +63,37 @@ extern "C" void ct_pull_back(const ct::native::Task* task, const ct::native::Cot
     return "\n".join(
         [*lines, "namespace {", field, method_source(form), "}  // namespace", entries]
     )
+
+
+def cuda_source(field: str, form: Form) -> str:
+    """The kernels for ``field``: ``ct_solve`` and ``ct_eval``, one thread for each sample."""
+    return "\n".join(
+        [
+            "#define CT_CUDA",
+            '#include "native/cuda_kernels.h"',
+            "namespace {",
+            field,
+            method_source(form),
+            "}  // namespace",
+            _CUDA_ENTRIES,
+        ]
+    )
+
+
+_CUDA_ENTRIES = """namespace {
+__device__ int64_t sample_of_thread() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+}  // namespace
+extern "C" __global__ void ct_solve(const ct::native::Task* task) {
+  ct::native::solve_sample<Field, Method>(*task, sample_of_thread());
+}
+extern "C" __global__ void ct_eval(const int64_t* numbers, const double* t, const void* y,
+                                   const void* own, void* dy) {
+  const auto shared = reinterpret_cast<const void* const*>(numbers + 1);
+  ct::native::evaluate_sample<Field>(sample_of_thread(), numbers[0], t, y, own, shared, dy);
+}
+"""
 
 
 def method_source(form: Form) -> str:

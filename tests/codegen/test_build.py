@@ -74,7 +74,7 @@ def test_flags_compiler_processor_and_headers_make_another_library(
     keys = {build._key(source(1))}
     monkeypatch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
     keys.add(build._key(source(1)))
-    for name in ("_compiler_identity", "_processor", "_headers"):
+    for name in ("_compiler_identity", "_processor", "headers"):
         monkeypatch.setattr(build, name, lambda *_, name=name: f"another {name}")
         keys.add(build._key(source(1)))
     assert len(keys) == 5

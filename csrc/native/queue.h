@@ -1,0 +1,127 @@
+// Adaptive solves of many samples: one that is done makes room for the next.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+
+#include "runs.h"
+#include "samples.h"
+
+namespace ct::native {
+
+// A run of samples, worked on by one thread.
+template <class Field, class Method, int W>
+class Queue : Samples<Field, Method, W> {
+ public:
+  using S = Samples<Field, Method, W>;
+  using real = typename S::real;
+  using D = typename S::D;
+  static constexpr long dim = S::dim;
+
+  CT_LANES Queue(const Task& task_, int64_t begin_, int64_t end_, Run<real>* kept_)
+      : S(task_), begin(begin_), end(end_), kept(kept_) {
+    if (kept != nullptr) kept->open(begin, end);
+  }
+
+  CT_LANES void run() {
+    const auto keeps = [&](uint32_t lanes, D t, D h) __attribute__((always_inline)) {
+      if (kept != nullptr) keep(lanes, t, h);
+    };
+    if constexpr (W == 1) {
+      for (int64_t number = begin; number < end; ++number) S::run(number, keeps);
+    } else {
+      prepare();
+      active = Mask<D>{};
+      next = begin;
+      refill(~uint32_t{});
+      while (any(active))
+        if (const uint32_t free = this->step(keeps)) refill(free);
+    }
+  }
+
+ private:
+  using S::active, S::clock, S::output, S::sample, S::span, S::task, S::tile;
+
+  // The same for all samples, in whole tiles; the longest way is started first.
+  void prepare() {
+    const int64_t count = end - begin;
+    slopes.resize(count * dim);
+    lengths.resize(count);
+    order.resize(count);
+    std::vector<double> steps(count);
+    for (int64_t base = 0; base < count; base += W) {
+      const int valid = static_cast<int>(std::min<int64_t>(W, count - base));
+      for (int lane = 0; lane < W; ++lane)
+        this->load(lane, begin + base + std::min(lane, valid - 1));
+      this->start();
+      for (int lane = 0; lane < valid; ++lane) {
+        const int64_t i = base + lane;
+        lengths[i] = get(clock.proposed, lane);
+        steps[i] = get(span, lane) / lengths[i];
+        for (long d = 0; d < dim; ++d) slopes[i * dim + d] = get(tile.k[0][d], lane);
+        if (!(steps[i] < kInfinity)) steps[i] = kInfinity;
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) order[i] = i;
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return steps[a] > steps[b]; });
+  }
+
+  // The next samples, as far as there are any, to lanes.
+  __attribute__((noinline)) void refill(uint32_t lanes) {
+    for (int lane = 0; lane < W; ++lane)
+      if (lanes >> lane & 1) refill_one(lane);
+  }
+
+  void refill_one(int lane) {
+    while (next < end && !get(active, lane)) {
+      const int64_t i = order[next++ - begin];
+      this->load(lane, begin + i);
+      for (long d = 0; d < dim; ++d) set(tile.k[0][d], lane, slopes[i * dim + d]);
+      set(clock.proposed, lane, lengths[i]);
+      this->reset(lane, begin + i);
+    }
+  }
+
+  __attribute__((noinline)) void keep(uint32_t lanes, D t, D h) {
+    for (int lane = 0; lane < W; ++lane)
+      if (lanes >> lane & 1) {
+        const double stop = get(clock.stop, lane), direction = get(clock.direction, lane);
+        int64_t row = output[lane];
+        while (row < task.rows && direction * this->goal_of(sample[lane], row) <= stop) ++row;
+        real* to = kept->add(sample[lane], get(t, lane), get(h, lane), direction * stop,
+                             output[lane], row, dim);
+        for (long d = 0; d < dim; ++d) to[d] = get(tile.y[d], lane);
+      }
+  }
+
+  const int64_t begin, end;
+  Run<real>* const kept;
+  int64_t next;
+  std::vector<real> slopes;
+  std::vector<double> lengths;
+  std::vector<int64_t> order;
+};
+
+// Returns how many samples failed.
+template <class Field, class Method, int W>
+int64_t solve_samples(const Task& task) {
+  // the same runs for any number of threads
+  const int64_t size = std::max<int64_t>(8 * W, (task.batch / 64 + W - 1) / W * W);
+  const int64_t run = W == 1 ? task.batch : std::min<int64_t>(size, 1024);
+  const int64_t runs = (task.batch + run - 1) / run;
+  auto* tape = static_cast<Tape<typename Field::real>*>(task.tape);
+  if (tape != nullptr) tape->runs.resize(runs);
+  on_threads(runs, task.threads, [&](int64_t i) {
+    using Worker = Queue<Field, Method, W>;
+    auto* kept = tape == nullptr ? nullptr : &tape->runs[i];
+    const int64_t begin = i * run, end = std::min(task.batch, begin + run);
+    if constexpr (sizeof(Worker) < 1 << 15)
+      Worker(task, begin, end, kept).run();
+    else
+      std::make_unique<Worker>(task, begin, end, kept)->run();
+  });
+  return task.batch - std::count(task.status, task.status + task.batch, kSuccess);
+}
+
+}  // namespace ct::native
