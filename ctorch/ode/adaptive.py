@@ -28,6 +28,9 @@ class AdaptiveLoop(Loop):
         direction, controller, last = problem.direction, problem.controller, stepper.method.n - 1
         order = stepper.method.tableau.error_order
         evaluate = self.evaluate
+        keeper = self.recorder.keeper(first)
+        if keeper is not None:
+            first = Stage(first.t, first.y, keeper.first())
         calling = bool(problem.callbacks)
         knots, knot = problem.knots(ends=not problem.overshoot), 0
         tau, fresh, error = self.goals[0], True, math.nan
@@ -77,6 +80,8 @@ class AdaptiveLoop(Loop):
             if calling:
                 problem.call_back("callback_accept_step", t, y, length)
             stepper.finish(y1, stages, evaluate)
+            if keeper is not None:
+                stages[last].k = keeper.keep(stages[last].k)
             if not self.passes_by(tau1):
                 record = Step(t, signed, t1, y, start, end, fresh)
                 self.read(record, stages, y1)
@@ -90,6 +95,8 @@ class AdaptiveLoop(Loop):
                 after = stepper.beside(t1, direction * math.inf)
                 after_t = stepper.first_time(after, FREE)
                 first, fresh = evaluate(after_t, self.recorder.leaf(y)), True
+                if keeper is not None:
+                    first.k = keeper.keep(first.k)
                 first_rng = None if self.rng is None else self.rng[-1]
             if problem.progress is not None:
                 problem.progress(t1)

@@ -19,7 +19,7 @@ from ctorch.ode.capture import Captured
 from ctorch.ode.coefficients import Coefficients
 from ctorch.ode.control import initial_steps
 from ctorch.ode.discrete import make_recorder, solve_differentiably, solve_without_gradient
-from ctorch.ode.field import Stage
+from ctorch.ode.field import Keeper, Stage
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import Failure, Run
 from ctorch.ode.solution import Stats, Status
@@ -201,8 +201,11 @@ class BatchedLoop:
         started = self.goals <= self.goals[:, :1]
         self.rows[started] = y.repeat_interleave(started.sum(1), 0)
         span = self.samples[control.END] - self.samples[control.TAU]
+        keeper = self.recorder.keeper(first)
+        if keeper is not None:
+            first = Stage(first.t, first.y, keeper.first())
         self.samples[control.LENGTH] = self._first_steps(y, first, span)
-        y = self._integrate(y, first.k)
+        y = self._integrate(y, first.k, keeper)
         fates = torch.tensor(_STATUS_OF_FATE, device=y.device)
         status = fates[counts[control.FATE]]
         finite = torch.isfinite(y.reshape(job.size, y.shape[1:].numel())).all(1)
@@ -214,7 +217,7 @@ class BatchedLoop:
         run.first_stage = first if self.recorder.graphs else None
         return run
 
-    def _integrate(self, y: Tensor, k0: Tensor) -> Tensor:
+    def _integrate(self, y: Tensor, k0: Tensor, keeper: Keeper | None) -> Tensor:
         problem, method = self.problem, self.method
         samples, counts, turns = self.samples, self.counts, self._turns
         busy = bool((counts[control.FATE] == control.RUNNING).any())
@@ -230,6 +233,8 @@ class BatchedLoop:
                 if method.late:
                     stages.append(self.recorder.evaluate(stage_times[method.n - 2], y1))
                 k1 = stages[method.n - 1].k
+                if keeper is not None:
+                    k1 = stages[method.n - 1].k = keeper.keep(k1)
                 if self.job.keep or passed:
                     t, h, t1 = plan.unbind()
                     step = Step(t, h, t1, y, end=lands, moved=moved)

@@ -25,6 +25,26 @@ class Stage:
         self.t, self.y, self.k = t, y, k
 
 
+class Keeper:
+    """Keeps slopes over later evaluations: a field may write all that it returns to one memory.
+
+    Not for slopes with a graph, in which autograd itself refuses such writing.
+    """
+
+    def __init__(self, returned: Tensor) -> None:
+        self._returned = returned  # held, so that its memory is given to nobody else
+
+    def first(self) -> Tensor:
+        """What the field returned first, out of its reach."""
+        return self._returned.clone()
+
+    def keep(self, k: Tensor) -> Tensor:
+        """``k``, or a copy if it lies where the first slope was returned."""
+        if k.__class__ is Tensor and k.data_ptr() == self._returned.data_ptr():
+            return k.clone()
+        return k
+
+
 class UnexpectedGraph(Exception):
     """A slope requires grad where nothing was known to; ``stage`` is the evaluation."""
 

@@ -176,6 +176,9 @@ class PlainRecorder(Recorder):
     def leaf(self, y: Tensor) -> Tensor:
         return y
 
+    def keeper(self, first: Stage) -> None:
+        return None
+
 
 def replay(
     problem: Problem,

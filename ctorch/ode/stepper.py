@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ctorch.ode.coefficients import Coefficients
-from ctorch.ode.field import Stage, UnexpectedGraph, VectorField
+from ctorch.ode.field import Keeper, Stage, UnexpectedGraph, VectorField
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import Piece
 from ctorch.ode.steps import FREE
@@ -322,3 +322,7 @@ class Recorder:
     def leaf(self, y: Tensor) -> Tensor:
         """The same state as another tensor, which may be the leaf of another graph."""
         return y.detach()
+
+    def keeper(self, first: Stage) -> Keeper | None:
+        """What keeps slopes from a field that may write over them: none, where autograd does."""
+        return None if self.graphs else Keeper(first.k)

@@ -178,3 +178,19 @@ def test_deterministic_algorithms_change_nothing() -> None:
         assert torch.equal(solve(), usual)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3"])
+def test_a_field_may_write_all_its_results_to_one_memory(method: str, batched: bool) -> None:
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return -(y**2) * (1 + 5 * torch.sin(20 * t))
+
+    memory = torch.empty(3, 1, dtype=torch.float64)
+    y0 = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
+    t = torch.linspace(0, 2, 5, dtype=torch.float64)
+    for dt0 in (None, 1.0):  # found by a second evaluation; too long, so that steps are rejected
+        options = {"method": method, "batched": batched, "dt0": dt0, "dense": not batched}
+        expected = ctorch.solve_ode(field, y0, t, **options)
+        actual = ctorch.solve_ode(lambda t, y: memory.copy_(field(t, y)), y0, t, **options)
+        assert torch.equal(actual.y, expected.y)
