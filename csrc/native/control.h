@@ -7,8 +7,7 @@
 
 namespace ct::native {
 
-template <class T>
-constexpr T kTinyError = sizeof(T) == 8 ? T(1e-300) : T(1e-37);  // its logarithm is finite
+constexpr double kTinyError = 1e-300;              // its logarithm is finite
 constexpr double kLogLeast = -23.025850929940457;  // log 1e-10: less counts as this later
 constexpr double kLandingRoom = 1.001;             // a step that all but reaches the end lands
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -39,14 +38,8 @@ CT_LANES D at_most(D x, D high) {
   return select(x > high, high, x);
 }
 
-// f in the precision of the state: an error norm has no more digits.
-template <class Real, class D, class F>
-CT_LANES D in_precision(const F& f, D x) {
-  return convert<D>(f(convert<Lanes<Real, kWidth<D>>>(x)));
-}
-
 // By how much the step changes. The powers are taken together, as one exponential.
-template <class Real, class D>
+template <class D>
 CT_LANES D step_factor(const Gains& gains, D error, D log_error, D log_last, D log_before) {
   const Mask<D> accepted = error <= all<D>(1);
   D power = gains.last * log_error;
@@ -55,8 +48,7 @@ CT_LANES D step_factor(const Gains& gains, D error, D log_error, D log_last, D l
     const D history = gains.past * log_last + gains.before * log_before;
     power += select(accepted, history, D{});
   }
-  D factor = gains.safety * in_precision<Real>([](auto x) { return exp(x); }, power),
-    least = all<D>(gains.min_factor);
+  D factor = gains.safety * exp(power), least = all<D>(gains.min_factor);
   if (!gains.integral)
     factor = select(accepted, factor, at_most(factor, all<D>(gains.safety)));
   else if (gains.never_shrinks)
@@ -88,15 +80,13 @@ struct Clock {
   }
 
   // Which lanes accept the attempt, by its error norm; `tau` itself is not moved here.
-  template <class Real>
   CT_LANES Mask<D> judge(const Task& task, const Gains& gains, Mask<D> active, D norm) {
     error = select(active, norm, error);
     const Mask<D> finite = norm < all<D>(kInfinity);
     const Mask<D> forced = finite & (length <= all<D>(task.min_step));
     const Mask<D> moved = active & ((norm <= all<D>(1)) | forced);
-    const D log_error =
-        in_precision<Real>([](auto x) { return log(x); }, at_least(norm, all<D>(kTinyError<Real>)));
-    const D factor = step_factor<Real>(gains, norm, log_error, log_last, log_before);
+    const D log_error = log(at_least(norm, all<D>(kTinyError)));
+    const D factor = step_factor(gains, norm, log_error, log_last, log_before);
     D next = length * select(moved, factor, at_most(factor, all<D>(1)));
     // a step cut short to end on a given time says little against the length tried before
     const Mask<D> cut = moved & lands & (proposed > next);
@@ -126,7 +116,7 @@ CT_LANES D first_length(D h0, D d1, D d2, D span, double order) {
   const D steepest = select(d1 > d2, d1, select(d1 != d1, d1, d2));
   const Mask<D> flat = (d1 <= all<D>(1e-15)) & (d2 <= all<D>(1e-15));
   D h1 = select(flat, at_least(h0 * 1e-3, all<D>(1e-6)),
-                exp(log(0.01 / at_least(steepest, all<D>(kTinyError<double>))) * (1 / order)));
+                exp(log(0.01 / at_least(steepest, all<D>(kTinyError))) * (1 / order)));
   h1 = select(steepest < all<D>(kInfinity), h1, h0);
   return at_most(at_most(100.0 * h0, h1), span);
 }

@@ -155,7 +155,7 @@ class Joint {
         [&](Part& part, long d) { return part.tile.scaled_error(part.tolerances, length, d); });
     wild += error < kInfinity ? 0 : 1;
     evaluations += T::evaluated - 1;
-    if (!clock.judge<double>(task, gains, true, error)) return;
+    if (!clock.judge(task, gains, true, error)) return;
     if constexpr (Method::late) {
       ++evaluations;
       for (Part& part : parts) part.tile.evaluate_late(start, h, end_time);

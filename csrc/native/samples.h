@@ -150,7 +150,7 @@ class Samples {
     const V end_time = beside(convert<V>(clock.t1()), convert<V>(t));
     tile.attempt(t, h, end_time);
     const D norm = tile.error_norm(tolerances, h);
-    const Mask<D> moved = clock.template judge<real>(task, gains, active, norm);
+    const Mask<D> moved = clock.judge(task, gains, active, norm);
     Mask<D> ended = active & (clock.accepted + clock.rejected >= all<D>(task.max_steps));
     if (any(moved)) {
       tile.evaluate_late(t, h, end_time);

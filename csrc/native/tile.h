@@ -149,7 +149,7 @@ struct Tile {
   // Root mean square (or maximum) of scaled(d) over the elements; of several segments the largest.
   template <class Scaled>
   CT_LANES static D norm(const Scaled& scaled) {
-    V largest{};
+    D largest{};
     for_constants<0, Method::segments>([&](auto s) __attribute__((always_inline)) {
       constexpr long begin = Method::segment[s], length = Method::segment[s + 1] - begin;
       if constexpr (length > 0) {
@@ -158,11 +158,12 @@ struct Tile {
           const V x = scaled(begin + d);
           total = Method::maximum ? larger(total, abs(x)) : total + x * x;
         });
-        const V size = Method::maximum ? total : sqrt(total * static_cast<real>(1.0 / length));
+        const D part = convert<D>(total);
+        const D size = Method::maximum ? part : sqrt(part / static_cast<double>(length));
         largest = Method::segments == 1 ? size : larger(largest, size);
       }
     });
-    return convert<D>(largest);
+    return rounded(largest);
   }
 
   // The larger one; NaN where either is NaN.
@@ -170,6 +171,9 @@ struct Tile {
   CT_LANES static X larger(X a, X b) {
     return select((a > b) | (a != a), a, b);
   }
+
+  // In the precision of the state, as the kernels of the eager solver return it.
+  CT_LANES static D rounded(D x) { return convert<D>(convert<V>(x)); }
 
   // Numbers, or arrays for each element.
   struct Tolerances {
