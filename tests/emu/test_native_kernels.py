@@ -82,7 +82,7 @@ def on_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     form_of = native.form_of
 
     def device_form(*args: Any) -> Any:
-        return dataclasses.replace(form_of(*args), width=1, device="cuda")
+        return dataclasses.replace(form_of(*args), registers=0, device="cuda")
 
     def solve(func: Any, y0: Tensor, t: Tensor, **how: Any) -> Solution:
         with monkeypatch.context() as patch:
