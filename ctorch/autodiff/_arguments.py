@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from ctorch._numbers import as_int
 
 
@@ -25,3 +27,13 @@ def function(name: str, given: Any) -> None:
     """Refuses what cannot be called."""
     if not callable(given):
         raise TypeError(f"{name}: expected a function, got {type(given).__name__}")
+
+
+def points(x: Any) -> None:
+    """Refuses what is not ``[..., d]`` in floating point."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"x: expected floating point, got {x.dtype}")
+    if x.ndim == 0:
+        raise ValueError("x: expected [..., d], got a tensor without dims")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ctorch._numbers import as_int
+from ctorch.autodiff._arguments import function, points
 from ctorch.autodiff._blocks import alone, block_size
 from ctorch.autodiff._dtypes import HALF
 from ctorch.autodiff._propagated import MissingRuleError, propagate
@@ -295,14 +296,8 @@ def _noise(
 
 
 def _check(f: Field, x: Tensor, method: str, distribution: str) -> None:
-    if not callable(f):
-        raise TypeError(f"f: expected a function, got {type(f).__name__}")
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"x: expected floating point, got {x.dtype}")
-    if x.ndim == 0:
-        raise ValueError("x: expected [..., d], got a tensor without dims")
+    function("f", f)
+    points(x)
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     if distribution not in DISTRIBUTIONS:

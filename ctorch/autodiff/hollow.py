@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctorch.autodiff._arguments import whole
+from ctorch.autodiff._arguments import points, whole
 from ctorch.autodiff._jet import Jet, pad
 from ctorch.autodiff._propagated import propagate
 from ctorch.autodiff.jet import factorial
@@ -124,7 +124,7 @@ def dimwise_derivative(
     """
     hollow = as_hollow(net)
     order = whole("order", order, 0)
-    _check_x(x)
+    points(x)
     stack = hollow.coefficients(t, x, order)
     if not isinstance(stack, Tensor) or stack.shape[1:] != x.shape:
         got = tuple(stack.shape[1:]) if isinstance(stack, Tensor) else type(stack).__name__
@@ -134,15 +134,6 @@ def dimwise_derivative(
         return value, rest
     scales = [factorial(k, stack.dtype) for k in range(1, order + 1)]
     return value, rest * rest.new_tensor(scales).reshape(-1, *(1,) * x.ndim)
-
-
-def _check_x(x: Any) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"x: expected floating point, got {x.dtype}")
-    if x.ndim == 0:
-        raise ValueError("x: expected [..., d], got a tensor without dims")
 
 
 # ---- whether a net is hollow
@@ -170,7 +161,7 @@ def check_hollow(net: Any, x: Tensor, t: Time = None) -> None:
         >>> check_hollow(ctorch.nn.HollowSum(3), torch.randn(4, 3), t=0.0)
     """
     hollow = as_hollow(net)
-    _check_x(x)
+    points(x)
     if x.numel() == 0:
         raise ValueError(f"x: expected at least one sample to test at, got {tuple(x.shape)}")
     x = x.detach()
