@@ -363,7 +363,7 @@ class _Making:
         first = job._beside(step.t, step.t1) if perturb else step.t
         self._last = job._beside(step.t1, step.t) if perturb else step.t1
         known, job._first = job._first, None
-        self.slope = self._field(first, 0.0, y) if known is None else known.k
+        self.slope = self._field(first, 0.0, y) if known is None else known.k.clone()
         slopes = [self.slope, *history]
         order = min(len(slopes), job.max_order - 1)
         if order < LOWEST - 1:
@@ -381,7 +381,7 @@ class _Making:
         k = self.problem.field(t, y)
         if self.job.vigilant and k.requires_grad:
             raise UnexpectedGraph(Stage(t, y, k))
-        return k
+        return k.clone()  # kept over steps, in which a field may write over what it returned
 
     def _h(self) -> Any:
         return (

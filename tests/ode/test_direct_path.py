@@ -180,6 +180,22 @@ def test_deterministic_algorithms_change_nothing() -> None:
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.parametrize("method", ["explicit_adams", "implicit_adams"])
+def test_adams_methods_keep_slopes_that_a_field_writes_to_one_memory(method: str) -> None:
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return -(y**2) * (1 + 5 * torch.sin(20 * t))
+
+    memory = torch.empty(3, dtype=torch.float64)
+    y0 = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    t = torch.linspace(0, 2, 401, dtype=torch.float64)
+    options = {"max_order": 4}
+    expected = ctorch.solve_ode(field, y0, t, method=method, options=options)
+    actual = ctorch.solve_ode(
+        lambda t, y: memory.copy_(field(t, y)), y0, t, method=method, options=options
+    )
+    assert torch.equal(actual.y, expected.y)
+
+
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3"])
 def test_a_field_may_write_all_its_results_to_one_memory(method: str, batched: bool) -> None:
