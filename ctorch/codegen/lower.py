@@ -7,7 +7,7 @@ views and writes in place are what they are in PyTorch, without a rule for any o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,27 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from ctorch.codegen import lower_elementwise, lower_structure
+from ctorch.codegen import (
+    lower_algebra,
+    lower_convolution,
+    lower_elementwise,
+    lower_places,
+    lower_structure,
+)
 from ctorch.codegen.graph import Graph, Ids
+from ctorch.codegen.lower_algebra import FACTORED, factors_transpose
 from ctorch.codegen.lower_expression import Expr
+from ctorch.codegen.lower_places import BY_VALUE, index_put_by_mask
 from ctorch.codegen.lower_source import refuse
-from ctorch.codegen.lower_structure import BY_VALUE, MOVEMENTS, PLACES, SHAPE_ONLY
+from ctorch.codegen.lower_structure import MOVEMENTS, PLACES, SHAPE_ONLY
 
-RULES = {**lower_elementwise.RULES, **lower_structure.RULES}
+_COMPOUND: dict[str, Callable[..., Any]] = {
+    **lower_structure.RULES,
+    **lower_places.RULES,
+    **lower_algebra.RULES,
+    **lower_convolution.RULES,
+}
+RULES: dict[str, Callable[..., Any]] = {**lower_elementwise.RULES, **_COMPOUND}
 
 
 def supported_operators() -> dict[str, list[str]]:
@@ -31,7 +45,7 @@ def supported_operators() -> dict[str, list[str]]:
     moved = MOVEMENTS | CONVERSIONS | SHAPE_ONLY
     return {
         "computed, element by element": sorted(lower_elementwise.RULES),
-        "reductions, products, sums into places": sorted(lower_structure.RULES),
+        "reductions, products, algebra, searches": sorted(_COMPOUND),
         "moved, with nothing left to compute": sorted(moved),
     }
 
@@ -45,8 +59,8 @@ DATA_DEPENDENT = {
     "masked_select": "has a result whose shape depends on values",
     "_unique2": "has a result whose shape depends on values",
 }
-#: Questions about shapes and types.
-QUESTIONS = {"is_same_size", "_has_same_storage_numel"}
+#: Questions about shapes and types, and about errors that are looked for only when tracing.
+QUESTIONS = {"is_same_size", "_has_same_storage_numel", "_linalg_check_errors"}
 #: Methods by which numbers leave PyTorch unseen.
 ESCAPES = {"numpy", "__array__", "tolist", "data_ptr", "__dlpack__", "untyped_storage", "item"}
 #: Conversions of type or place.
@@ -167,7 +181,7 @@ class Recorder(TorchDispatchMode):
             refuse(name, DATA_DEPENDENT[name], "use torch.where, or solve without native")
         self.graph.derivative = torch._C._current_autograd_node() is not None
         base = name[:-1] if written and name.endswith("_") else name
-        if base in QUESTIONS:
+        if base in QUESTIONS or torch.Tag.inplace_view in func.tags:
             return func(*args, **kwargs)
         if base in SHAPE_ONLY and not written:
             return self._constant(func(*args, **kwargs))
@@ -177,7 +191,10 @@ class Recorder(TorchDispatchMode):
             return self._other(func, name, args, kwargs)
         results = self._results(func, base, args, kwargs)
         out = func(*args, **kwargs)
-        self._keep(written or pytree.tree_leaves(out), results, base)
+        # what is moved was checked when it was made; scalars may have a type of their own
+        scalars = base == "where" and not any(x.dim() for x in tensors[1:])
+        checked = base not in MOVEMENTS and not scalars
+        self._keep(written or pytree.tree_leaves(out), results, base, checked)
         return out
 
     def _constant(self, out: Any) -> Any:
@@ -186,12 +203,15 @@ class Recorder(TorchDispatchMode):
                 self._made(leaf)
         return out
 
-    def _keep(self, tensors: list[Tensor], results: list[Ids | None], name: str) -> None:
+    def _keep(
+        self, tensors: list[Tensor], results: list[Ids | None], name: str, checked: bool = True
+    ) -> None:
         results += [None] * (len(tensors) - len(results))
         for tensor, ids in zip(tensors, results, strict=True):
             if not isinstance(tensor, Tensor):
                 continue
-            self._check_dtype(tensor, name)
+            if checked:
+                self._check_dtype(tensor, name)
             self._hold(tensor, np.full(1, _UNKNOWN) if ids is None else ids)
 
     def _check_dtype(self, tensor: Tensor, name: str) -> None:
@@ -212,7 +232,7 @@ class Recorder(TorchDispatchMode):
             refuse(base, "takes places that depend on values", "use torch.where")
         if base in MOVEMENTS and not by_value:
             return self._moved(func, args, kwargs, place)
-        rule = BY_VALUE[base] if by_value else RULES[base]
+        rule = self._rule_by_value(base, args[place]) if by_value else RULES[base]
         operands = [
             x if i == place and not by_value else self._operands(x) for i, x in enumerate(args)
         ]
@@ -220,7 +240,10 @@ class Recorder(TorchDispatchMode):
             result = rule(*operands, **{k: self._operands(v) for k, v in kwargs.items()})
         except (NotImplementedError, TypeError, AttributeError) as error:
             refuse(base, f"is not lowered with these arguments ({error})", "write it otherwise")
-        results = result if isinstance(result, tuple) else (result,)
+        results = list(result) if isinstance(result, tuple) else [result]
+        factors = FACTORED.get(base)
+        if factors is not None and factors_transpose(func, factors, *args, **kwargs):
+            results[factors] = results[factors].swap()
         return [None if x is None else x.ids for x in results]
 
     def _operands(self, given: Any) -> Any:
@@ -230,6 +253,13 @@ class Recorder(TorchDispatchMode):
             return Expr(self.graph, self.ids(x))
 
         return pytree.tree_map_only(Tensor, operand, given)
+
+    def _rule_by_value(self, base: str, places: Any) -> Any:
+        if not any(x.dtype == torch.bool for x in pytree.tree_leaves(places) if x is not None):
+            return BY_VALUE[base]
+        if "put" not in base:
+            refuse(base, "has a result whose shape depends on values", "use torch.where")
+        return index_put_by_mask
 
     def _chosen_by_value(self, places: Any) -> bool:
         leaves = pytree.tree_leaves(places)
@@ -299,7 +329,43 @@ class Watch(TorchFunctionMode):
                 self._recorder.meet(args[0])
             if self._recorder.traced(args[0]):
                 refuse(f"{name}()", "takes numbers out of PyTorch", "use PyTorch's operators")
+        if name == "__getitem__" and len(args) == 2:
+            return self._item(func, *args)
         return func(*args, **(kwargs or {}))
+
+    def _item(self, func: Any, x: Tensor, index: Any) -> Any:
+        """``x[index]``, of which a scalar tensor that is traced is not read as a number."""
+        entries = list(index) if isinstance(index, tuple) else [index]
+        places = [i for i, entry in enumerate(entries) if self._traced_scalar(entry)]
+        if not places:
+            return func(x, index)
+        scalars = [entries[i] for i in places]
+        for i in places:
+            entries[i] = slice(None)
+        rest = func(x, tuple(entries))
+        for place, scalar in reversed(list(zip(places, scalars, strict=True))):
+            dim = _dimension(entries, place, x.dim())
+            rest = rest.index_select(dim, scalar.reshape(1)).squeeze(dim)
+        return rest
+
+    def _traced_scalar(self, entry: Any) -> bool:
+        if not isinstance(entry, Tensor) or entry.dim() or entry.dtype == torch.bool:
+            return False
+        with _disable_current_modes():
+            self._recorder.meet(entry)
+        return self._recorder.traced(entry)
+
+
+def _dimension(entries: Sequence[Any], place: int, dims: int) -> int:
+    """Which dimension of ``x[entries]`` the entry at a place, a whole slice, has become."""
+    taken = sum(1 for x in entries if x is not None and x is not Ellipsis)
+    dim = 0
+    for entry in entries[:place]:
+        if entry is Ellipsis:
+            dim += dims - taken
+        elif not isinstance(entry, int):
+            dim += 1
+    return dim
 
 
 def _key(tensor: Tensor) -> int:

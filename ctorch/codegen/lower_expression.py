@@ -185,3 +185,8 @@ class Expr:
 def stacked(parts: Sequence[Expr], dim: int) -> Expr:
     """Arrays side by side in a new dimension."""
     return Expr(parts[0].graph, np.stack([part.ids for part in parts], dim))
+
+
+def joined(parts: Sequence[Expr], dim: int) -> Expr:
+    """Arrays side by side in a dimension that they have."""
+    return Expr(parts[0].graph, np.concatenate([part.ids for part in parts], dim))

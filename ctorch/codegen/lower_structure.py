@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from ctorch.codegen.graph import ZERO
 from ctorch.codegen.lower_expression import Expr, stacked
@@ -34,6 +33,7 @@ SHAPE_ONLY = {
 PLACES = {
     "index": 1, "_unsafe_index": 1, "index_select": 2, "gather": 2, "take": 1, "index_copy": 2,
     "index_put": 1, "_unsafe_index_put": 1, "scatter_add": 2, "scatter": 2, "index_add": 2,
+    "put": 1,
 }  # fmt: skip
 
 
@@ -162,6 +162,58 @@ def _layer_norm_backward(
     return grad, by_weight, g.sum(outer) if outer else g
 
 
+def _batch_norm(
+    x: Expr,
+    weight: Expr | None,
+    bias: Expr | None,
+    mean: Expr | None,
+    variance: Expr | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Expr, Expr, Expr]:
+    if training and mean is not None:
+        raise NotImplementedError("running statistics that change; eval() leaves them")
+    dims = (0, *range(2, x.ndim))
+    if mean is None or variance is None:
+        mean, variance = x.mean(dims), _var(x, dims, 0)
+    scale = (variance + eps).call("rsqrt")
+    y = (x - _by_channel(mean, x)) * _by_channel(scale, x)
+    y = y if weight is None else y * _by_channel(weight, x)
+    y = y if bias is None else y + _by_channel(bias, x)
+    return (y, mean, scale) if training else (y, mean[:0], mean[:0])
+
+
+def _by_channel(values: Expr, x: Expr) -> Expr:
+    return values.reshape(1, -1, *[1] * (x.ndim - 2))
+
+
+def _batch_norm_backward(
+    g: Expr,
+    x: Expr,
+    weight: Expr | None,
+    mean: Expr | None,
+    variance: Expr | None,
+    saved_mean: Expr,
+    saved_scale: Expr,
+    training: bool,
+    eps: float,
+    wanted: Sequence[bool],
+) -> tuple[Expr, Expr, Expr]:
+    dims = (0, *range(2, x.ndim))
+    if not training and mean is not None and variance is not None:
+        saved_mean, saved_scale = mean, (variance + eps).call("rsqrt")
+    scale = _by_channel(saved_scale, x)
+    unit = (x - _by_channel(saved_mean, x)) * scale
+    inner = g if weight is None else g * _by_channel(weight, x)
+    grad = inner
+    if training:
+        grad = (
+            grad - inner.mean(dims, keepdim=True) - unit * (inner * unit).mean(dims, keepdim=True)
+        )
+    return grad * scale, (g * unit).sum(dims), g.sum(dims)
+
+
 def _group_norm(
     x: Expr,
     weight: Expr | None,
@@ -259,7 +311,7 @@ def _cross(a: Expr, b: Expr, dim: int = -1) -> Expr:
     return stacked(parts, dim)
 
 
-def _sum_into(x: Expr, places: np.ndarray, source: Expr) -> Expr:
+def sum_into(x: Expr, places: np.ndarray, source: Expr) -> Expr:
     """``x``, flat [n], plus each number of ``source`` at its place."""
     order = np.argsort(places, kind="stable")
     ranks = np.empty_like(order)
@@ -277,10 +329,14 @@ def _index_put(x: Expr, index: Sequence[Any], values: Expr, accumulate: bool = F
     spread = values.expand(chosen.shape)
     flat = x.reshape(-1)
     if accumulate:
-        return _sum_into(flat, chosen.reshape(-1), spread).reshape(*x.shape)
+        return sum_into(flat, chosen.reshape(-1), spread).reshape(*x.shape)
     ids = flat.ids.copy()
     ids[chosen.reshape(-1)] = spread.ids.reshape(-1)
     return Expr(x.graph, ids).reshape(*x.shape)
+
+
+def _put(x: Expr, index: Any, source: Expr, accumulate: bool = False) -> Expr:
+    return _index_put(x.reshape(-1), [index], source, accumulate).reshape(*x.shape)
 
 
 def _scatter_places(x: Expr, dim: int, index: np.ndarray) -> np.ndarray:
@@ -293,7 +349,7 @@ def _scatter_add(x: Expr, dim: int, index: Any, source: Expr) -> Expr:
     index = np.asarray(index)
     source = source[tuple(slice(0, n) for n in index.shape)]
     places = _scatter_places(x, dim, index).reshape(-1)
-    return _sum_into(x.reshape(-1), places, source).reshape(*x.shape)
+    return sum_into(x.reshape(-1), places, source).reshape(*x.shape)
 
 
 def _scatter(x: Expr, dim: int, index: Any, source: Any) -> Expr:
@@ -306,80 +362,10 @@ def _scatter(x: Expr, dim: int, index: Any, source: Any) -> Expr:
     return Expr(x.graph, ids).reshape(*x.shape)
 
 
-def _places_equal(x: Expr, index: Expr, dim: int) -> Expr:
-    """Truth values [*index.shape, n]: whether an index is each of the n places along ``dim``."""
-    return index.unsqueeze(-1).same(
-        Expr(x.graph, x.graph.constant_array(torch.arange(x.shape[dim])))
-    )
-
-
-def _gather_by_value(x: Expr, dim: int, index: Expr, sparse_grad: bool = False) -> Expr:
-    chosen = _places_equal(x, index, dim)
-    lines = np.moveaxis(x.ids, dim, -1)
-    for d in range(x.ndim):
-        if d != dim % x.ndim:
-            lines = lines.take(range(index.shape[d]), d - (d > dim % x.ndim))
-    terms = chosen.where(Expr(x.graph, np.expand_dims(lines, dim)), 0.0)
-    return terms.sum(-1)
-
-
-def _scatter_by_value(x: Expr, dim: int, index: Expr, source: Any) -> Expr:
-    for hit, value in _hits(x, dim, index, source):
-        x = hit.where(value, x)
-    return x
-
-
-def _scatter_add_by_value(x: Expr, dim: int, index: Expr, source: Expr) -> Expr:
-    for hit, value in _hits(x, dim, index, source):
-        x = x + hit.where(value, 0.0)
-    return x
-
-
-def _hits(x: Expr, dim: int, index: Expr, source: Any) -> Iterator[tuple[Expr, Expr]]:
-    """For every place that is named: where it is, and what goes there."""
-    dim = dim % x.ndim
-    for d in range(x.ndim):
-        if d != dim and index.shape[d] != x.shape[d]:
-            raise NotImplementedError("places for a part of the lines")
-    counted = torch.arange(x.shape[dim]).reshape([-1 if d == dim else 1 for d in range(x.ndim)])
-    places = Expr(x.graph, x.graph.constant_array(counted))
-    for i in range(index.shape[dim]):
-        value = x.of(source)
-        value = value.at(i, dim, keepdim=True) if value.ndim else value
-        yield index.at(i, dim, keepdim=True).same(places), value
-
-
-def _where_largest(op: str) -> Rule:
-    """The first place of the largest or smallest number along a dimension."""
-
-    def rule(x: Expr, dim: int | None = None, keepdim: bool = False) -> Expr:
-        if dim is None:
-            return rule(x.reshape(-1), 0, False)
-        best = x.reduce(op, dim, keepdim=True)
-        hits = x.same(best).call("or", x.call("isnan"))
-        place = x.of(0.0).expand(best.shape)
-        for i in reversed(range(x.shape[dim])):
-            place = hits.at(i, dim, keepdim=True).where(float(i), place)
-        return place if keepdim else Expr(x.graph, place.ids.squeeze(dim))
-
-    return rule
-
-
-def _with_place(op: str) -> Rule:
-    def rule(x: Expr, dim: int | None = None, keepdim: bool = False) -> Any:
-        if dim is None:
-            return x.reduce(op)
-        if isinstance(dim, Expr):
-            return x.call(op, dim)
-        return x.reduce(op, dim, keepdim), _where_largest(op)(x, dim, keepdim)
-
-    return rule
-
-
 def _index_add(x: Expr, dim: int, index: Any, source: Expr, alpha: float = 1) -> Expr:
     positions = np.arange(x.ids.size).reshape(x.shape).take(np.asarray(index), dim)
     spread = _scaled(source, alpha).reshape(-1)
-    return _sum_into(x.reshape(-1), positions.reshape(-1), spread).reshape(*x.shape)
+    return sum_into(x.reshape(-1), positions.reshape(-1), spread).reshape(*x.shape)
 
 
 RULES: dict[str, Rule] = {
@@ -389,16 +375,11 @@ RULES: dict[str, Rule] = {
     "_softmax_backward_data": _softmax_backward, "native_layer_norm": _layer_norm,
     "_log_softmax_backward_data": _log_softmax_backward, "native_group_norm": _group_norm,
     "native_layer_norm_backward": _layer_norm_backward, "cumsum": _running("add"),
+    "native_batch_norm": _batch_norm, "native_batch_norm_backward": _batch_norm_backward,
     "native_group_norm_backward": _group_norm_backward, "cumprod": _running("mul"),
     "mm": _mm, "bmm": lambda a, b: a.matmul(b), "addmm": _addmm, "addmv": _addmv,
     "baddbmm": _baddbmm, "mv": _mv, "dot": _dot, "vdot": _dot, "linear": _linear,
-    "linalg_cross": _cross, "index_put": _index_put, "_unsafe_index_put": _index_put,
+    "linalg_cross": _cross, "index_put": _index_put, "put": _put, "_unsafe_index_put": _index_put,
     "scatter_add": _scatter_add, "scatter": _scatter, "index_add": _index_add,
-    "argmax": _where_largest("maximum"), "argmin": _where_largest("minimum"),
-    "max": _with_place("maximum"), "min": _with_place("minimum"),
     "trace": lambda x: Expr(x.graph, np.diagonal(x.ids)).sum(),
 }  # fmt: skip
-
-#: The same where places depend on values.
-BY_VALUE: dict[str, Rule] = {"gather": _gather_by_value, "scatter": _scatter_by_value,
-                             "scatter_add": _scatter_add_by_value}  # fmt: skip

@@ -73,8 +73,8 @@ def selected(t: Tensor, y: Tensor) -> Tensor:
     return y * y[y > 0].sum()  # here
 
 
-def sorted_values(t: Tensor, y: Tensor) -> Tensor:
-    return y.sort(-1).values  # here
+def median_values(t: Tensor, y: Tensor) -> Tensor:
+    return y.median(-1, keepdim=True).values + y  # here
 
 
 def writes_state(t: Tensor, y: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def in_double(t: Tensor, y: Tensor) -> Tensor:
         (dropout, "draws random"),
         (unsupported, "_linalg_eigh"),
         (selected, "nonzero|index"),
-        (sorted_values, "sort"),
+        (median_values, "median"),
         (writes_state, "writes into"),
         (in_double, "computes in torch.float32"),
     ],
