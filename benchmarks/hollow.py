@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from _command_line import command_line
 from _measure import Case, Ratio, Report, interleave
 from _table import Goal, show_goals
 from torch import Tensor, nn
@@ -162,15 +163,7 @@ def growth(chosen: argparse.Namespace) -> list[Goal]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds, few sizes")
-    parser.add_argument("--rounds", type=int, default=41, help="timings of each case")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: one thread")
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {chosen.threads} thread(s), {chosen.clock} clock")
+    chosen = command_line(__doc__, rounds=41)
     print(f"medians in microseconds for a batch of {BATCH} (interquartile range)")
     goals = overheads(chosen) + against_torch(chosen) + growth(chosen)
     show_goals(goals)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from _command_line import command_line
 from _measure import Case, Ratio, Report, interleave
 from _table import Goal, show_goals
 from torch import Tensor
@@ -134,15 +135,7 @@ def growth(chosen: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds, few sizes")
-    parser.add_argument("--rounds", type=int, default=11, help="timings of each case")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: one thread")
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {chosen.threads} thread(s), {chosen.clock} clock")
+    chosen = command_line(__doc__, rounds=11)
     print("medians in microseconds for one list (interquartile range)")
     goals = values(chosen) + laplacians(chosen)
     growth(chosen)
