@@ -174,10 +174,11 @@ class Joint {
     auto& runs = static_cast<Tape<real>*>(task.tape)->runs;
     int64_t row = output;
     while (row < task.rows && clock.direction * task.t[row] <= clock.stop) ++row;
+    const int64_t anchor = clock.lands ? task.rows - 1 : kFree;
     for (auto& run : runs)
       for (int64_t sample = run.begin; sample < run.end; ++sample) {
         Part& part = parts[sample / W];
-        real* to = run.add(sample, clock.t(), clock.h(), clock.t1(), output, row, dim);
+        real* to = run.add(sample, clock.t(), clock.h(), clock.t1(), anchor, output, row, dim);
         for (long d = 0; d < dim; ++d)
           to[d] = get(part.tile.y[d], static_cast<int>(sample - part.first));
       }

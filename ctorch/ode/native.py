@@ -336,20 +336,23 @@ class Call:
         self.request, self.problem, self.traced = request, problem, traced
         layout, own = request.layout, traced.own
         self.batch = batch_of(problem, traced)
+        knots = request.knots(problem)  # appends a grid with gradients to the times
         self.gradient = request.differentiates and self._check_gradient(own)
         self.y0 = problem.y0.detach().reshape(self.batch, -1).contiguous()
-        self.t = plain(problem.t, torch.float64, layout.device)
+        self.t = plain(request.t, torch.float64, layout.device)
         self.own = plain(own, layout.dtype, layout.device)
         self.shared = [plain(x, layout.dtype, layout.device) for x in traced.shared]
         self.form = form_of(request, problem, traced, self.batch, self.gradient)
         self.library = library_of(traced, self.form)
         self.task = settings(request, problem)
         self._held: list[Any] = []  # what the task points to
-        knots = request.knots(problem)
         if knots is not None:
-            grid = torch.tensor([time for time, _ in knots()], dtype=torch.float64)
+            ends, given = zip(*knots(), strict=True)
+            grid = torch.tensor(ends, dtype=torch.float64)
+            anchors = torch.tensor(given, dtype=torch.int64)
             self.task.knots, self.task.knot_count = grid.data_ptr(), len(grid)
-            self._held.append(grid)
+            self.task.anchors = anchors.data_ptr()
+            self._held += [grid, anchors]
         if self.form.tolerances:
             for name in ("rtol", "atol"):
                 part = getattr(problem.tolerances, name).reshape(self.batch, -1).contiguous()
@@ -357,8 +360,8 @@ class Call:
                 self._held.append(part)
 
     def _check_gradient(self, own: Tensor) -> bool:
-        t, inputs = self.problem.t, [self.problem.y0, own, *self.traced.shared]
-        if not (t.requires_grad or any(x.requires_grad for x in inputs)):
+        inputs = (self.problem.y0, self.problem.t, own, *self.traced.shared)
+        if not any(x.requires_grad for x in inputs):
             return False
         if self.request.layout.device.type != "cpu":
             raise Unsupported(
@@ -368,8 +371,6 @@ class Call:
         error = self.traced.field.derivative_error
         if error:
             raise Unsupported(f"the gradient is not built natively, for {error}")
-        if t.requires_grad:
-            raise Unsupported("a gradient in t is not built natively yet: use native=False.")
         if self.request.adjoint:
             raise Unsupported(
                 'gradient="adjoint" is not built natively: use "checkpoint", which is exact.'
