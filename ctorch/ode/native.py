@@ -114,8 +114,10 @@ def refused(func: Any) -> bool:
 def _solve(request: Request) -> tuple[Run, Tensor, Problem]:
     problem = request.problem()
     check_supported(request, problem)
+    layout = request.layout
+    state = request.y0 if layout.plain else layout.unpack(problem.y0.detach())
     traced = codegen.trace(
-        request.func, request.y0, problem.t.detach(), request.args, batched=request.layout.batched
+        request.func, state, problem.t.detach(), request.args, batched=layout.batched
     )
     call = Call(request, problem, traced)
     if request.key is not None:
@@ -148,8 +150,6 @@ def _objection(request: Request, problem: Problem) -> str:
         return f"a state on {layout.device}"
     if layout.device.type == "cuda" and not layout.batched:
         return f"a state on {layout.device} without batched=True"
-    if not layout.is_tensor:
-        return "a state of several tensors"
     if request.events:
         return "events"
     if request.dense:

@@ -103,7 +103,8 @@ def _again(
     request = copy.copy(call.request)
     # another tensor, so that other paths from y0 into what func holds are not counted here
     start, times, count = inputs[0].clone(), inputs[1].clone(), call.t.shape[-1]
-    request.native, request.y0, request.t = False, start, times[..., :count]
+    request.native, request.y0 = False, request.layout.unpack(start)
+    request.t = times[..., :count]
     if times.shape[-1] > count:
         request.options = {**request.options, "grid_constructor": lambda *_: times[count:]}
     run, rows, _ = request.solve()

@@ -55,7 +55,8 @@ def loss_of(y: Tensor) -> Tensor:
 def gradients(field: nn.Module, y0: Tensor, gain: Tensor, t: Tensor, **how: Any) -> list[Tensor]:
     t = t.clone().requires_grad_()
     sol = ctorch.solve_ode(field, y0, t, args=(gain,), **how)
-    return list(torch.autograd.grad(loss_of(sol.y), [t, y0, gain, *field.parameters()]))
+    inputs = [t, y0, gain, *field.parameters()]
+    return list(torch.autograd.grad(loss_of(sol.y), inputs, materialize_grads=True))
 
 
 def agree(mine: list[Tensor], eager: list[Tensor], tolerance: float = 1e-9) -> None:
