@@ -75,10 +75,9 @@ class Joint {
     for (Part& part : parts)
       for_constants<0, Method::segments>([&](auto s) {
         V total{};
-        for (long d = Method::segment[s]; d < Method::segment[s + 1]; ++d) {
-          const V x = scaled(part, d);
-          total = Method::maximum ? T::larger(total, abs(x)) : total + x * x;
-        }
+        const auto here = [&](long d) { return scaled(part, d); };
+        for (long e = Method::segment[s]; e < Method::segment[s + 1]; e += T::numbers)
+          total = T::taken_in(total, here, e / T::numbers);
         total = select(part.counted, total, V{});
         if constexpr (Method::maximum)
           for (int lane = 0; lane < part.valid; ++lane)
@@ -89,7 +88,8 @@ class Joint {
     double largest = 0;
     for (int s = 0; s < Method::segments; ++s) {
       const double count =
-          static_cast<double>(task.batch) * (Method::segment[s + 1] - Method::segment[s]);
+          static_cast<double>(task.batch) * (Method::segment[s + 1] - Method::segment[s]) /
+          T::numbers;
       if (count == 0) continue;
       const double size = Method::maximum ? totals[s] : std::sqrt(totals[s] / count);
       largest = T::larger(largest, size);
@@ -109,7 +109,7 @@ class Joint {
     }
     const auto scaled_norm = [&](const auto& of) {
       return norm([&](Part& part, long d) {
-        return of(part.tile, d) / part.tolerances.scale(d, abs(part.tile.y[d]));
+        return of(part.tile, d) / part.tolerances.scale(d, T::size_at(part.tile.y, d));
       });
     };
     const double d0 = scaled_norm([](T& tile, long d) { return tile.y[d]; });

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ctorch import codegen
 from ctorch.codegen import Traced, Untraceable, build
+from ctorch.codegen.graph import as_reals
 from ctorch.ode import methods
 from ctorch.ode.adaptive import PATIENCE
 from ctorch.ode.native_source import Form, solve_source
@@ -144,7 +145,7 @@ def _objection(request: Request, problem: Problem) -> str:
     layout, method, y0 = request.layout, request.method, problem.y0
     if method not in (methods.ADAPTIVE if layout.batched else (*methods.ADAPTIVE, *methods.FIXED)):
         return f"method {method!r}" + " with batched=True" * layout.batched
-    if layout.dtype not in _DTYPES or layout.is_complex:
+    if layout.dtype not in _DTYPES:
         return f"a state of {layout.user_dtype}"
     if layout.device.type not in ("cpu", "cuda"):
         return f"a state on {layout.device}"
@@ -202,13 +203,15 @@ def form_of(
     elif layout.batched or alone:
         entry = "solve_samples"
     method = request.coefficients()
-    segments = tuple(layout.segments) if layout.segments else (traced.dim,)
+    numbers = 2 if layout.is_complex else 1
+    segments = tuple(numbers * n for n in layout.segments) or (traced.dim,)
     return Form(
         method.tableau.name,
         request.interpolant,
         entry,
         registers_for(batch),
         segments,
+        layout.is_complex,
         problem.max_norm,
         problem.tolerances.rtol.dim() > 0,
         gradient,
@@ -355,7 +358,8 @@ class Call:
             self._held += [grid, anchors]
         if self.form.tolerances:
             for name in ("rtol", "atol"):
-                part = getattr(problem.tolerances, name).reshape(self.batch, -1).contiguous()
+                part = getattr(problem.tolerances, name).reshape(self.batch, -1)
+                part = part.repeat_interleave(2 if layout.is_complex else 1, 1).contiguous()
                 setattr(self.task, f"{name}s", part.data_ptr())
                 self._held.append(part)
 
@@ -406,8 +410,8 @@ _CPU = torch.device("cpu")
 
 
 def plain(x: Tensor, dtype: torch.dtype, device: torch.device = _CPU) -> Tensor:
-    """As a compiled solve reads it."""
-    x = x.detach()
+    """As a compiled solve reads it: real, complex numbers as pairs."""
+    x = as_reals(x.detach())
     ready = x.dtype is dtype and x.is_contiguous() and x.device == device
     return x if ready else x.to(device, dtype).contiguous()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ctorch.codegen.trace_record import count_of, shape_of
 from ctorch.ode.native_task import Cotangents
 from ctorch.ode.run import Run
 
@@ -88,12 +89,14 @@ def _pull_back(
     if t_grad is not None and call.t.dim() == 1:
         t_grad = t_grad.sum(0)
     owned = inputs[2 : len(inputs) - count]
-    widths = [x.numel() // call.batch for x in owned]
+    widths = [count_of([x]) // call.batch for x in owned]
     parts = [y0_grad, t_grad, *own_grad.split(widths, 1), *wanted]
-    return [
-        None if part is None else part.reshape(x.shape).to(x)
-        for part, x in zip(parts, inputs, strict=True)
-    ]
+    return [None if part is None else _like(part, x) for part, x in zip(parts, inputs, strict=True)]
+
+
+def _like(reals: Tensor, x: Tensor) -> Tensor:
+    shaped = reals.reshape(shape_of(x))
+    return (torch.view_as_complex(shaped) if x.is_complex() else shaped).to(x)
 
 
 def _again(
