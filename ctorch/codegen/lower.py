@@ -9,6 +9,7 @@ views and writes in place are what they are in PyTorch, without a rule for any o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -258,7 +259,7 @@ class Recorder(TorchDispatchMode):
 
         if not partwise:
             return run(operand)
-        return _stacked([run(lambda x, k=k: self._part_operand(x, k)) for k in (0, 1)])
+        return _stacked([run(functools.partial(self._part_operand, k)) for k in (0, 1)])
 
     def _operand(self, x: Tensor) -> Expr | None:
         if self.traced(x) and x.numel() and bool((self._twin(x) == _UNKNOWN).all()):
@@ -271,7 +272,7 @@ class Recorder(TorchDispatchMode):
             return Complex.from_ids(self.graph, ids)
         return Complex(self.graph, Expr(self.graph, ids), None)
 
-    def _part_operand(self, x: Tensor, part: int) -> Expr:
+    def _part_operand(self, part: int, x: Tensor) -> Expr:
         ids = self.ids(x)
         if x.is_complex():
             ids = ids[..., part]

@@ -1,7 +1,7 @@
 """Complex numbers as pairs of real ones: arrays of them, and the lowering rules that they need.
 
-Rules that are written with ``+ - * /`` and products are those of real numbers. Derivatives in PyTorch
-conjugate what a real rule does not, so that only rules named here are applied to complex numbers.
+Rules that are written with ``+ - * /`` and products are those of real numbers. Derivatives in
+PyTorch conjugate what a real rule does not, so that only rules named here are applied.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ctorch.codegen import lower_elementwise, lower_structure
 from ctorch.codegen.graph import ZERO, Graph, Ids
@@ -124,7 +125,7 @@ class Complex:
         return self * Complex(self.graph, re / scale, -(im / scale))
 
     def __pow__(self, other: Any) -> Complex:
-        if isinstance(other, (Complex, Expr)) or isinstance(other, complex):
+        if isinstance(other, (Complex, Expr, complex)):
             raise NotImplementedError("an exponent that is no real number")
         if other == round(other) and 0 <= abs(other) <= 16:
             power = self.of(1.0)
@@ -283,7 +284,8 @@ def _polar(size: Complex, angle: Complex) -> Complex:
 #: Rules for operators with complex numbers among operands or results; tensors are ``Complex``.
 RULES: dict[str, Callable[..., Any]] = {
     **{name: _REAL_RULES[name] for name in _SAME},
-    "mul": lambda a, b: a * b, "pow": lambda a, b: a**b, "angle": _angle, "conj_physical": Complex.conj, "complex": _made, "polar": _polar,
+    "mul": lambda a, b: a * b, "pow": lambda a, b: a**b, "angle": _angle,
+    "conj_physical": Complex.conj, "complex": _made, "polar": _polar,
     "vdot": lambda a, b: _REAL_RULES["dot"](a.conj(), b),
     "linalg_vector_norm": _vector_norm, "norm": _vector_norm,
     "tanh_backward": lambda g, y: g * (y.of(1.0) - y * y).conj(),
@@ -302,5 +304,5 @@ MAKERS = {"complex", "polar"}
 def involved(base: str, given: Sequence[Any]) -> bool:
     """Whether an operator computes with complex numbers: tensors or numbers of Python."""
     return base in MAKERS or any(
-        isinstance(x, complex) or (hasattr(x, "is_complex") and x.is_complex()) for x in given
+        isinstance(x, complex) or (isinstance(x, Tensor) and x.is_complex()) for x in given
     )
