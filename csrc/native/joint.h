@@ -75,10 +75,9 @@ class Joint {
     for (Part& part : parts)
       for_constants<0, Method::segments>([&](auto s) {
         V total{};
-        for (long d = Method::segment[s]; d < Method::segment[s + 1]; ++d) {
-          const V x = scaled(part, d);
-          total = Method::maximum ? T::larger(total, abs(x)) : total + x * x;
-        }
+        const auto here = [&](long d) { return scaled(part, d); };
+        for (long e = Method::segment[s]; e < Method::segment[s + 1]; e += T::numbers)
+          total = T::taken_in(total, here, e / T::numbers);
         total = select(part.counted, total, V{});
         if constexpr (Method::maximum)
           for (int lane = 0; lane < part.valid; ++lane)
@@ -89,7 +88,8 @@ class Joint {
     double largest = 0;
     for (int s = 0; s < Method::segments; ++s) {
       const double count =
-          static_cast<double>(task.batch) * (Method::segment[s + 1] - Method::segment[s]);
+          static_cast<double>(task.batch) * (Method::segment[s + 1] - Method::segment[s]) /
+          T::numbers;
       if (count == 0) continue;
       const double size = Method::maximum ? totals[s] : std::sqrt(totals[s] / count);
       largest = T::larger(largest, size);
@@ -109,7 +109,7 @@ class Joint {
     }
     const auto scaled_norm = [&](const auto& of) {
       return norm([&](Part& part, long d) {
-        return of(part.tile, d) / part.tolerances.scale(d, abs(part.tile.y[d]));
+        return of(part.tile, d) / part.tolerances.scale(d, T::size_at(part.tile.y, d));
       });
     };
     const double d0 = scaled_norm([](T& tile, long d) { return tile.y[d]; });
@@ -174,10 +174,11 @@ class Joint {
     auto& runs = static_cast<Tape<real>*>(task.tape)->runs;
     int64_t row = output;
     while (row < task.rows && clock.direction * task.t[row] <= clock.stop) ++row;
+    const int64_t anchor = clock.lands ? task.rows - 1 : kFree;
     for (auto& run : runs)
       for (int64_t sample = run.begin; sample < run.end; ++sample) {
         Part& part = parts[sample / W];
-        real* to = run.add(sample, clock.t(), clock.h(), clock.t1(), output, row, dim);
+        real* to = run.add(sample, clock.t(), clock.h(), clock.t1(), anchor, output, row, dim);
         for (long d = 0; d < dim; ++d)
           to[d] = get(part.tile.y[d], static_cast<int>(sample - part.first));
       }

@@ -22,7 +22,8 @@ struct Task {
   double min_step, max_step, max_steps;
   int64_t overshoot;    // steps may end beyond the last time
   int64_t patience;     // attempts after which it is asked whether the solve creeps; 0: never
-  const double* knots;  // fixed steps: [knot_count] times
+  const double* knots;     // fixed steps: [knot_count] times
+  const int64_t* anchors;  // the output time that a knot is, or one of kFree, kConstant
   int64_t knot_count, perturb;
   int64_t threads;
   int64_t* counts;  // [3, batch]: evaluations, accepted, rejected steps
@@ -36,6 +37,8 @@ struct Cotangents {
   const void* out;       // real, at the strides of Task.out
   void* y0;              // real [batch, dim]
   void* own;             // real [batch, own]
+  double* t;             // [batch, times], zeros; null where none is wanted
+  int64_t times;         // of the output, and of the grid where that has gradients
   void* const* shared;   // real arrays as Task.shared, zeros; null where none is wanted
   const int64_t* sizes;  // of the shared arrays
 };

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ctorch.codegen.trace_record import count_of, shape_of
 from ctorch.ode.native_task import Cotangents
 from ctorch.ode.run import Run
 
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def with_gradient(call: Call) -> Run:
-    """Solve, keeping the accepted steps; the rows are differentiable in all but the times."""
+    """Solve, keeping the accepted steps; the rows are differentiable."""
     traced = call.traced
     holder: list[Run] = []
     flags = zip(traced.problem.tensors, traced.field.owned, strict=True)
     owned = [x for x, own in flags if own]
-    rows = _NativeSolve.apply(call, holder, call.problem.y0, *owned, *traced.shared)
+    rows = _NativeSolve.apply(call, holder, call.problem.y0, call.problem.t, *owned, *traced.shared)
     run = holder[0]
     run.rows = rows
     return run
@@ -38,7 +39,7 @@ class _Tape:
 
 
 class _NativeSolve(torch.autograd.Function):
-    """Rows as a function of y0, the samples' own tensors, and the shared ones."""
+    """Rows as a function of y0, the times, the samples' own tensors, and the shared ones."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -58,14 +59,18 @@ class _NativeSolve(torch.autograd.Function):
         if torch.is_grad_enabled():
             grads = _again(ctx.call, inputs, grad, ctx.needs_input_grad[2:])
         else:
-            grads = _pull_back(ctx.call, inputs, grad)
+            grads = _pull_back(ctx.call, inputs, grad, ctx.needs_input_grad[3])
         return (None, None, *grads)
 
 
-def _pull_back(call: Call, inputs: tuple[Tensor, ...], grad: Tensor) -> list[Tensor | None]:
+def _pull_back(
+    call: Call, inputs: tuple[Tensor, ...], grad: Tensor, timed: bool
+) -> list[Tensor | None]:
     field, dtype = call.traced.field, call.y0.dtype
     grad = grad.detach().to(dtype).contiguous()
     y0_grad, own_grad = torch.empty_like(call.y0), torch.empty_like(call.own)
+    times = call.problem.t.shape[-1]
+    t_grad = call.t.new_zeros((call.batch, times)) if timed else None
     wanted = [
         torch.zeros_like(x) if there else None
         for x, there in zip(call.shared, field.differentiated, strict=True)
@@ -77,16 +82,21 @@ def _pull_back(call: Call, inputs: tuple[Tensor, ...], grad: Tensor) -> list[Ten
     call.task.shared = ctypes.addressof(arrays)
     given = Cotangents(
         out=grad.data_ptr(), y0=y0_grad.data_ptr(), own=own_grad.data_ptr(),
+        t=None if t_grad is None else t_grad.data_ptr(), times=times,
         shared=ctypes.addressof(pointers), sizes=ctypes.addressof(sizes),
     )  # fmt: skip
     call.library.ct_pull_back(ctypes.byref(call.task), ctypes.byref(given))
-    owned = inputs[1 : len(inputs) - count]
-    widths = [x.numel() // call.batch for x in owned]
-    parts = [y0_grad, *own_grad.split(widths, 1), *wanted]
-    return [
-        None if part is None else part.reshape(x.shape).to(x)
-        for part, x in zip(parts, inputs, strict=True)
-    ]
+    if t_grad is not None and call.t.dim() == 1:
+        t_grad = t_grad.sum(0)
+    owned = inputs[2 : len(inputs) - count]
+    widths = [count_of([x]) // call.batch for x in owned]
+    parts = [y0_grad, t_grad, *own_grad.split(widths, 1), *wanted]
+    return [None if part is None else _like(part, x) for part, x in zip(parts, inputs, strict=True)]
+
+
+def _like(reals: Tensor, x: Tensor) -> Tensor:
+    shaped = reals.reshape(shape_of(x))
+    return (torch.view_as_complex(shaped) if x.is_complex() else shaped).to(x)
 
 
 def _again(
@@ -95,12 +105,15 @@ def _again(
     """The gradient with a graph of its own, through the eager solver."""
     request = copy.copy(call.request)
     # another tensor, so that other paths from y0 into what func holds are not counted here
-    start = inputs[0].clone()
-    request.native, request.y0 = False, start
+    start, times, count = inputs[0].clone(), inputs[1].clone(), call.t.shape[-1]
+    request.native, request.y0 = False, request.layout.unpack(start)
+    request.t = times[..., :count]
+    if times.shape[-1] > count:
+        request.options = {**request.options, "grid_constructor": lambda *_: times[count:]}
     run, rows, _ = request.solve()
     if run.failure is not None:
         run.failure.raise_()
-    leaves = [start, *inputs[1:]]
+    leaves = [start, times, *inputs[2:]]
     chosen = [i for i, need in enumerate(needed) if need]
     found = torch.autograd.grad(
         [rows], [leaves[i] for i in chosen], [grad], create_graph=True, allow_unused=True
