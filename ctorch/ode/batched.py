@@ -183,8 +183,7 @@ class BatchedLoop:
         )
         abscissae = torch.tensor(method.c[1:], dtype=torch.float64)
         self._turns = BatchControl(
-            self.samples, self.counts, self.goals, numbers, abscissae, self._like, self._buffer,
-            keep=job.keep,
+            self.samples, self.counts, self.goals, numbers, abscissae, self._like, self._buffer
         )  # fmt: skip
         self._error_weights = None if method.e is None else Weights(method.e)
         self._plan: Tensor | None = None
@@ -228,7 +227,7 @@ class BatchedLoop:
             stage_times = self._stage_times(times)
             y1, stages = self._attempt(y, k0, stage_times)
             error = self._error(y, y1, stages)
-            moved, flags, passed = turns.judge(plan, lands, error)
+            moved, flags, passed = turns.judge(error)
             if flags & control.MOVED:
                 if method.late:
                     stages.append(self.recorder.evaluate(stage_times[method.n - 2], y1))
@@ -236,6 +235,8 @@ class BatchedLoop:
                 if keeper is not None:
                     k1 = stages[method.n - 1].k = keeper.keep(k1)
                 if self.job.keep or passed:
+                    if self.job.keep:  # what the next plan writes over
+                        plan, lands, moved = plan.clone(), lands.clone(), moved.clone()
                     t, h, t1 = plan.unbind()
                     step = Step(t, h, t1, y, end=lands, moved=moved)
                     if passed:
@@ -265,11 +266,10 @@ class BatchedLoop:
             problem.max_norm, per_sample=True,
         )  # fmt: skip
 
-    def _stage_times(self, times: Tensor) -> Sequence[Tensor]:
+    def _stage_times(self, times: Sequence[Tensor]) -> Sequence[Tensor]:
         """Times of the stages after the first, as the vector field takes them."""
-        each = times.unbind()
         # leaves of graphs must be tensors of their own
-        return [t.clone() for t in each] if self.recorder.time_grad else each
+        return [t.clone() for t in times] if self.recorder.time_grad else times
 
     def _attempt(
         self, y: Tensor, k0: Tensor, times: Sequence[Tensor]
