@@ -199,12 +199,18 @@ class BatchedLoop:
         )
         started = self.goals <= self.goals[:, :1]
         self.rows[started] = y.repeat_interleave(started.sum(1), 0)
+        ends = self.goals >= self.goals[:, -1:]
+        # where there is nothing to read but the last states, that can wait until all are there
+        self._reads = job.keep or not bool((started | ends).all())
         span = self.samples[control.END] - self.samples[control.TAU]
         keeper = self.recorder.keeper(first)
         if keeper is not None:
             first = Stage(first.t, first.y, keeper.first())
         self.samples[control.LENGTH] = self._first_steps(y, first, span)
         y = self._integrate(y, first.k, keeper)
+        if not self._reads:
+            ends &= (counts[control.FATE] == control.DONE).unsqueeze(1)
+            self.rows[ends] = y.repeat_interleave(ends.sum(1), 0)
         fates = torch.tensor(_STATUS_OF_FATE, device=y.device)
         status = fates[counts[control.FATE]]
         finite = torch.isfinite(y.reshape(job.size, y.shape[1:].numel())).all(1)
@@ -234,7 +240,7 @@ class BatchedLoop:
                 k1 = stages[method.n - 1].k
                 if keeper is not None:
                     k1 = stages[method.n - 1].k = keeper.keep(k1)
-                if self.job.keep or passed:
+                if self._reads and (self.job.keep or passed):
                     if self.job.keep:  # what the next plan writes over
                         plan, lands, moved = plan.clone(), lands.clone(), moved.clone()
                     t, h, t1 = plan.unbind()
