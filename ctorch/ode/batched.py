@@ -183,8 +183,7 @@ class BatchedLoop:
         )
         abscissae = torch.tensor(method.c[1:], dtype=torch.float64)
         self._turns = BatchControl(
-            self.samples, self.counts, self.goals, numbers, abscissae, self._like, self._buffer,
-            keep=job.keep,
+            self.samples, self.counts, self.goals, numbers, abscissae, self._like, self._buffer
         )  # fmt: skip
         self._error_weights = None if method.e is None else Weights(method.e)
         self._plan: Tensor | None = None
@@ -200,12 +199,18 @@ class BatchedLoop:
         )
         started = self.goals <= self.goals[:, :1]
         self.rows[started] = y.repeat_interleave(started.sum(1), 0)
+        ends = self.goals >= self.goals[:, -1:]
+        # where there is nothing to read but the last states, that can wait until all are there
+        self._reads = job.keep or not bool((started | ends).all())
         span = self.samples[control.END] - self.samples[control.TAU]
         keeper = self.recorder.keeper(first)
         if keeper is not None:
             first = Stage(first.t, first.y, keeper.first())
         self.samples[control.LENGTH] = self._first_steps(y, first, span)
         y = self._integrate(y, first.k, keeper)
+        if not self._reads:
+            ends &= (counts[control.FATE] == control.DONE).unsqueeze(1)
+            self.rows[ends] = y.repeat_interleave(ends.sum(1), 0)
         fates = torch.tensor(_STATUS_OF_FATE, device=y.device)
         status = fates[counts[control.FATE]]
         finite = torch.isfinite(y.reshape(job.size, y.shape[1:].numel())).all(1)
@@ -228,14 +233,16 @@ class BatchedLoop:
             stage_times = self._stage_times(times)
             y1, stages = self._attempt(y, k0, stage_times)
             error = self._error(y, y1, stages)
-            moved, flags, passed = turns.judge(plan, lands, error)
+            moved, flags, passed = turns.judge(error)
             if flags & control.MOVED:
                 if method.late:
                     stages.append(self.recorder.evaluate(stage_times[method.n - 2], y1))
                 k1 = stages[method.n - 1].k
                 if keeper is not None:
                     k1 = stages[method.n - 1].k = keeper.keep(k1)
-                if self.job.keep or passed:
+                if self._reads and (self.job.keep or passed):
+                    if self.job.keep:  # what the next plan writes over
+                        plan, lands, moved = plan.clone(), lands.clone(), moved.clone()
                     t, h, t1 = plan.unbind()
                     step = Step(t, h, t1, y, end=lands, moved=moved)
                     if passed:
@@ -265,11 +272,10 @@ class BatchedLoop:
             problem.max_norm, per_sample=True,
         )  # fmt: skip
 
-    def _stage_times(self, times: Tensor) -> Sequence[Tensor]:
+    def _stage_times(self, times: Sequence[Tensor]) -> Sequence[Tensor]:
         """Times of the stages after the first, as the vector field takes them."""
-        each = times.unbind()
         # leaves of graphs must be tensors of their own
-        return [t.clone() for t in each] if self.recorder.time_grad else each
+        return [t.clone() for t in times] if self.recorder.time_grad else times
 
     def _attempt(
         self, y: Tensor, k0: Tensor, times: Sequence[Tensor]

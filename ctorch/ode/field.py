@@ -66,6 +66,8 @@ class VectorField:
         self.func = func
         self.layout = layout
         self.args = args
+        #: func of (t, y) alone
+        self.call = (lambda t, y: func(t, y, *args)) if args else func
         self.nfe = 0
         self.autocast = _autocast_state(layout.device.type)
         self._plain = layout.plain
@@ -78,11 +80,11 @@ class VectorField:
         """
         self.nfe += 1
         if self._plain:
-            k = self.func(t, y, *self.args)
+            k = self.call(t, y)
             if isinstance(k, Tensor) and k.shape == self._shape and k.dtype is self._dtype:
                 return k
             return self.checked(k)
-        k = self.func(t, self.layout.unpack(y), *self.args)
+        k = self.call(t, self.layout.unpack(y))
         self.layout.check_like(k, "func")
         packed = self.layout.pack(k)
         return packed if packed.dtype is self._dtype else packed.to(self._dtype)

@@ -107,7 +107,7 @@ class Stepper:
         if self._time_leaves or problem.layout.device.type != "cpu":
             return [self.time(i, t, h, t1) for i in range(1, self.method.n)]
         if self._times_by_address is not None:
-            return self._times_by_address(t, h, t1).unbind()
+            return self._times_by_address(t, h, t1)
         end = self.beside(t1, t) if self.before_end else t1
         values = [end if c == 1.0 else t + c * h for c in self._abscissae]
         return torch.from_numpy(np.array(values, dtype=self._time_type)).unbind()
@@ -268,19 +268,19 @@ def bare_stages(
     Returns:
         The new state, the last stage, and how many evaluations were made.
     """
-    func, args, shape, dtype = field.func, field.args, y.shape, y.dtype
+    call, shape, dtype, watched = field.call, y.shape, y.dtype, torch.is_grad_enabled()
     slope, slot, last, state = first.k, 0, y, y
     for a in weights:
         state = make(y, slope, slot, a)
         if a is without_slope:
             break
-        slope = func(times[slot], state, *args)
+        slope = call(times[slot], state)
         slot += 1
         if slope.__class__ is not Tensor or slope.dtype is not dtype or slope.shape != shape:
             slope = field.checked(slope)
         if state._version:
             field.refuse_changed_state()
-        if slope.requires_grad and torch.is_grad_enabled():
+        if watched and slope.requires_grad:
             raise UnexpectedGraph(Stage(times[slot - 1], state, slope))
         last = state
     field.nfe += slot

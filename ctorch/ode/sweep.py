@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Variable
@@ -30,7 +31,7 @@ from ctorch.ode.run import Run
 from ctorch.ode.stepper import Stepper
 from ctorch.ode.steps import FIXED, FREE, Step, random_state, set_random_state
 from ctorch.ops._direct import Buffer, Weights
-from ctorch.ops.runge_kutta import rk_combine, rk_stage
+from ctorch.ops.runge_kutta import rk_stage
 
 _run_backward = Variable._execution_engine.run_backward
 
@@ -64,16 +65,19 @@ class Pullback:
     def __call__(self, stage: Stage, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(cotangent of y, cotangent of t) of one evaluation."""
         k = stage.k
-        if k.grad_fn is None and not k.requires_grad:
+        if not k.requires_grad:
             return None, None
         self.count += 1
-        inputs = (stage.y, stage.t, *self._inputs) if self._time_grad else (stage.y, *self._inputs)
-        lead = 2 if self._time_grad else 1
+        time_grad = self._time_grad
+        inputs = (stage.y, stage.t, *self._inputs) if time_grad else (stage.y, *self._inputs)
         grads = _run_backward(
             (k,), (cotangent,), True, False, inputs, allow_unreachable=True, accumulate_grad=False
         )
-        self._add(grads[lead:])
-        return grads[0], grads[1] if self._time_grad else None
+        if time_grad:
+            self._add(grads[2:])
+            return grads[0], grads[1]
+        self._add(grads[1:])
+        return grads[0], None
 
     def _add(self, grads: Sequence[Tensor | None]) -> None:
         if not grads:
@@ -159,9 +163,11 @@ class Sweep:
         self.ones = torch.ones(self.method.total + 1, dtype=torch.float64)
         self.one = torch.ones((), dtype=torch.float64)
         self.v = torch.zeros((self.method.total + 1, *yb.shape), dtype=yb.dtype, device=yb.device)
-        self._h = torch.zeros((), dtype=torch.float64)
+        #: the step as the kernels take it, which read it when they are called
+        self._h = np.zeros(())
+        self.h = torch.from_numpy(self._h)
         buffer, method = Buffer(self.v, yb), self.method
-        self._make, self._add_up = buffer.stage(self._h), buffer.stage(self.one)
+        self._make, self._add_up = buffer.stage(self.h), buffer.stage(self.one)
         self._back = {
             extended: [Weights(row) for row in rows]
             for extended, rows in ((False, method.back), (True, method.back_extended))
@@ -204,14 +210,14 @@ class Sweep:
             base, direct, hb, tb = self._pull_outputs(step, inner, grad_rows, stages, total)
         extra, direct, hb, tb = self._pull_piece(index, direct, hb, tb)
         v = self.v
-        self._h.fill_(step.h)
+        self._h.fill(step.h)
         last, kap, self.kap = method.n - 1, self.kap, None
         new, slot = yb, 0
         for j in range(total - 1, -1, -1):
             if base is None:
                 kb = self._make(None, new, slot, back[j])
             else:
-                kb = rk_stage(base[j], v, new, slot, back[j].tensor, self._h)
+                kb = rk_stage(base[j], v, new, slot, back[j].tensor, self.h)
             if time_grad and step.h:
                 # kb is all that depends on this slope times h, so kb / h is what depends on h
                 # through it
@@ -235,13 +241,12 @@ class Sweep:
                 tb += value
                 hb += method.c[j] * value
             new, slot = torch.zeros_like(yb) if u is None else u, total - j
-        if step.fresh:
-            if direct is None:
-                yb = self._add_up(None, new, slot, self._each[total])
-            else:
-                yb = rk_stage(direct, v, new, slot, self._each[total].tensor, self.one)
+        # (the last cotangent of a step that is not fresh lies in its slot already)
+        each = self._each[total if step.fresh else total - 1]
+        if direct is None:
+            yb = self._add_up(None, new, slot, each)
         else:
-            yb = rk_combine(direct, v, self.ones[:total], self.one)
+            yb = rk_stage(direct, v, new, slot, each.tensor, self.one)
         if time_grad:
             self._pull_times(step, tb, hb)
         recomputed = step.stages is None and not step.fresh

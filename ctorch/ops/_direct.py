@@ -24,6 +24,15 @@ from ctorch.ops.runge_kutta import rk_error, rk_stage
 #: beyond so many elements the operators share the work among threads
 LARGEST = 64 * 512
 
+_unwatched = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
+#: (sizes, strides, dtype) -> a new tensor on the CPU, as compiled code gets it: not through the
+#: dispatcher
+_empty = getattr(_unwatched, "_empty_strided_cpu", None) or (
+    lambda sizes, strides, dtype: torch.empty_strided(sizes, strides, dtype=dtype)
+)
+#: (x, sizes, strides, offset) -> a tensor that lies in the memory of ``x``, likewise
+_lying_in = getattr(_unwatched, "_reinterpret_tensor", None) or torch.as_strided
+
 
 class Weights:
     """Weights of stages as the kernels take them: [N] float64 on the CPU."""
@@ -66,16 +75,16 @@ class Buffer:
         k = self.k
         if not self.by_address:
             return lambda y, slope, slot, a: rk_stage(y, k, slope, slot, a.tensor, h)
-        kernel, empty_like = _kernels.library.rk_stage, torch.empty_like
-        like, address = self._like, k.data_ptr()
-        numel, row, wide = like.numel(), self._row, like.dtype is torch.float64
+        kernel, empty, address = _kernels.library.rk_stage, _empty, k.data_ptr()
+        sizes, strides, dtype = _form(self._like)
+        numel, row, wide = self._like.numel(), self._row, dtype is torch.float64
         step, stride = h.data_ptr(), h.stride(0) if h.dim() else 0
 
         def stage(y: Tensor | None, slope: Tensor, slot: int, a: Weights) -> Tensor:
             # (what `plain` says, without a call)
             at_hand = slope.__class__ is Tensor and slope.is_cpu and slope.is_contiguous()
             if at_hand and not slope.is_neg() and (source := slope.data_ptr()):
-                out = empty_like(like)
+                out = empty(sizes, strides, dtype)
                 kernel(
                     out.data_ptr(), 0 if y is None else y.data_ptr(), address, source, slot,
                     a.address, a.count, step, stride, numel, row, wide,
@@ -136,8 +145,6 @@ class BatchControl:
         c: abscissae of the stages.
         like: the time of a stage: for its dtype and shape.
         buffer: of the slopes.
-        keep: the tensors of a step are the caller's; otherwise ``plan`` and ``judge`` give the same
-            ones every time.
     """
 
     def __init__(
@@ -149,54 +156,56 @@ class BatchControl:
         c: Tensor,
         like: Tensor,
         buffer: Buffer,
-        keep: bool,
     ) -> None:
         self._samples, self._counts, self._goals = samples, counts, goals.contiguous()
         self._control, self._c, self._like = control, Weights(c), like
-        self._keep = keep
         size = samples.shape[1]
         self._step = samples.new_empty((3, size))
         self._lands = samples.new_empty(size, dtype=torch.bool)
         self._moved = torch.empty_like(self._lands)
-        self._times = like.new_empty((c.shape[0], *like.shape))
         self._state = buffer.k[0]
+        self._form, self._time_form = _form(self._state), _form(like.contiguous())
         #: where an error norm that is not the kernels' may come, the operators judge it
         self.by_address = buffer.by_address and size <= LARGEST
         self._size = size
         self._row = self._state.numel() // size if size else 0
         self._wide = buffer.k.dtype is torch.float64
 
-    def plan(self) -> tuple[Tensor, Tensor, Tensor]:
-        """``rk_plan``: step, lands, times (which are new ones)."""
+    def plan(self) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        """``rk_plan``: step, lands (which the next call may write over), and the stages' times."""
         if not self.by_address:
-            return step_control.rk_plan(
+            self._step, self._lands, times = step_control.rk_plan(
                 self._samples, self._counts, self._c.tensor, self._control, self._like
             )
-        step, lands, times = self._step, self._lands, torch.empty_like(self._times)
-        if self._keep:
-            step, lands = torch.empty_like(step), torch.empty_like(lands)
+            return self._step, self._lands, times.unbind()
+        (sizes, strides, dtype), size, lying_in = self._time_form, self._size, _lying_in
+        total = self._c.count * size
+        block = _empty((total,), (1,), dtype)
         _kernels.library.rk_plan(
             self._samples.data_ptr(), self._counts.data_ptr(), self._c.address, self._c.count,
-            self._control.data_ptr(), self._size, step.data_ptr(), lands.data_ptr(),
-            times.data_ptr(), self._wide,
+            self._control.data_ptr(), size, self._step.data_ptr(), self._lands.data_ptr(),
+            block.data_ptr(), self._wide,
         )  # fmt: skip
-        return step, lands, times
+        times = [lying_in(block, sizes, strides, first) for first in range(0, total, size)]
+        return self._step, self._lands, times
 
-    def judge(self, step: Tensor, lands: Tensor, error: Tensor) -> tuple[Tensor, int, int]:
-        """``rk_judge``: moved, and both flags as numbers."""
+    def judge(self, error: Tensor) -> tuple[Tensor, int, int]:
+        """``rk_judge`` of the step planned last: moved (which the next call may write over), and
+        both flags as numbers.
+        """
+        step, lands = self._step, self._lands
         if not (self.by_address and error.dtype is self._state.dtype and plain(error)):
             moved, flags = step_control.rk_judge(
                 self._samples, self._counts, step, lands, error, self._goals, self._control
             )
             bits, passed = flags.tolist()  # the one place where the host waits
             return moved, bits, passed
-        moved = torch.empty_like(self._moved) if self._keep else self._moved
         found = _kernels.library.rk_judge(
             self._samples.data_ptr(), self._counts.data_ptr(), step.data_ptr(), lands.data_ptr(),
             error.data_ptr(), self._goals.data_ptr(), self._goals.shape[1],
-            self._control.data_ptr(), self._size, moved.data_ptr(), self._wide,
+            self._control.data_ptr(), self._size, self._moved.data_ptr(), self._wide,
         )  # fmt: skip
-        return moved, found & 15, found >> 4
+        return self._moved, found & 15, found >> 4
 
     def accept(
         self, moved: Tensor, y: Tensor, y1: Tensor, k0: Tensor, k1: Tensor
@@ -207,7 +216,7 @@ class BatchControl:
         before, after = k0.data_ptr(), k1.data_ptr()
         if not (before and after):
             return step_control.rk_accept(moved, y, y1, k0, k1)
-        next_y, next_k = torch.empty_like(self._state), torch.empty_like(self._state)
+        next_y, next_k = _empty(*self._form), _empty(*self._form)
         _kernels.library.rk_accept(
             moved.data_ptr(), y.data_ptr(), y1.data_ptr(), before, after,
             next_y.data_ptr(), next_k.data_ptr(), self._size, self._row, self._wide,
@@ -217,20 +226,20 @@ class BatchControl:
 
 def stage_times(
     c: Weights, dtype: torch.dtype, before_end: bool
-) -> Callable[[float, float, float], Tensor] | None:
-    """The function (t, h, t1) -> times [S] of stages with abscissae ``c``, on the CPU; None where
+) -> Callable[[float, float, float], list[Tensor]] | None:
+    """The function (t, h, t1) -> times of stages with abscissae ``c``, 0-dim on the CPU; None where
     it would be seen.
     """
     if not _nothing_around():
         return None
-    kernel, empty = _kernels.library.rk_times, torch.empty_like
+    kernel, empty, lying_in = _kernels.library.rk_times, _empty, _lying_in
     wide = dtype is torch.float64
-    like = torch.empty(c.count, dtype=torch.float64 if wide else torch.float32)
+    real, sizes, places = torch.float64 if wide else torch.float32, (c.count,), range(c.count)
 
-    def times(t: float, h: float, t1: float) -> Tensor:
-        out = empty(like)
-        kernel(out.data_ptr(), c.address, c.count, t, h, t1, before_end, wide)
-        return out
+    def times(t: float, h: float, t1: float) -> list[Tensor]:
+        block = empty(sizes, (1,), real)
+        kernel(block.data_ptr(), c.address, c.count, t, h, t1, before_end, wide)
+        return [lying_in(block, (), (), place) for place in places]
 
     return times
 
@@ -238,6 +247,10 @@ def stage_times(
 def plain(x: Tensor) -> bool:
     """Whether the elements of ``x`` lie on the CPU one after the other, as they are."""
     return x.__class__ is Tensor and x.is_cpu and x.is_contiguous() and not x.is_neg()
+
+
+def _form(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], torch.dtype]:
+    return tuple(x.shape), x.stride(), x.dtype
 
 
 def _small(k: Tensor) -> bool:

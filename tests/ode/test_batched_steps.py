@@ -197,6 +197,30 @@ def test_max_steps_returns_nothing_beyond_what_was_reached() -> None:
         ctorch.solve_ode(van_der_pol(mu), y0, t, batched=True, max_steps=limit)
 
 
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+def test_last_rows_are_the_same_with_and_without_rows_between(direction: float) -> None:
+    """A solve that asks for no states between reads all last ones when it is done."""
+    mu, y0 = problem()
+    ends = torch.tensor([1.0, 3.0, 0.0, 2.0, 3.0], dtype=F64)
+    t = direction * torch.stack([torch.zeros(B, dtype=F64), 0.3 * ends, ends, ends], 1)
+    field = with_nan(direction * mu, 1, 1.0 if direction > 0 else -9.0)
+
+    def solve(t: Tensor, limit: int | None = None) -> tuple[Tensor, Tensor]:
+        sol = ctorch.solve_ode(
+            field, y0, t, batched=True, gradient="none", throw=False, max_steps=limit
+        )
+        return sol.y, sol.status
+
+    for limit in (None, 12):
+        whole, fates = solve(t, limit)
+        rows, status = solve(t[:, [0, 2, 3]], limit)
+        assert torch.equal(status, fates)
+        assert status.any()
+        assert not status.all()
+        assert torch.equal(rows.nan_to_num(), whole[:, [0, 2, 3]].nan_to_num())
+        assert torch.equal(rows[:, 1:].isnan().flatten(1).any(1), status != 0)
+
+
 def test_a_blow_up_is_a_failure_of_its_sample_alone() -> None:
     y0 = torch.tensor([[0.1], [1.0], [-1.0]], dtype=F64)
     t = torch.tensor([0.0, 2.0], dtype=F64)
