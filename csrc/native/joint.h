@@ -87,9 +87,8 @@ class Joint {
       });
     double largest = 0;
     for (int s = 0; s < Method::segments; ++s) {
-      const double count =
-          static_cast<double>(task.batch) * (Method::segment[s + 1] - Method::segment[s]) /
-          T::numbers;
+      const double count = static_cast<double>(task.batch) *
+                           (Method::segment[s + 1] - Method::segment[s]) / T::numbers;
       if (count == 0) continue;
       const double size = Method::maximum ? totals[s] : std::sqrt(totals[s] / count);
       largest = T::larger(largest, size);

@@ -20,8 +20,8 @@ struct Task {
   double p, i, d, safety, min_factor, max_factor, never_shrinks;
   double first_step;  // negative: to be found
   double min_step, max_step, max_steps;
-  int64_t overshoot;    // steps may end beyond the last time
-  int64_t patience;     // attempts after which it is asked whether the solve creeps; 0: never
+  int64_t overshoot;       // steps may end beyond the last time
+  int64_t patience;        // attempts after which it is asked whether the solve creeps; 0: never
   const double* knots;     // fixed steps: [knot_count] times
   const int64_t* anchors;  // the output time that a knot is, or one of kFree, kConstant
   int64_t knot_count, perturb;
