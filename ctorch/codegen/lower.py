@@ -239,7 +239,7 @@ class Recorder(TorchDispatchMode):
         def ids(tensor: Tensor) -> Tensor:
             held = self.ids(tensor)
             if not self.traced(tensor):
-                return torch.from_numpy(held).view(tensor.shape)
+                return torch.from_numpy(np.asarray(held)).view(tensor.shape)
             return self._twin(tensor)
 
         moved = [
