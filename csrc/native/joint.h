@@ -15,6 +15,7 @@ class Joint {
   using T = Tile<Field, Method, W>;
   using real = typename T::real;
   using V = typename T::V;
+  using D = typename T::D;
   static constexpr long dim = T::dim;
 
   explicit Joint(const Task& task_) : task(task_), gains(task_, Method::order) {
@@ -34,6 +35,28 @@ class Joint {
   }
 
   void run() {
+    begin();
+    int64_t status = kSuccess;
+    if (output < task.rows) {
+      start(last_goal - clock.tau);
+      status = integrate();
+    }
+    finish(status);
+  }
+
+ protected:
+  struct Part {
+    T tile;
+    typename T::Tolerances tolerances;
+    Mask<V> counted;  // the other lanes repeat a sample
+    int64_t first;
+    int valid;
+  };
+
+  static constexpr auto kYes = static_cast<Number<Mask<V>>>(-1);
+
+  // The clock, and the rows that are y0 itself.
+  void begin() {
     const double first = task.t[0], last = task.t[task.rows - 1];
     clock = {};
     clock.direction = last < first ? -1 : 1;
@@ -44,24 +67,7 @@ class Joint {
     for (output = 0; output < task.rows && goal() <= clock.tau; ++output)
       for (Part& part : parts) write(part, part.tile.y);
     evaluations = 1;
-    int64_t status = kSuccess;
-    if (output < task.rows) {
-      start(last_goal - clock.tau);
-      status = integrate();
-    }
-    finish(status);
   }
-
- private:
-  struct Part {
-    T tile;
-    typename T::Tolerances tolerances;
-    Mask<V> counted;  // the other lanes repeat a sample
-    int64_t first;
-    int valid;
-  };
-
-  static constexpr auto kYes = static_cast<Number<Mask<V>>>(-1);
 
   double goal() const { return clock.direction * task.t[output]; }
 
@@ -84,7 +90,7 @@ class Joint {
           for (int lane = 0; lane < part.valid; ++lane)
             totals[s] = T::larger(totals[s], static_cast<double>(get(total, lane)));
         else
-          totals[s] += sum(convert<typename T::D>(total));
+          totals[s] += sum(convert<D>(total));
       });
     double largest = 0;
     for (int s = 0; s < Method::segments; ++s) {
@@ -145,23 +151,35 @@ class Joint {
   }
 
   void step(int64_t& wild) {
-    using D = typename T::D;
-    const double t = clock.t();
-    const D start = all<D>(t), h = all<D>(clock.h());
-    const V end_time = time(beside(static_cast<real>(clock.t1()), static_cast<real>(t)));
-    const V length = convert<V>(h);
+    if (!attempt(wild)) return;
+    if (task.tape != nullptr) keep(rows_within());
+    if (goal() <= clock.stop) read(rows_within(), before_end());
+    accept();
+  }
+
+  // The step that is planned; returns whether it is accepted.
+  bool attempt(int64_t& wild) {
+    const D start = all<D>(clock.t()), h = all<D>(clock.h());
+    const V end_time = before_end(), length = convert<V>(h);
     for (Part& part : parts) part.tile.attempt(start, h, end_time);
     const double error = norm(
         [&](Part& part, long d) { return part.tile.scaled_error(part.tolerances, length, d); });
     wild += error < kInfinity ? 0 : 1;
     evaluations += T::evaluated - 1;
-    if (!clock.judge(task, gains, true, error)) return;
+    if (!clock.judge(task, gains, true, error)) return false;
     if constexpr (Method::late) {
       ++evaluations;
       for (Part& part : parts) part.tile.evaluate_late(start, h, end_time);
     }
-    if (task.tape != nullptr) keep();
-    if (goal() <= clock.stop) read(start, h, end_time);
+    return true;
+  }
+
+  // The time of stages at the end of a step: the number before it, in case the field jumps there.
+  V before_end() const {
+    return time(beside(static_cast<real>(clock.t1()), static_cast<real>(clock.t())));
+  }
+
+  void accept() {
     clock.tau = clock.stop;
     for (Part& part : parts)
       for (long d = 0; d < dim; ++d) {
@@ -170,10 +188,8 @@ class Joint {
       }
   }
 
-  void keep() {
+  void keep(int64_t row) {
     auto& runs = static_cast<Tape<real>*>(task.tape)->runs;
-    int64_t row = output;
-    while (row < task.rows && clock.direction * task.t[row] <= clock.stop) ++row;
     for (auto& run : runs)
       for (int64_t sample = run.begin; sample < run.end; ++sample) {
         Part& part = parts[sample / W];
@@ -186,22 +202,38 @@ class Joint {
   // ---- rows
   // --------------------------------------------------------------------------------------------------
 
-  template <class D>
-  void read(D t, D h, V end_time) {
-    bool extended = false;
-    for (; output < task.rows && goal() <= clock.stop; ++output) {
+  // The row after the last one in the step.
+  int64_t rows_within() const {
+    int64_t row = output;
+    while (row < task.rows && clock.direction * task.t[row] <= clock.stop) ++row;
+    return row;
+  }
+
+  // The rows up to `end`, which lie in the step.
+  void read(int64_t end, V end_time, bool extended = false) {
+    for (; output < end; ++output) {
       const bool exact = goal() == clock.stop;
       if (!exact && !extended) {
-        for (Part& part : parts) part.tile.extend(t, h, end_time);
-        evaluations += T::total - T::stages;
+        extend(end_time);
         extended = true;
       }
-      const double theta = std::min((goal() - clock.tau) / (clock.stop - clock.tau), 1.0);
-      for (Part& part : parts) {
-        if (!exact) part.tile.interpolate(all<D>(theta), convert<V>(h));
-        write(part, exact ? part.tile.y1 : part.tile.at);
-      }
+      if (!exact) interpolate(theta());
+      for (Part& part : parts) write(part, exact ? part.tile.y1 : part.tile.at);
     }
+  }
+
+  // Where in the step the next row lies.
+  double theta() const { return std::min((goal() - clock.tau) / (clock.stop - clock.tau), 1.0); }
+
+  void extend(V end_time) {
+    const D start = all<D>(clock.t()), h = all<D>(clock.h());
+    for (Part& part : parts) part.tile.extend(start, h, end_time);
+    evaluations += T::total - T::stages;
+  }
+
+  void interpolate(double theta) {
+    const V length = all<V>(static_cast<real>(clock.h()));
+    for (Part& part : parts) part.tile.interpolate(all<D>(theta), length);
   }
 
   void write(Part& part, const V* state) {

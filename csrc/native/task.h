@@ -29,6 +29,8 @@ struct Task {
   int64_t* status;  // [batch]
   double* last;     // [3, batch]: t, step, error norm at the end
   void* tape;       // where the accepted steps are kept for the gradient, or null
+  // what else is asked: an Observation, or null
+  void* observation;
 };
 
 // Cotangents of the rows in, those of everything else out.

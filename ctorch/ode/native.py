@@ -117,7 +117,7 @@ def _solve(request: Request) -> tuple[Run, Tensor, Problem]:
     traced = codegen.trace(
         request.func, request.y0, problem.t.detach(), request.args, batched=request.layout.batched
     )
-    call = Call(request, problem, traced)
+    call = call_of(request, problem, traced)
     if request.key is not None:
         from ctorch.ode import native_quick
 
@@ -150,19 +150,26 @@ def _objection(request: Request, problem: Problem) -> str:
         return f"a state on {layout.device} without batched=True"
     if not layout.is_tensor:
         return "a state of several tensors"
-    if request.events:
-        return "events"
-    if request.dense:
-        return "dense=True"
+    observed = looked_at_for(request, problem)
+    if observed and layout.batched:
+        return f"{observed} with batched=True"
     if problem.norm is not None:
         return 'a function as options["norm"]'
-    if problem.step_t or problem.jump_t:
-        return "step_t or jump_t"
     if problem.callbacks:
         return "a callback"
     if not y0.numel():
         return "a state without elements"
     return "a torch.func transform or forward-mode AD" if transforms_active() else ""
+
+
+def looked_at_for(request: Request, problem: Problem) -> str:
+    """For what the steps of a solve have to be looked at; empty: for nothing."""
+    if request.events:
+        return "events"
+    if request.dense:
+        return "dense=True"
+    stops = request.method in methods.ADAPTIVE and (problem.step_t or problem.jump_t)
+    return "step_t or jump_t" if stops else ""
 
 
 # -- the call
@@ -268,6 +275,15 @@ def _evaluation(library: ctypes.CDLL) -> Callable[[Tensor, Tensor, Tensor, list[
     return call
 
 
+def call_of(request: Request, problem: Problem, traced: Traced) -> Call:
+    """The call that a request needs."""
+    if looked_at_for(request, problem):
+        from ctorch.ode.native_observed import ObservedCall
+
+        return ObservedCall(request, problem, traced)
+    return Call(request, problem, traced)
+
+
 def settings(request: Request, problem: Problem) -> Task:
     """Everything in a task but the arrays."""
     control, tolerances = problem.controller, problem.tolerances
@@ -293,6 +309,7 @@ def execute(
     own: Tensor,
     shared: Sequence[Tensor],
     rows_first: bool,
+    spare: int = 0,
 ) -> Outcome:
     """Make the call.
 
@@ -304,15 +321,17 @@ def execute(
         own: [B, own], contiguous.
         shared: contiguous, of the dtype of y0.
         rows_first: the result is [T, B, dim], not [B, T, dim].
+        spare: rows beyond those of the times.
     """
     (batch, dim), rows = y0.shape, t.shape[-1]
-    out = y0.new_empty((rows, batch, dim) if rows_first else (batch, rows, dim))
+    space = rows + spare
+    out = y0.new_empty((space, batch, dim) if rows_first else (batch, space, dim))
     numbers = torch.empty((7, batch), dtype=torch.int64, device=y0.device)
     base, size = numbers.data_ptr(), 8 * batch
     task.batch, task.rows, task.threads = batch, rows, torch.get_num_threads()
     task.t, task.t_stride = t.data_ptr(), rows if t.dim() == 2 else 0
     task.y0, task.out = y0.data_ptr(), out.data_ptr()
-    task.out_sample, task.out_row = (dim, batch * dim) if rows_first else (rows * dim, dim)
+    task.out_sample, task.out_row = (dim, batch * dim) if rows_first else (space * dim, dim)
     task.counts, task.status, task.last = base, base + 3 * size, base + 4 * size
     task.own = own.data_ptr()
     if shared:
@@ -330,7 +349,10 @@ class Call:
         gradient: some input requires grad, and a gradient may be asked for.
         batch: how many samples there are.
         y0, t, own, shared: the arrays, as compiled code reads them.
+        spare: how many rows there may be beyond those of the times.
     """
+
+    spare = 0
 
     def __init__(self, request: Request, problem: Problem, traced: Traced) -> None:
         self.request, self.problem, self.traced = request, problem, traced
@@ -341,20 +363,26 @@ class Call:
         self.t = plain(problem.t, torch.float64, layout.device)
         self.own = plain(own, layout.dtype, layout.device)
         self.shared = [plain(x, layout.dtype, layout.device) for x in traced.shared]
-        self.form = form_of(request, problem, traced, self.batch, self.gradient)
+        self.form = self._form()
         self.library = library_of(traced, self.form)
         self.task = settings(request, problem)
         self._held: list[Any] = []  # what the task points to
         knots = request.knots(problem)
         if knots is not None:
-            grid = torch.tensor([time for time, _ in knots()], dtype=torch.float64)
-            self.task.knots, self.task.knot_count = grid.data_ptr(), len(grid)
-            self._held.append(grid)
+            self._give_knots(knots)
         if self.form.tolerances:
             for name in ("rtol", "atol"):
                 part = getattr(problem.tolerances, name).reshape(self.batch, -1).contiguous()
                 setattr(self.task, f"{name}s", part.data_ptr())
                 self._held.append(part)
+
+    def _form(self) -> Form:
+        return form_of(self.request, self.problem, self.traced, self.batch, self.gradient)
+
+    def _give_knots(self, knots: Callable[[], Iterator[tuple[float, int]]]) -> None:
+        grid = torch.tensor([time for time, _ in knots()], dtype=torch.float64)
+        self.task.knots, self.task.knot_count = grid.data_ptr(), len(grid)
+        self._held.append(grid)
 
     def _check_gradient(self, own: Tensor) -> bool:
         t, inputs = self.problem.t, [self.problem.y0, own, *self.traced.shared]
@@ -388,7 +416,7 @@ class Call:
         """Make the call."""
         return execute(
             self.library.ct_solve, self.task, self.y0, self.t, self.own, self.shared,
-            rows_first=not self.request.layout.batched,
+            rows_first=not self.request.layout.batched, spare=self.spare,
         )  # fmt: skip
 
     def result(self, outcome: Outcome) -> Run:

@@ -22,6 +22,7 @@ class Form:
         tolerances: they are arrays, not numbers.
         gradient: its gradient is compiled too.
         device: "cpu", or the GPU that it is compiled for.
+        events: ``struct Events``, where steps are looked at ("solve_observed").
     """
 
     method: str
@@ -33,6 +34,7 @@ class Form:
     tolerances: bool = False
     gradient: bool = False
     device: str = "cpu"
+    events: str = ""
 
 
 def solve_source(field: str, form: Form) -> str:
@@ -41,8 +43,9 @@ def solve_source(field: str, form: Form) -> str:
     width = f"ct::native::kSamples<Field, {form.registers}>" if form.registers else "1"
     # the gradient sums over lanes, which is made for those of one register
     back = register if form.registers else "1"
+    types = "Field, Method, Events" if form.events else "Field, Method"
     entries = f"""extern "C" int64_t ct_solve(const ct::native::Task* task) {{
-  return ct::native::{form.entry}<Field, Method, {width}>(*task);
+  return ct::native::{form.entry}<{types}, {width}>(*task);
 }}
 extern "C" void ct_eval(int64_t batch, const double* t, const void* y, const void* own,
                         const void* const* shared, void* dy) {{
@@ -58,11 +61,12 @@ extern "C" void ct_pull_back(const ct::native::Task* task, const ct::native::Cot
   ct::native::pull_back_rows<Field, Method, {back}>(*task, *given);
 }}
 """
-    headers = ["solver", *["adjoint"] * form.gradient]
-    lines = [f'#include "native/{name}.h"' for name in headers]
-    return "\n".join(
-        [*lines, "namespace {", field, method_source(form), "}  // namespace", entries]
-    )
+    if form.events:
+        entries += OBSERVED_ENTRIES
+    headers = ["solver", *["adjoint"] * form.gradient, *["observed"] * bool(form.events)]
+    includes = [f'#include "native/{name}.h"' for name in headers]
+    structs = ["namespace {", field, method_source(form), form.events, "}  // namespace"]
+    return "\n".join([*includes, *structs, entries])
 
 
 def cuda_source(field: str, form: Form) -> str:
@@ -92,6 +96,16 @@ extern "C" __global__ void ct_eval(const int64_t* numbers, const double* t, cons
                                    const void* own, void* dy) {
   const auto shared = reinterpret_cast<const void* const*>(numbers + 1);
   ct::native::evaluate_sample<Field>(sample_of_thread(), numbers[0], t, y, own, shared, dy);
+}
+"""
+
+
+OBSERVED_ENTRIES = """extern "C" void ct_take(ct::native::Observation* asked, double* starts,
+                        double* lengths, void* states, void* slopes) {
+  ct::native::take_pieces<Field>(*asked, starts, lengths, states, slopes);
+}
+extern "C" void ct_events(double t, const void* y, const void* const* shared, void* values) {
+  ct::native::evaluate_events<Events>(t, y, shared, values);
 }
 """
 
