@@ -77,6 +77,7 @@ class Joint {
   // Root mean square (or maximum) over all samples of scaled(part, d); the largest of the segments.
   template <class Scaled>
   double norm(const Scaled& scaled) {
+    if constexpr (Method::Norm::count > 0) return own_norm(scaled);
     double totals[Method::segments] = {};
     for (Part& part : parts)
       for_constants<0, Method::segments>([&](auto s) {
@@ -101,6 +102,21 @@ class Joint {
       largest = T::larger(largest, size);
     }
     return static_cast<real>(largest);
+  }
+
+  // The norm that the user takes, of all samples.
+  template <class Scaled>
+  double own_norm(const Scaled& scaled) {
+    ratio.resize(task.batch * dim);
+    for (Part& part : parts)
+      for (long d = 0; d < dim; ++d) {
+        const V x = scaled(part, d);
+        for (int lane = 0; lane < part.valid; ++lane)
+          ratio[(part.first + lane) * dim + d] = get(x, lane);
+      }
+    real result;
+    evaluate_values<typename Method::Norm, real>(0, ratio.data(), task.norm_shared, &result);
+    return std::abs(result);
   }
 
   // ---- steps
@@ -266,6 +282,7 @@ class Joint {
   const Task& task;
   const Gains gains;
   std::vector<Part> parts;
+  std::vector<real> ratio;
   Clock<double> clock;
   double last_goal;
   int64_t output, evaluations;

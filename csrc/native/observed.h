@@ -4,6 +4,7 @@
 
 #include "joint.h"
 #include "roots.h"
+#include "values.h"
 
 namespace ct::native {
 
@@ -29,24 +30,8 @@ struct Pieces {
   std::vector<Real> states, slopes;     // [P, B, dim] and [P, total, B, dim]
 };
 
-// The event functions' elements are those of `Events`: a field of the whole state with `count`
-// results, of which each belongs to the function `event[i]` and is looked at in one `direction[i]`,
-// or (0) in both.
-struct NoEvents {
-  static constexpr long count = 0, work = 0;
-};
-
-template <class Events>
-void evaluate_events(double t, const void* y, const void* const* shared, void* values) {
-  if constexpr (Events::count > 0) {
-    using real = typename Events::real;
-    std::vector<real> work(Events::work + 1);
-    Events::eval(static_cast<real>(t), static_cast<const real*>(y), static_cast<real*>(nullptr),
-                 reinterpret_cast<const real* const*>(shared), work.data(),
-                 static_cast<real*>(values));
-  }
-}
-
+// `Events` are the event functions: each of their elements belongs to the function `event[i]` and
+// is looked at in one `direction[i]`, or (0) in both.
 template <class Field, class Method, class Events, int W>
 class Observed : Joint<Field, Method, W> {
  public:
@@ -222,7 +207,7 @@ class Observed : Joint<Field, Method, W> {
   void evaluate_events(double t, const Of& of) {
     if constexpr (count > 0) {
       gather(of, state.data());
-      ct::native::evaluate_events<Events>(t, state.data(), asked.shared, values);
+      evaluate_values<Events, real>(static_cast<real>(t), state.data(), asked.shared, values);
     }
   }
 

@@ -31,6 +31,7 @@ struct Task {
   void* tape;       // where the accepted steps are kept for the gradient, or null
   // what else is asked: an Observation, or null
   void* observation;
+  const void* const* norm_shared;  // arrays of a norm of the user's own
 };
 
 // Cotangents of the rows in, those of everything else out.

@@ -33,6 +33,7 @@ from ctorch.ode.solution import Stats, Status
 from ctorch.ode.transforms import transforms_active
 
 if TYPE_CHECKING:
+    from ctorch.ode.native_values import Values
     from ctorch.ode.solve import Request
 
 
@@ -153,8 +154,8 @@ def _objection(request: Request, problem: Problem) -> str:
     observed = looked_at_for(request, problem)
     if observed and layout.batched:
         return f"{observed} with batched=True"
-    if problem.norm is not None:
-        return 'a function as options["norm"]'
+    if problem.norm is not None and layout.device.type != "cpu":
+        return f'a function as options["norm"] on {layout.device}'
     if problem.callbacks:
         return "a callback"
     if not y0.numel():
@@ -363,9 +364,13 @@ class Call:
         self.t = plain(problem.t, torch.float64, layout.device)
         self.own = plain(own, layout.dtype, layout.device)
         self.shared = [plain(x, layout.dtype, layout.device) for x in traced.shared]
+        self.norm = self._norm()
         self.form = self._form()
         self.library = library_of(traced, self.form)
         self.task = settings(request, problem)
+        if self.norm is not None:
+            self.norm.verify(self.library, "ct_norm")
+            self.task.norm_shared = ctypes.addressof(self.norm.pointers)
         self._held: list[Any] = []  # what the task points to
         knots = request.knots(problem)
         if knots is not None:
@@ -377,7 +382,17 @@ class Call:
                 self._held.append(part)
 
     def _form(self) -> Form:
-        return form_of(self.request, self.problem, self.traced, self.batch, self.gradient)
+        form = form_of(self.request, self.problem, self.traced, self.batch, self.gradient)
+        if self.norm is None:
+            return form
+        return dataclasses.replace(form, norm=self.norm.source("Norm"))
+
+    def _norm(self) -> Values | None:
+        if self.problem.norm is None or self.request.method in methods.FIXED:
+            return None
+        from ctorch.ode.native_values import norm_of
+
+        return norm_of(self.request, self.problem)
 
     def _give_knots(self, knots: Callable[[], Iterator[tuple[float, int]]]) -> None:
         grid = torch.tensor([time for time, _ in knots()], dtype=torch.float64)

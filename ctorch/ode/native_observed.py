@@ -7,16 +7,17 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ctorch.codegen import Traced, Untraceable, trace_values
+from ctorch.codegen import Traced
 from ctorch.ode import methods
-from ctorch.ode.native import Call, Outcome, Unsupported, plain
+from ctorch.ode.native import Call, Outcome, Unsupported
 from ctorch.ode.native_source import Form
+from ctorch.ode.native_values import Values, traced_values
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import Pieces, Run, endless_failure
 from ctorch.ode.solution import Status
@@ -45,7 +46,7 @@ class ObservedCall(Call):
     """A native solve whose steps are looked at.
 
     Attributes:
-        watched: the trace of the event functions, if there are any.
+        events: the event functions, if there are any.
         observation: what is asked of the compiled solve, and what it found.
     """
 
@@ -55,10 +56,14 @@ class ObservedCall(Call):
         self.observation = Observation(until_event=request.until_event, dense=request.dense)
         self.fired: tuple[float, int] | None = None
         self.total = request.coefficients().total
-        self.watched, self._events, count = _trace_events(request, problem)
+        self.events = None
+        if request.events:
+            functions = [event.fn for event in request.events]
+            self.events = traced_values("events", functions, request, problem, *request.args)
         super().__init__(request, problem, traced)
         self.task.observation = ctypes.addressof(self.observation)
-        _prepare(self.library, self.watched, count)
+        self.library.ct_take.restype = None
+        self.library.ct_take.argtypes = [ctypes.c_void_p] * 5
         if request.method in methods.ADAPTIVE:
             knots = problem.knots(ends=not problem.overshoot)
             stops = torch.tensor([tau for tau, _, _ in knots], dtype=torch.float64)
@@ -66,14 +71,13 @@ class ObservedCall(Call):
             self.observation.stops, self.observation.jumps = stops.data_ptr(), jumps.data_ptr()
             self.observation.stop_count = len(knots)
             self._held += [stops, jumps]
-        if self.watched is not None:
-            arrays = [plain(x, request.layout.dtype) for x in self.watched.shared]
-            pointers = _pointers(arrays)
-            self.observation.shared = ctypes.addressof(pointers)
-            self._held += [arrays, pointers]
+        if self.events is not None:
+            self.events.verify(self.library, "ct_events")
+            self.observation.shared = ctypes.addressof(self.events.pointers)
 
     def _form(self) -> Form:
-        return dataclasses.replace(super()._form(), entry="solve_observed", events=self._events)
+        events = _events_source(self.request, self.events)
+        return dataclasses.replace(super()._form(), entry="solve_observed", events=events)
 
     def _give_knots(self, knots: Callable[[], Iterator[tuple[float, int]]]) -> None:
         request = self.request
@@ -131,53 +135,17 @@ class ObservedCall(Call):
         return Pieces(starts, lengths, y.detach(), k.detach().transpose(0, 1).contiguous())
 
 
-def _trace_events(request: Request, problem: Problem) -> tuple[Traced | None, str, int]:
-    """The trace of the event functions, ``struct Events``, and how many elements they have."""
-    if not request.events:
-        return None, "using Events = ct::native::NoEvents;", 0
-    functions = [event.fn for event in request.events]
-    try:
-        traced, sizes = trace_values(functions, request.y0, problem.t.detach()[0], request.args)
-    except Untraceable as error:
-        raise Unsupported(f"events are not built natively, for {error}") from error
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise Unsupported(f"events cannot be traced: {error}") from error
+def _events_source(request: Request, events: Values | None) -> str:
+    """``struct Events``."""
+    if events is None:
+        return "using Events = ct::native::NoValues;"
+    if not events.count:
+        raise Unsupported("an event without elements is not built natively: use native=False.")
     event, direction = [], []
-    for index, (given, size) in enumerate(zip(request.events, sizes, strict=True)):
+    for index, (given, size) in enumerate(zip(request.events, events.sizes, strict=True)):
         event += [index] * size
         direction += [given.direction] * size
-    if not event:
-        raise Unsupported("an event without elements is not built natively: use native=False.")
-    constants = [
-        f"long count = {len(event)}",
-        f"int event[] = {{{', '.join(map(str, event))}}}",
-        f"int direction[] = {{{', '.join(map(str, direction))}}}",
-    ]
-    lines = [f"  static constexpr {constant};" for constant in constants]
-    names = ["namespace events {", traced.source, "}  // namespace events"]
-    source = "\n".join([*names, "struct Events : events::Field {", *lines, "};"])
-    return traced, source, len(event)
-
-
-def _prepare(library: Any, watched: Traced | None, count: int) -> None:
-    """Compare the compiled event functions with those that they were made from, once."""
-    if getattr(library, "ct_prepared", False):
-        return
-    pointer = ctypes.c_void_p
-    library.ct_take.restype, library.ct_take.argtypes = None, [pointer] * 5
-    library.ct_events.restype = None
-    library.ct_events.argtypes = [ctypes.c_double, *[pointer] * 3]
-
-    def evaluate(t: Tensor, y: Tensor, own: Tensor, shared: list[Tensor]) -> Tensor:
-        arrays = [plain(x, y.dtype) for x in shared]
-        y, values = y.contiguous(), y.new_empty(1, count)
-        library.ct_events(float(t), y.data_ptr(), _pointers(arrays), values.data_ptr())
-        return values
-
-    if watched is not None:
-        watched.verify(evaluate)
-    library.ct_prepared = True
-
-
-def _pointers(arrays: Sequence[Tensor]) -> Any:
-    return (ctypes.c_void_p * len(arrays))(*[x.data_ptr() for x in arrays])
+    return events.source(
+        "Events", [f"int {name}[] = {{{', '.join(map(str, x))}}}"
+                   for name, x in (("event", event), ("direction", direction))]
+    )  # fmt: skip

@@ -23,6 +23,7 @@ class Form:
         gradient: its gradient is compiled too.
         device: "cpu", or the GPU that it is compiled for.
         events: ``struct Events``, where steps are looked at ("solve_observed").
+        norm: ``struct Norm``, where the norm of errors is the user's own.
     """
 
     method: str
@@ -35,6 +36,7 @@ class Form:
     gradient: bool = False
     device: str = "cpu"
     events: str = ""
+    norm: str = ""
 
 
 def solve_source(field: str, form: Form) -> str:
@@ -63,9 +65,11 @@ extern "C" void ct_pull_back(const ct::native::Task* task, const ct::native::Cot
 """
     if form.events:
         entries += OBSERVED_ENTRIES
+    if form.norm:
+        entries += NORM_ENTRY
     headers = ["solver", *["adjoint"] * form.gradient, *["observed"] * bool(form.events)]
     includes = [f'#include "native/{name}.h"' for name in headers]
-    structs = ["namespace {", field, method_source(form), form.events, "}  // namespace"]
+    structs = ["namespace {", field, form.norm, method_source(form), form.events, "}  // namespace"]
     return "\n".join([*includes, *structs, entries])
 
 
@@ -105,7 +109,12 @@ OBSERVED_ENTRIES = """extern "C" void ct_take(ct::native::Observation* asked, do
   ct::native::take_pieces<Field>(*asked, starts, lengths, states, slopes);
 }
 extern "C" void ct_events(double t, const void* y, const void* const* shared, void* values) {
-  ct::native::evaluate_events<Events>(t, y, shared, values);
+  ct::native::evaluate_values<Events>(t, y, shared, values);
+}
+"""
+NORM_ENTRY = """extern "C" void ct_norm(double t, const void* y, const void* const* shared,
+                        void* value) {
+  ct::native::evaluate_values<Norm>(t, y, shared, value);
 }
 """
 
@@ -132,6 +141,7 @@ def method_source(form: Form) -> str:
         f"bool maximum = {_bool(form.max_norm)}, tolerances = {_bool(form.tolerances)}",
     ]
     lines = [f"  static constexpr {constant};" for constant in constants]
+    lines.append(f"  using Norm = {'::Norm' if form.norm else 'ct::native::NoValues'};")
     return "\n".join([f"struct Method {{  // {form.method}", *lines, "};"])
 
 

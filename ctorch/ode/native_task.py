@@ -24,7 +24,8 @@ class Task(ctypes.Structure):
         *[(name, ctypes.c_int64) for name in ("overshoot", "patience")],
         ("knots", ctypes.c_void_p),
         *[(name, ctypes.c_int64) for name in ("knot_count", "perturb", "threads")],
-        *[(name, ctypes.c_void_p) for name in ("counts", "status", "last", "tape", "observation")],
+        *[(name, ctypes.c_void_p) for name in ("counts", "status", "last", "tape")],
+        *[(name, ctypes.c_void_p) for name in ("observation", "norm_shared")],
     ]
 
 
