@@ -6,6 +6,10 @@
 // slope at the end, a step gives kb_i = h b_i yb, kb_last += kb; then from the last stage to the
 // first u_i = kb_i df/dy, yb += u_i, kb_j += h a_ij u_i; what remains in kb_0 goes to the step
 // before.
+//
+// Times: h has the cotangent sum_i (<kb_i, k_i> / h + c_i kb_i df/dt), kb_last without what the
+// step after gave it, and the start sum_i kb_i df/dt. Where the end hangs on an output time, both
+// move it; else the length is frozen, and the start moves all steps after it.
 #pragma once
 
 #include <memory>
@@ -45,6 +49,7 @@ class Adjoint {
 
  private:
   static constexpr int64_t kNone = -1, kFirstSlope = -2;  // in place of a step
+  static constexpr double kAnew = 1, kAfterJump = 2;      // where a first slope is no last one
 
   const real* states(int64_t i) const { return static_cast<const real*>(task.y0) + i * dim; }
   const real* owned(int64_t i) const { return static_cast<const real*>(task.own) + i * Field::own; }
@@ -62,10 +67,12 @@ class Adjoint {
       set(carried[d], lane, 0);
     }
     for (long j = 0; j < Field::own; ++j) set(ownb[j], lane, 0);
+    set(tau, lane, 0);
     set(t, lane, task.t[0]);
     set(h, lane, 0);
     set(stop, lane, task.t[0]);
-    set(fresh, lane, 1);
+    set(fresh, lane, kAnew);
+    set(beyond, lane, 0);
     at[lane] = kNone;
   }
 
@@ -92,7 +99,8 @@ class Adjoint {
     set(t, lane, taped.t);
     set(h, lane, taped.h);
     set(stop, lane, taped.stop);
-    set(fresh, lane, taped.before < 0 ? 1 : 0);
+    set(fresh, lane, taped.before < 0 ? kAnew : taped.jumped ? kAfterJump : 0);
+    set(beyond, lane, 0);
     const real* y = run.states.data() + at[lane] * dim;
     for (long d = 0; d < dim; ++d) set(tile.y[d], lane, y[d]);
   }
@@ -104,18 +112,25 @@ class Adjoint {
       for (long d = 0; d < dim; ++d) to[d] += row(i, r)[d];
   }
 
-  // To the step before; after the first one the slope at its start is still to be pulled back.
+  // To the step before; where the slope at the start is not that one's last, it is still to be
+  // pulled back, as the end of a step of no length.
   void go_back(int lane) {
     if (at[lane] == kNone) return;
     if (at[lane] >= 0) {
-      const int64_t before = run.steps[at[lane]].before;
-      at[lane] = before >= 0 ? before : kFirstSlope;
-      if (before >= 0) return load(lane);
+      const Taped& taped = run.steps[at[lane]];
+      resume[lane] = taped.before;
+      if (taped.before >= 0 && !taped.jumped) return go_to(lane, taped.before);
+      at[lane] = kFirstSlope;
       if constexpr (Method::fsal) {
+        if (taped.jumped) set(beyond, lane, taped.h < 0 ? -kInfinity : kInfinity);
         set(h, lane, 0);
         set(stop, lane, get(t, lane));
         return;
       }
+    }
+    if (resume[lane] >= 0) {
+      for (long d = 0; d < dim; ++d) set(carried[d], lane, 0);
+      return go_to(lane, resume[lane]);
     }
     const int64_t i = sample[lane];
     real* to = static_cast<real*>(cotangents.y0) + i * dim;
@@ -123,9 +138,15 @@ class Adjoint {
     first_rows(i, to);
     real* own = static_cast<real*>(cotangents.own) + i * Field::own;
     for (long j = 0; j < Field::own; ++j) own[j] = get(ownb[j], lane);
+    if (timed()) times_of(i)[task.anchors == nullptr ? 0 : task.anchors[0]] += get(tau, lane);
     --busy;
     clear(lane);
     refill(lane);
+  }
+
+  void go_to(int lane, int64_t step) {
+    at[lane] = step;
+    load(lane);
   }
 
   // ---- one step
@@ -135,23 +156,30 @@ class Adjoint {
     bool inside = false;
     for (int i = 0; i < total; ++i)
       for (long d = 0; d < dim; ++d) kb[i][d] = V{};
+    tb = hb = D{};
     read_rows(inside);
     const V length = convert<V>(h);
     make_stages(length, inside);
+    if (timed() && inside) read_times();
     for_constants<0, stages>([&](auto i) {
       if (Method::b[i] != 0)
         for (long d = 0; d < dim; ++d)
           kb[i][d] += length * static_cast<real>(Method::b[i]) * ends[d];
     });
-    if constexpr (Method::fsal)
-      for (long d = 0; d < dim; ++d) kb[stages - 1][d] += carried[d];
     for (long d = 0; d < dim; ++d) yb[d] = ends[d] + starts[d];
     if (inside) for_backwards<total - 1, stages>([&](auto i) { pull_back<i>(length); });
+    if constexpr (Method::fsal) {
+      if (timed() && inside) lengthen<stages - 1>();
+      for (long d = 0; d < dim; ++d) kb[stages - 1][d] += carried[d];
+    }
     for_backwards<stages - 1, 1>([&](auto i) { pull_back<i>(length); });
-    if constexpr (Method::fsal)
+    if constexpr (Method::fsal) {
+      if (timed()) lengthen<0>();
       for (long d = 0; d < dim; ++d) carried[d] = kb[0][d];
-    else
+    } else {
       pull_back<0>(length);
+    }
+    for (int lane = 0; timed() && lane < W; ++lane) hang(lane);
     for (int lane = 0; lane < W; ++lane) go_back(lane);
   }
 
@@ -170,14 +198,18 @@ class Adjoint {
       if (at[lane] < 0) continue;
       const Taped& taped = run.steps[at[lane]];
       const double* times = task.t + sample[lane] * task.t_stride;
+      if (cotangents.states != nullptr) {
+        inside = true;
+        read_piece(lane);
+      }
       for (int64_t r = taped.first_row; r < taped.end_row; ++r) {
         const real* g = row(sample[lane], r);
-        if (times[r] == taped.stop) {
+        if (ends_step(taped, times, r)) {
           for (long d = 0; d < dim; ++d) set(ends[d], lane, get(ends[d], lane) + g[d]);
           continue;
         }
         inside = true;
-        const double theta = std::min((times[r] - taped.t) / (taped.stop - taped.t), 1.0);
+        const double theta = theta_of(taped, times[r]);
         for (int i = 0; i < total; ++i) {
           double weight = 0;
           for (int m = Method::degree - 1; m >= 0; --m) weight = weight * theta + Method::p[i][m];
@@ -189,16 +221,29 @@ class Adjoint {
     }
   }
 
+  // Cotangents of the step as a piece of the continuous solution. All samples made it.
+  void read_piece(int lane) {
+    const int64_t piece = at[lane] / (run.end - run.begin), size = task.batch * dim;
+    const int64_t own = piece * size + sample[lane] * dim;
+    const real* g = static_cast<const real*>(cotangents.states) + own;
+    for (long d = 0; d < dim; ++d) set(starts[d], lane, get(starts[d], lane) + g[d]);
+    g = static_cast<const real*>(cotangents.slopes) + piece * size * (total - 1) + own;
+    for (int i = 0; i < total; ++i, g += size)
+      for (long d = 0; d < dim; ++d) set(kb[i][d], lane, get(kb[i][d], lane) + g[d]);
+  }
+
   // The stages of the forward step again: states Y and times of all, slopes of those that are used.
   void make_stages(V length, bool inside) {
     const V begin = convert<V>(t), end = convert<V>(stop);
-    const V end_time = task.knots == nullptr || task.perturb ? beside(end, begin) : end;
+    V end_time = task.knots == nullptr || task.perturb ? beside(end, begin) : end;
     // the first slope is the last one of the step before, which was taken just before its end
     const V earlier = begin - (end - begin);
     V first = begin;
-    if constexpr (Method::fsal)
+    if constexpr (Method::fsal) {
       first = select(mask_for<V>(fresh > D{}), begin, beside(begin, earlier));
-    else if (task.perturb)
+      first = select(mask_for<V>(fresh == all<D>(kAfterJump)), beside(begin, end), first);
+      end_time = select(mask_for<V>(beyond != D{}), beside(end, convert<V>(beyond)), end_time);
+    } else if (task.perturb)
       first = beside(begin, end);
     times[0] = first;
     for (long d = 0; d < dim; ++d) states_of[0][d] = tile.y[d];
@@ -208,20 +253,87 @@ class Adjoint {
       times[i] = tile.template stage_time<i>(t, h, end_time);
       tile.template stage_state<i>(length, states_of[i]);
       constexpr bool kUsed = i != (Method::fsal ? stages - 1 : stages);
-      if (i < total - 1 && (kUsed || inside)) tile.evaluate(times[i], states_of[i], tile.k[i]);
+      const bool later = i < total - 1 || timed();  // something reads its slope
+      if (later && (kUsed || inside)) tile.evaluate(times[i], states_of[i], tile.k[i]);
     });
   }
 
   template <int I>
   __attribute__((noinline)) void pull_back(V length) {
+    if (timed() && (!Method::fsal || I != stages - 1)) lengthen<I>();
     V u[dim], time_b;
     Field::vjp(times[I], states_of[I], tile.own, tile.shared, work, kb[I], time_b, u, ownb, shared);
+    tb += convert<D>(time_b);
+    hb += Method::c[I] * convert<D>(time_b);
     for (long d = 0; d < dim; ++d) yb[d] += u[d];
     for_constants<0, I>([&](auto j) {
       if (Method::a[I][j] != 0)
         for (long d = 0; d < dim; ++d)
           kb[j][d] += length * static_cast<real>(Method::a[I][j]) * u[d];
     });
+  }
+
+  // ---- times
+  // -----------------------------------------------------------------------------------------------
+
+  bool timed() const { return cotangents.t != nullptr; }
+  double* times_of(int64_t i) const { return cotangents.t + i * cotangents.times; }
+
+  // Whether a row is the step's end itself. The derivative of one that only happens to lie there is
+  // the interpolant's.
+  bool ends_step(const Taped& taped, const double* times, int64_t row) const {
+    return times[row] == taped.stop && (!timed() || row == taped.anchor);
+  }
+
+  static double theta_of(const Taped& taped, double at) {
+    return std::min((at - taped.t) / (taped.stop - taped.t), 1.0);
+  }
+
+  // How the rows inside the step move with their times, its start and its length.
+  void read_times() {
+    for (int lane = 0; lane < W; ++lane) {
+      if (at[lane] < 0) continue;
+      const Taped& taped = run.steps[at[lane]];
+      const double* times = task.t + sample[lane] * task.t_stride;
+      for (int64_t r = taped.first_row; r < taped.end_row; ++r) {
+        if (ends_step(taped, times, r)) continue;
+        const real* g = row(sample[lane], r);
+        const double theta = theta_of(taped, times[r]);
+        double speed = 0;
+        for (int i = 0; i < total; ++i) {
+          double weight = 0, along = 0;
+          for (int m = Method::degree - 1; m >= 0; --m)
+            weight = weight * theta + (m + 1) * Method::p[i][m];
+          for (long d = 0; d < dim; ++d) along += get(tile.k[i][d], lane) * g[d];
+          speed += weight * along;
+        }
+        if (!task.has_event || r + 1 < task.rows) times_of(sample[lane])[r] += speed;
+        set(tb, lane, get(tb, lane) - speed);
+        set(hb, lane, get(hb, lane) - theta * speed);
+      }
+    }
+  }
+
+  // The share of slope I in the cotangent of the length: h stands before all that kb comes from.
+  template <int I>
+  void lengthen() {
+    V along{};
+    for (long d = 0; d < dim; ++d) along += kb[I][d] * tile.k[I][d];
+    hb += select(h == D{}, D{}, convert<D>(along) / h);
+  }
+
+  // Hands the cotangents of the step's start and length to what they hang on.
+  void hang(int lane) {
+    double start = get(tb, lane);
+    const double after = get(tau, lane), length = get(hb, lane) + after;
+    if (at[lane] < 0) return set(tau, lane, after + start);
+    const Taped& taped = run.steps[at[lane]];
+    double* to = times_of(sample[lane]);
+    if (taped.anchor >= 0) to[taped.anchor] += length;
+    start += after - (taped.anchor == kFree ? 0 : length);
+    const int64_t before = taped.before < 0 ? kFree : run.steps[taped.before].anchor;
+    if (before >= 0) to[before] += start;
+    set(tau, lane, before >= 0 ? 0 : start);
   }
 
   const Task& task;
@@ -233,7 +345,9 @@ class Adjoint {
   V states_of[total][dim], times[total];
   V ownb[Field::own + 1], work[Field::vjp_work + 1];
   D t, h, stop, fresh;
-  int64_t sample[W], at[W], next;
+  D beyond;       // not zero: what is pulled back is the slope on that side of a jump
+  D tau, tb, hb;  // cotangents of the step's end, start and length
+  int64_t sample[W], at[W], resume[W], next;
   int busy = 0;
 };
 

@@ -35,14 +35,14 @@ class Fixed {
         status = kMaxSteps;
         break;
       }
-      step(t, task.knots[i]);
+      step(t, task.knots[i], task.anchors[i]);
       t = task.knots[i];
     }
     finish(status, t);
   }
 
  private:
-  CT_LANES void step(double t, double t1) {
+  CT_LANES void step(double t, double t1, int64_t anchor) {
     const D start = all<D>(t), h = all<D>(t1 - t);
     const real begin = static_cast<real>(t), end = static_cast<real>(t1);
     const V first_time = all<V>(task.perturb ? beside(begin, end) : begin);
@@ -51,7 +51,7 @@ class Fixed {
     tile.attempt(start, h, end_time);
     evaluations = T::stages + (accepted == 0 ? 0 : evaluations);
     ++accepted;
-    if (kept != nullptr) keep(t, t1);
+    if (kept != nullptr) keep(t, t1, anchor);
     bool extended = false;
     const double tau = direction * t, tau1 = direction * t1;
     for (double goal; output < task.rows && (goal = direction * task.t[output]) <= tau1; ++output) {
@@ -70,11 +70,11 @@ class Fixed {
     for_each<dim>([&](long d) __attribute__((always_inline)) { tile.y[d] = tile.y1[d]; });
   }
 
-  void keep(double t, double t1) {
+  void keep(double t, double t1, int64_t anchor) {
     int64_t row = output;
     while (row < task.rows && direction * task.t[row] <= direction * t1) ++row;
     for (int lane = 0; lane < valid; ++lane) {
-      real* to = kept->add(first + lane, t, t1 - t, t1, output, row, dim);
+      real* to = kept->add(first + lane, t, t1 - t, t1, anchor, output, row, dim);
       for (long d = 0; d < dim; ++d) to[d] = get(tile.y[d], lane);
     }
   }

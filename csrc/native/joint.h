@@ -82,10 +82,9 @@ class Joint {
     for (Part& part : parts)
       for_constants<0, Method::segments>([&](auto s) {
         V total{};
-        for (long d = Method::segment[s]; d < Method::segment[s + 1]; ++d) {
-          const V x = scaled(part, d);
-          total = Method::maximum ? T::larger(total, abs(x)) : total + x * x;
-        }
+        const auto here = [&](long d) { return scaled(part, d); };
+        for (long e = Method::segment[s]; e < Method::segment[s + 1]; e += T::numbers)
+          total = T::taken_in(total, here, e / T::numbers);
         total = select(part.counted, total, V{});
         if constexpr (Method::maximum)
           for (int lane = 0; lane < part.valid; ++lane)
@@ -95,8 +94,8 @@ class Joint {
       });
     double largest = 0;
     for (int s = 0; s < Method::segments; ++s) {
-      const double count =
-          static_cast<double>(task.batch) * (Method::segment[s + 1] - Method::segment[s]);
+      const double count = static_cast<double>(task.batch) *
+                           (Method::segment[s + 1] - Method::segment[s]) / T::numbers;
       if (count == 0) continue;
       const double size = Method::maximum ? totals[s] : std::sqrt(totals[s] / count);
       largest = T::larger(largest, size);
@@ -131,7 +130,7 @@ class Joint {
     }
     const auto scaled_norm = [&](const auto& of) {
       return norm([&](Part& part, long d) {
-        return of(part.tile, d) / part.tolerances.scale(d, abs(part.tile.y[d]));
+        return of(part.tile, d) / part.tolerances.scale(d, T::size_at(part.tile.y, d));
       });
     };
     const double d0 = scaled_norm([](T& tile, long d) { return tile.y[d]; });
@@ -168,7 +167,7 @@ class Joint {
 
   void step(int64_t& wild) {
     if (!attempt(wild)) return;
-    if (task.tape != nullptr) keep(rows_within());
+    if (task.tape != nullptr) keep(rows_within(), clock.lands ? task.rows - 1 : kFree);
     if (goal() <= clock.stop) read(rows_within(), before_end());
     accept();
   }
@@ -204,12 +203,15 @@ class Joint {
       }
   }
 
-  void keep(int64_t row) {
+  // The step, with the rows up to `row`, on what its end hangs, and whether the field jumps at its
+  // start.
+  void keep(int64_t row, int64_t anchor, bool jumped = false) {
     auto& runs = static_cast<Tape<real>*>(task.tape)->runs;
     for (auto& run : runs)
       for (int64_t sample = run.begin; sample < run.end; ++sample) {
         Part& part = parts[sample / W];
-        real* to = run.add(sample, clock.t(), clock.h(), clock.t1(), output, row, dim);
+        real* to = run.add(sample, clock.t(), clock.h(), clock.t1(), anchor, output, row, dim);
+        run.steps.back().jumped = jumped;
         for (long d = 0; d < dim; ++d)
           to[d] = get(part.tile.y[d], static_cast<int>(sample - part.first));
       }

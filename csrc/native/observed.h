@@ -11,8 +11,9 @@ namespace ct::native {
 // What is asked of such a solve, and what it found. Plain C: ctorch/ode/native_observed.py holds
 // the same struct.
 struct Observation {
-  const double* stops;   // in tau, increasing: where adaptive steps have to end
-  const int64_t* jumps;  // whether the field jumps there
+  const double* stops;     // in tau, increasing: where adaptive steps have to end
+  const int64_t* jumps;    // whether the field jumps there
+  const int64_t* anchors;  // the output time that one is, or kConstant
   int64_t stop_count;
   double fixed_step;           // steps of this length without end, in place of the task's knots; 0
   const void* const* shared;   // arrays of the event functions
@@ -88,7 +89,7 @@ class Observed : Joint<Field, Method, W> {
       clock.plan(task, true);
       if (!(clock.stop > clock.tau && clock.length < kInfinity)) return why_stuck();
       if (!this->attempt(wild)) continue;
-      look(this->before_end());
+      look(this->before_end(), clock.lands ? asked.anchors[next] : kFree);
       this->accept();
       if (clock.lands && asked.jumps[next] && reading()) begin_after_jump();
     }
@@ -110,6 +111,7 @@ class Observed : Joint<Field, Method, W> {
     const V after = time(beside(static_cast<real>(clock.t()), far));
     for (Part& part : parts) part.tile.evaluate(after, part.tile.y, part.tile.k[0]);
     ++evaluations;
+    jumped = true;
   }
 
   // ---- given steps
@@ -124,13 +126,13 @@ class Observed : Joint<Field, Method, W> {
           asked.fixed_step > 0
               ? task.t[0] + clock.direction * static_cast<double>(i) * asked.fixed_step
               : task.knots[i];
-      step(t, t1);
+      step(t, t1, asked.fixed_step > 0 ? kFree : task.anchors[i]);
       t = t1;
     }
     return kSuccess;
   }
 
-  void step(double t, double t1) {
+  void step(double t, double t1, int64_t anchor) {
     const real begin = static_cast<real>(t), end = static_cast<real>(t1);
     const V first_time = time(task.perturb ? beside(begin, end) : begin);
     const V end_time = time(task.perturb ? beside(end, begin) : end);
@@ -141,7 +143,7 @@ class Observed : Joint<Field, Method, W> {
     }
     evaluations = T::stages + (clock.accepted == 0 ? 0 : evaluations);
     clock.accepted += 1;
-    look(end_time);
+    look(end_time, anchor);
     clock.tau = clock.stop;
     for (Part& part : parts)
       for (long d = 0; d < dim; ++d) part.tile.y[d] = part.tile.y1[d];
@@ -150,8 +152,8 @@ class Observed : Joint<Field, Method, W> {
   // ---- what is read from a step
   // ---------------------------------------------------------------------------------------------
 
-  // Looks at the accepted step from clock.tau to clock.stop.
-  void look(V end_time) {
+  // Looks at the accepted step from clock.tau to clock.stop; on what its end hangs.
+  void look(V end_time, int64_t anchor) {
     const bool extended = asked.dense || count > 0;
     if (extended) this->extend(end_time);
     if (asked.dense) keep_piece();
@@ -162,7 +164,8 @@ class Observed : Joint<Field, Method, W> {
       while (end > output && theta_of(end - 1) > event) --end;
     }
     const bool fired = event < kInfinity;
-    if (task.tape != nullptr) this->keep(end + fired);
+    if (task.tape != nullptr) this->keep(end + fired, anchor, jumped);
+    jumped = false;
     this->read(end, end_time, extended);
     if (!fired) return;
     asked.event_time = clock.t() + event * clock.h();
@@ -253,6 +256,7 @@ class Observed : Joint<Field, Method, W> {
 
   Observation& asked;
   Pieces<real>* pieces = nullptr;
+  bool jumped = false;  // the first slope was evaluated after a jump
   std::vector<real> state;
   real values[count + 1];
   int signs[count + 1];

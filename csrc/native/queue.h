@@ -89,7 +89,8 @@ class Queue : Samples<Field, Method, W> {
         const double stop = get(clock.stop, lane), direction = get(clock.direction, lane);
         int64_t row = output[lane];
         while (row < task.rows && direction * this->goal_of(sample[lane], row) <= stop) ++row;
-        real* to = kept->add(sample[lane], get(t, lane), get(h, lane), direction * stop,
+        const int64_t anchor = get(clock.lands, lane) ? task.rows - 1 : kFree;
+        real* to = kept->add(sample[lane], get(t, lane), get(h, lane), direction * stop, anchor,
                              output[lane], row, dim);
         for (long d = 0; d < dim; ++d) to[d] = get(tile.y[d], lane);
       }

@@ -58,7 +58,7 @@ class Samples {
     }
     const auto norm = [&](const auto& of) __attribute__((always_inline)) {
       return tile.norm([&](long d) __attribute__((always_inline)) {
-        return of(d) / tolerances.scale(d, abs(tile.y[d]));
+        return of(d) / tolerances.scale(d, T::size_at(tile.y, d));
       });
     };
     const auto& k = tile.k;

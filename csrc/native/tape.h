@@ -6,10 +6,16 @@
 
 namespace ct::native {
 
+// On what the end of a step hangs, but for the output times, which have their numbers: on nothing
+// (its length is a frozen number), or on a constant.
+constexpr int64_t kFree = -1, kConstant = -2;
+
 struct Taped {
   double t, h, stop;
+  int64_t anchor;              // on what the end hangs
   int64_t before;              // the sample's step before, or -1
   int64_t first_row, end_row;  // the output times in it
+  bool jumped = false;         // its first slope was evaluated just after its start
 };
 
 // The steps of a run of samples.
@@ -26,11 +32,11 @@ struct Run {
   }
 
   // Room for the state, which the caller fills.
-  Real* add(int64_t sample, double t, double h, double stop, int64_t first_row, int64_t end_row,
-            long dim) {
+  Real* add(int64_t sample, double t, double h, double stop, int64_t anchor, int64_t first_row,
+            int64_t end_row, long dim) {
     int64_t& at = last[sample - begin];
     const int64_t number = static_cast<int64_t>(steps.size());
-    steps.push_back({t, h, stop, at, first_row, end_row});
+    steps.push_back({t, h, stop, anchor, at, first_row, end_row});
     at = number;
     states.resize(states.size() + dim);
     return states.data() + number * dim;

@@ -20,9 +20,10 @@ struct Task {
   double p, i, d, safety, min_factor, max_factor, never_shrinks;
   double first_step;  // negative: to be found
   double min_step, max_step, max_steps;
-  int64_t overshoot;    // steps may end beyond the last time
-  int64_t patience;     // attempts after which it is asked whether the solve creeps; 0: never
-  const double* knots;  // fixed steps: [knot_count] times
+  int64_t overshoot;       // steps may end beyond the last time
+  int64_t patience;        // attempts after which it is asked whether the solve creeps; 0: never
+  const double* knots;     // fixed steps: [knot_count] times
+  const int64_t* anchors;  // the output time that a knot is, or one of kFree, kConstant
   int64_t knot_count, perturb;
   int64_t threads;
   int64_t* counts;  // [3, batch]: evaluations, accepted, rejected steps
@@ -32,6 +33,7 @@ struct Task {
   // what else is asked: an Observation, or null
   void* observation;
   const void* const* norm_shared;  // arrays of a norm of the user's own
+  int64_t has_event;               // the last row is an event's, whose time is a constant
 };
 
 // Cotangents of the rows in, those of everything else out.
@@ -39,8 +41,12 @@ struct Cotangents {
   const void* out;       // real, at the strides of Task.out
   void* y0;              // real [batch, dim]
   void* own;             // real [batch, own]
+  double* t;             // [batch, times], zeros; null where none is wanted
+  int64_t times;         // of the output, and of the grid where that has gradients
   void* const* shared;   // real arrays as Task.shared, zeros; null where none is wanted
   const int64_t* sizes;  // of the shared arrays
+  // real [P, batch, dim] and [P, total, batch, dim]: of the steps' states and slopes, or null
+  const void *states, *slopes;
 };
 
 // ctorch.ode.Status

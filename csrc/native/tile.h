@@ -148,6 +148,32 @@ struct Tile {
   // ---- norms
   // -------------------------------------------------------------------------------------------------
 
+  // An element of the state is a number, or a complex one: the pair d, d + 1.
+  static constexpr long numbers = Method::pairs ? 2 : 1;
+
+  CT_LANES static V modulus(V re, V im) {
+    const V a = abs(re), b = abs(im), large = select(a > b, a, b), small = select(a > b, b, a);
+    const V ratio = small / select(large == V{}, all<V>(1), large);
+    return large * sqrt(ratio * ratio + 1);
+  }
+
+  // The size of the element to which number d belongs.
+  CT_LANES static V size_at(const V* state, long d) {
+    return Method::pairs ? modulus(state[d & ~1L], state[d | 1L]) : abs(state[d]);
+  }
+
+  // With element e of scaled(d): the larger of the sizes, or the sum of the squares.
+  template <class Scaled>
+  CT_LANES static V taken_in(V total, const Scaled& scaled, long e) {
+    const V x = scaled(e * numbers);
+    if constexpr (Method::pairs) {
+      const V y = scaled(e * numbers + 1);
+      return Method::maximum ? larger(total, modulus(x, y)) : total + (x * x + y * y);
+    } else {
+      return Method::maximum ? larger(total, abs(x)) : total + x * x;
+    }
+  }
+
   // Root mean square (or maximum) of scaled(d) over the elements; of several segments the largest.
   // Or what the user takes.
   template <class Scaled>
@@ -160,12 +186,12 @@ struct Tile {
     }
     D largest{};
     for_constants<0, Method::segments>([&](auto s) __attribute__((always_inline)) {
-      constexpr long begin = Method::segment[s], length = Method::segment[s + 1] - begin;
+      constexpr long begin = Method::segment[s] / numbers;
+      constexpr long length = Method::segment[s + 1] / numbers - begin;
       if constexpr (length > 0) {
         V total{};
-        for_each<length>([&](long d) __attribute__((always_inline)) {
-          const V x = scaled(begin + d);
-          total = Method::maximum ? larger(total, abs(x)) : total + x * x;
+        for_each<length>([&](long e) __attribute__((always_inline)) {
+          total = taken_in(total, scaled, begin + e);
         });
         const D part = convert<D>(total);
         const D size = Method::maximum ? part : sqrt(part / static_cast<double>(length));
@@ -197,7 +223,7 @@ struct Tile {
   CT_LANES V scaled_error(const Tolerances& tolerances, V h, long d) const {
     constexpr int kCount = Method::late ? stages - 1 : stages;
     const V error = h * weighted<kCount>([](auto j) { return Method::e[j]; }, d);
-    const V before = abs(y[d]), after = abs(y1[d]);
+    const V before = size_at(y, d), after = size_at(y1, d);
     return error / tolerances.scale(d, select(before > after, before, after));
   }
 

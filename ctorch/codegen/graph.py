@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -54,6 +55,11 @@ class Node:
     def size(self) -> int:
         """How many numbers."""
         return len(self.values) if self.kind == "constant" else math.prod(self.shape)
+
+
+def as_reals(x: Tensor) -> Tensor:
+    """A complex tensor as pairs [*shape, 2]; a real one as it is."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x.resolve_neg()
 
 
 #: operators whose results are truth values
@@ -98,11 +104,12 @@ class Graph:
         return self._constant_ids[key]
 
     def constant_array(self, values: Tensor) -> Ids:
-        """Ids of a tensor whose values are known now."""
-        unique, inverse = np.unique(values.detach().double().numpy(), return_inverse=True)
+        """Ids of a tensor whose values are known now; [*shape, 2] of a complex one."""
+        numbers = as_reals(values.detach()).double().numpy()
+        unique, inverse = np.unique(numbers, return_inverse=True)
         ids = np.array([self.constant(value) for value in unique.tolist()], dtype=np.int64)
         # np.unique takes -0.0 and 0.0 for the same: they are, but for the sign of infinities
-        return ids[inverse].reshape(tuple(values.shape))
+        return ids[inverse].reshape(numbers.shape)
 
     def value_of(self, number: int) -> float | None:
         """The value of a constant; None for what is computed."""

@@ -108,7 +108,7 @@ class Guards:
         for k, found in enumerate(chosen):
             lines += self._together(found)
             lines.append(f"if signature({found.name}) != s{k}: return None")
-            if not found.tensor.is_floating_point():
+            if not (found.tensor.is_floating_point() or found.tensor.is_complex()):
                 self._space[f"h{k}"] = Held(found.tensor)
                 lines.append(f"if not h{k}.holds({found.name}): return None")
         body = "\n        ".join([*lines, f"return [{', '.join(x.name for x in chosen)}]"])

@@ -1,5 +1,7 @@
 """Recording what a function of tensors computes, operator by operator, as a ``Graph``.
 
+The ids of a complex tensor are those of pairs: [*shape, 2].
+
 The function runs on real tensors while a dispatch mode watches, below autograd: the operators of a
 backward pass are seen like those of a forward pass. Each storage has a twin that holds ids, so that
 views and writes in place are what they are in PyTorch, without a rule for any of them.
@@ -7,6 +9,7 @@ views and writes in place are what they are in PyTorch, without a rule for any o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from ctorch.codegen import lower_elementwise, lower_structure
-from ctorch.codegen.graph import Graph, Ids
+from ctorch.codegen import lower_complex, lower_elementwise, lower_structure
+from ctorch.codegen.graph import ZERO, Graph, Ids
+from ctorch.codegen.lower_complex import Complex
 from ctorch.codegen.lower_expression import Expr
 from ctorch.codegen.lower_source import refuse
 from ctorch.codegen.lower_structure import BY_VALUE, MOVEMENTS, PLACES, SHAPE_ONLY
@@ -33,6 +37,9 @@ def supported_operators() -> dict[str, list[str]]:
         "computed, element by element": sorted(lower_elementwise.RULES),
         "reductions, products, sums into places": sorted(lower_structure.RULES),
         "moved, with nothing left to compute": sorted(moved),
+        "those of them for complex numbers": sorted(
+            lower_complex.RULES.keys() | lower_complex.PARTWISE
+        ),
     }
 
 
@@ -96,7 +103,15 @@ class Recorder(TorchDispatchMode):
         ids = self._twin(tensor).numpy().copy()  # what is there may be written over
         if (ids < 0).any():
             refuse("a by-product", "is used that is not lowered", "write it otherwise")
-        return ids
+        return self._lazy(tensor, ids)
+
+    def _lazy(self, tensor: Tensor, ids: Ids) -> Ids:
+        """The ids of numbers from those in memory, or the other way round: a lazy conjugate or
+        negative is the memory of another tensor.
+        """
+        if tensor.is_conj():
+            ids = np.stack([ids[..., 0], self.graph.map("neg", ids[..., 1])], -1)
+        return self.graph.map("neg", ids) if tensor.is_neg() else ids
 
     def traced(self, tensor: Tensor) -> bool:
         """Whether values depend on what the function is given."""
@@ -121,14 +136,18 @@ class Recorder(TorchDispatchMode):
         key = _key(tensor)
         if key not in self._twins:
             self._alive[key] = tensor.untyped_storage()
-            size = self._alive[key].nbytes() // tensor.itemsize
+            size = self._alive[key].nbytes() // tensor.itemsize * _numbers(tensor)
             self._twins[key] = torch.full((size,), _UNLIFTED, dtype=torch.int64)
             self._constants.discard(key)
-        spread = np.array(np.broadcast_to(ids, tuple(tensor.shape)))
-        self._twin(tensor).copy_(torch.from_numpy(spread))
+        twin = self._twin(tensor)
+        spread = np.array(np.broadcast_to(ids, tuple(twin.shape)))
+        twin.copy_(torch.from_numpy(self._lazy(tensor, spread)))
 
     def _twin(self, tensor: Tensor) -> Tensor:
         flat = self._twins[_key(tensor)]
+        if tensor.is_complex():
+            strides = (*(2 * stride for stride in tensor.stride()), 1)
+            return flat.as_strided((*tensor.shape, 2), strides, 2 * tensor.storage_offset())
         return flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
     def _made(self, tensor: Tensor) -> None:
@@ -161,21 +180,25 @@ class Recorder(TorchDispatchMode):
         written = _written(func, args, kwargs)
         if any(_key(x) in self._outside for x in written):
             refuse(name, "writes into a tensor from outside", "use an operation out of place")
+        if any(x.is_conj() or x.is_neg() for x in written):
+            refuse(name, "writes into a lazy conjugate", "use an operation out of place")
         if not any(self.traced(x) for x in tensors):
             return self._constant(func(*args, **kwargs))
         if name in DATA_DEPENDENT:
             refuse(name, DATA_DEPENDENT[name], "use torch.where, or solve without native")
         self.graph.derivative = torch._C._current_autograd_node() is not None
         base = name[:-1] if written and name.endswith("_") else name
-        if base in QUESTIONS:
+        if base in QUESTIONS or torch.Tag.inplace_view in func.tags:
             return func(*args, **kwargs)
         if base in SHAPE_ONLY and not written:
             return self._constant(func(*args, **kwargs))
         for tensor in written:
             self._opened(tensor)
-        if base not in RULES and base not in MOVEMENTS and base not in CONVERSIONS:
+        pairs = lower_complex.involved(base, pytree.arg_tree_leaves(*args, **kwargs))
+        rules = {*lower_complex.RULES, *lower_complex.PARTWISE} if pairs else RULES
+        if base not in rules and base not in MOVEMENTS and base not in CONVERSIONS:
             return self._other(func, name, args, kwargs)
-        results = self._results(func, base, args, kwargs)
+        results = self._results(func, base, args, kwargs, pairs)
         out = func(*args, **kwargs)
         self._keep(written or pytree.tree_leaves(out), results, base)
         return out
@@ -195,68 +218,110 @@ class Recorder(TorchDispatchMode):
             self._hold(tensor, np.full(1, _UNKNOWN) if ids is None else ids)
 
     def _check_dtype(self, tensor: Tensor, name: str) -> None:
-        if tensor.dtype.is_floating_point and tensor.dtype != self.dtype and tensor.dim():
+        real = tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
+        if real.is_floating_point and real != self.dtype and tensor.dim():
             refuse(
                 name,
                 f"computes in {tensor.dtype} for a state of {self.dtype}",
                 "compute in the state's dtype, without autocast or casts",
             )
 
-    def _results(self, func: Any, base: str, args: Any, kwargs: Any) -> list[Ids | None]:
+    def _results(
+        self, func: Any, base: str, args: Any, kwargs: Any, pairs: bool
+    ) -> list[Ids | None]:
         kwargs = {k: v for k, v in kwargs.items() if k not in _PLACEMENT}
         if base in CONVERSIONS:
             return [self._converted(base, args, kwargs)]
         place = PLACES.get(base)
         by_value = place is not None and self._chosen_by_value(args[place])
-        if by_value and base not in BY_VALUE:
+        if by_value and (pairs or base not in BY_VALUE):
             refuse(base, "takes places that depend on values", "use torch.where")
         if base in MOVEMENTS and not by_value:
             return self._moved(func, args, kwargs, place)
-        rule = BY_VALUE[base] if by_value else RULES[base]
-        operands = [
-            x if i == place and not by_value else self._operands(x) for i, x in enumerate(args)
-        ]
-        try:
-            result = rule(*operands, **{k: self._operands(v) for k, v in kwargs.items()})
-        except (NotImplementedError, TypeError, AttributeError) as error:
-            refuse(base, f"is not lowered with these arguments ({error})", "write it otherwise")
-        results = result if isinstance(result, tuple) else (result,)
-        return [None if x is None else x.ids for x in results]
+        partwise = pairs and base in lower_complex.PARTWISE
+        rule = BY_VALUE[base] if by_value else RULES.get(base)
+        operand: Callable[[Tensor], Any] = self._operand
+        if pairs and not partwise:
+            rule, operand = lower_complex.RULES[base], self._complex_operand
 
-    def _operands(self, given: Any) -> Any:
-        def operand(x: Tensor) -> Expr | None:
-            if self.traced(x) and x.numel() and bool((self._twin(x) == _UNKNOWN).all()):
-                return None  # a by-product that is not computed; a rule may not need it
-            return Expr(self.graph, self.ids(x))
+        def run(operand: Callable[[Tensor], Any]) -> list[Ids | None]:
+            operands = [
+                x if i == place and not by_value else pytree.tree_map_only(Tensor, operand, x)
+                for i, x in enumerate(args)
+            ]
+            assert rule is not None
+            try:
+                result = rule(*operands, **pytree.tree_map_only(Tensor, operand, kwargs))
+            except (NotImplementedError, TypeError, AttributeError) as error:
+                refuse(base, f"is not lowered with these arguments ({error})", "write it otherwise")
+            results = result if isinstance(result, tuple) else (result,)
+            return [None if x is None else x.ids for x in results]
 
-        return pytree.tree_map_only(Tensor, operand, given)
+        if not partwise:
+            return run(operand)
+        return _stacked([run(functools.partial(self._part_operand, k)) for k in (0, 1)])
+
+    def _operand(self, x: Tensor) -> Expr | None:
+        if self.traced(x) and x.numel() and bool((self._twin(x) == _UNKNOWN).all()):
+            return None  # a by-product that is not computed; a rule may not need it
+        return Expr(self.graph, self.ids(x))
+
+    def _complex_operand(self, x: Tensor) -> Complex:
+        ids = self.ids(x)
+        if x.is_complex():
+            return Complex.from_ids(self.graph, ids)
+        return Complex(self.graph, Expr(self.graph, ids), None)
+
+    def _part_operand(self, part: int, x: Tensor) -> Expr:
+        ids = self.ids(x)
+        if x.is_complex():
+            ids = ids[..., part]
+        elif part and x.is_floating_point():
+            ids = np.full_like(ids, ZERO)
+        return Expr(self.graph, ids)
 
     def _chosen_by_value(self, places: Any) -> bool:
         leaves = pytree.tree_leaves(places)
         return any(isinstance(x, Tensor) and self.traced(x) for x in leaves)
 
     def _moved(self, func: Any, args: Any, kwargs: Any, place: int | None) -> list[Ids | None]:
-        def ids(tensor: Tensor) -> Tensor:
-            held = self.ids(tensor)
-            if not self.traced(tensor):
-                return torch.from_numpy(np.asarray(held)).view(tensor.shape)
-            return self._twin(tensor)
+        def ids(tensor: Tensor, part: int) -> Tensor:
+            held = torch.from_numpy(np.asarray(self.ids(tensor)))
+            if self.traced(tensor) and not (tensor.is_conj() or tensor.is_neg()):
+                held = self._twin(tensor)  # a view in place of a view
+            if tensor.is_complex():
+                return held[..., part]
+            return torch.full_like(held, ZERO) if part else held.view(tensor.shape)
 
-        moved = [
-            x if i == place else pytree.tree_map_only(Tensor, ids, x) for i, x in enumerate(args)
-        ]
-        if func._schema.name == "aten::constant_pad_nd" and len(moved) == 3 and moved[2] != 0:
-            moved[2] = self.graph.constant(moved[2])
-        out = func(*moved, **kwargs)
-        return [x.numpy() for x in pytree.tree_leaves(out)]
+        def moved(part: int) -> list[Ids | None]:
+            given = [
+                x if i == place else pytree.tree_map_only(Tensor, lambda x: ids(x, part), x)
+                for i, x in enumerate(args)
+            ]
+            if func._schema.name == "aten::constant_pad_nd" and len(given) == 3:
+                value = complex(given[2])
+                value = value.imag if part else value.real
+                given[2] = self.graph.constant(value) if value else ZERO
+            out = func(*given, **kwargs)
+            return [x.numpy() for x in pytree.tree_leaves(out)]
+
+        values = pytree.tree_leaves([x for i, x in enumerate(args) if i != place])
+        if any(isinstance(x, Tensor) and x.is_complex() for x in values):
+            return _stacked([moved(0), moved(1)])
+        return moved(0)
 
     def _converted(self, base: str, args: Any, kwargs: Any) -> Ids:
         source = args[1] if base == "copy" else args[0]
         target = args[0].dtype if base == "copy" else kwargs.get("dtype") or source.dtype
         ids = self.ids(source)
+        if source.is_complex() and not target.is_complex:
+            ids = ids[..., 0]
+        if target.is_complex and not source.is_complex():
+            ids = np.stack([ids, np.full_like(ids, ZERO)], -1)
         if target == torch.bool and source.dtype != torch.bool:
             return Expr(self.graph, ids).call("ne", 0.0).ids
-        if source.dtype.is_floating_point and not target.is_floating_point:
+        whole = not (target.is_floating_point or target.is_complex)
+        if source.dtype.is_floating_point and whole:
             return Expr(self.graph, ids).call("trunc").ids
         return ids
 
@@ -278,7 +343,9 @@ class Recorder(TorchDispatchMode):
             rule = decompositions.decomposition_table.get(func)
             if rule is not None and name not in _OPAQUE:
                 return rule(*args, **kwargs)
-        return refuse(name, "has no lowering", "write it with other operators")
+        given = pytree.arg_tree_leaves(*args, **kwargs)
+        kind = " for complex numbers" if lower_complex.involved(name, given) else ""
+        return refuse(name, f"has no lowering{kind}", "write it with other operators")
 
 
 #: Operators whose decomposition in torch calls themselves again, or reads values.
@@ -302,6 +369,19 @@ class Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _numbers(tensor: Tensor) -> int:
+    """How many real numbers an element is."""
+    return 2 if tensor.is_complex() else 1
+
+
+def _stacked(parts: list[list[Ids | None]]) -> list[Ids | None]:
+    """Ids of real and imaginary parts as pairs."""
+    return [
+        None if re is None or im is None else np.stack([re, im], -1)
+        for re, im in zip(*parts, strict=True)
+    ]
+
+
 def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
@@ -320,9 +400,5 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 
 def _check_kind(tensor: Tensor, name: str) -> None:
-    if tensor.is_complex():
-        refuse(name, "computes with complex numbers", "use real and imaginary parts")
     if tensor.layout != torch.strided or tensor.device.type not in ("cpu", "cuda"):
         refuse(name, f"takes a tensor of {tensor.layout} on {tensor.device}", "use a dense tensor")
-    if tensor.is_neg():
-        refuse(name, "takes a lazily negated tensor", "call resolve_neg()")

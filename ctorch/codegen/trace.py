@@ -13,11 +13,18 @@ import torch
 from torch import Tensor
 
 from ctorch.codegen.emit_field import field_source
-from ctorch.codegen.graph import Ids
+from ctorch.codegen.graph import Ids, as_reals
 from ctorch.codegen.guards import Guards
 from ctorch.codegen.lower_source import Untraceable
 from ctorch.codegen.trace_problem import Problem
-from ctorch.codegen.trace_record import Inputs, Lifted, Record, record_value, record_vjp
+from ctorch.codegen.trace_record import (
+    Inputs,
+    Lifted,
+    Record,
+    count_of,
+    record_value,
+    record_vjp,
+)
 
 #: evaluate(t [B], y [B, dim], own [B, own], shared) -> [B, dim]
 Evaluate = Callable[[Tensor, Tensor, Tensor, "list[Tensor]"], Tensor]
@@ -99,7 +106,7 @@ class Traced:
         batch = self.problem.batch if self.field.split else 1
         if not leaves:
             return self.problem.y[0].new_zeros((batch, 0)).detach()
-        flat = [x.to(self.field.dtype).reshape(batch, -1) for x in leaves]
+        flat = [as_reals(x).to(self.field.dtype).reshape(batch, -1) for x in leaves]
         return torch.cat(flat, 1) if len(flat) > 1 else flat[0]
 
     def still_valid(self) -> bool:
@@ -126,14 +133,14 @@ class Traced:
             inputs = problem.inputs(owned, rows, generator)
             shared = [*inputs.shared, *self.shared[len(inputs.shared) :]]
             count = 1 if rows is None else rows
-            flat = [x.reshape(count, -1) for x in inputs.y]
-            own = [x.reshape(count, -1) for x in inputs.own] or [flat[0][:, :0]]
+            flat = [as_reals(x).reshape(count, -1) for x in inputs.y]
+            own = [as_reals(x).reshape(count, -1) for x in inputs.own] or [flat[0][:, :0]]
             t = inputs.t.reshape(-1).expand(count)
             with torch.no_grad():
-                want = torch.cat(
-                    [x.reshape(count, -1) for x in problem.call(owned, rows)(inputs)], 1
-                )
-            got = evaluate(t, torch.cat(flat, 1), torch.cat(own, 1), [x.detach() for x in shared])
+                slopes = problem.call(owned, rows)(inputs)
+                want = torch.cat([as_reals(x).reshape(count, -1) for x in slopes], 1)
+            arrays = [as_reals(x.detach()) for x in shared]
+            got = evaluate(t, torch.cat(flat, 1), torch.cat(own, 1), arrays)
             if not _close(got, want):
                 raise Untraceable(
                     "the compiled vector field differs from func at a random point (by up to "
@@ -267,7 +274,7 @@ def _check_independent(two: Record, inputs: Inputs) -> None:
 
 def _rows(leaves: Sequence[Tensor]) -> Ids:
     """Of the numbers of two samples, leaf by leaf, to which they belong: bits 1 and 2."""
-    parts = [np.repeat(np.array([1, 2]), x.numel() // 2) for x in leaves]
+    parts = [np.repeat(np.array([1, 2]), count_of([x]) // 2) for x in leaves]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
@@ -283,9 +290,9 @@ def _finished(problem: Problem, guards: Guards, owned: tuple[bool, ...], rows: i
     except Untraceable as reason:
         error = str(reason)
     counters = guards.changed(Guards(problem.root))
-    dim, own = sum(x.numel() for x in inputs.y), sum(x.numel() for x in inputs.own)
+    dim, own = count_of(inputs.y), count_of(inputs.own)
     count = len(inputs.shared) + len(lifted.tensors)
-    results = [x.numel() for x in value.values]
+    results = [count_of(value.values)]
     source = field_source(
         problem.dtype, (dim, own, count), (value.graph, _joined(value.outputs, results)),
         None if derivative is None else _cotangents(derivative, inputs),
@@ -323,7 +330,7 @@ def _cotangents(record: Record, inputs: Inputs) -> tuple[Any, Ids, Ids, Ids, lis
 
     def flat(start: int, end: int, like: Sequence[Tensor]) -> Ids:
         parts = [
-            np.zeros(x.numel(), np.int64) if ids is None else ids.reshape(-1)
+            np.zeros(count_of([x]), np.int64) if ids is None else ids.reshape(-1)
             for ids, x in zip(record.outputs[start:end], like, strict=True)
         ]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)

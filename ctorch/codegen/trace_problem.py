@@ -34,13 +34,16 @@ class Problem:
         else:
             self.y, self.y_spec = pytree.tree_flatten(y)
         self.dtype = _dtype(self.y)
+        self.state_dtype = self.y[0].dtype
         self.batch = self.y[0].shape[0] if self.y[0].dim() else 1
         self.t = torch.as_tensor(0.0 if t is None else t, dtype=self.dtype).detach()
         leaves: list[Any] = []
         self.args_spec: pytree.TreeSpec | None = None
         if args:
             leaves, self.args_spec = pytree.tree_flatten(args)
-        self._is_input = [isinstance(x, Tensor) and x.is_floating_point() for x in leaves]
+        self._is_input = [
+            isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) for x in leaves
+        ]
         self.tensors = [x for x, given in zip(leaves, self._is_input, strict=True) if given]
         self._values = tuple(
             x for x, given in zip(leaves, self._is_input, strict=True) if not given
@@ -59,7 +62,7 @@ class Problem:
         shapes = tuple(tuple(x.shape[1:] if self.batched else x.shape) for x in self.y)
         inputs = tuple((x.dtype, x.dim()) for x in self.tensors)
         env = (torch.get_default_dtype(), torch.is_autocast_enabled("cpu"))
-        sample = (shapes, self.dtype, self.y_spec, self.batched)
+        sample = (shapes, self.state_dtype, self.y_spec, self.batched)
         return (code_of(self.func), sample, inputs, self.args_spec, env)
 
     def call(self, owned: Sequence[bool], rows: int | None) -> Callable[[Inputs], list[Tensor]]:
@@ -88,12 +91,12 @@ class Problem:
         if shapes != [tuple(x.shape) for x in y]:
             raise ValueError(f"func returned {shapes} for a state of {[tuple(x.shape) for x in y]}")
         for leaf in leaves:
-            if leaf.dtype != self.dtype:
+            if leaf.dtype not in (self.dtype, self.state_dtype):
                 raise Untraceable(
-                    f"func returned {leaf.dtype} for a state of {self.dtype}: native solves "
+                    f"func returned {leaf.dtype} for a state of {self.state_dtype}: native solves "
                     "compute in the state's type."
                 )
-        return leaves
+        return [leaf.to(self.state_dtype) for leaf in leaves]
 
     def inputs(
         self, owned: Sequence[bool], rows: int | None, generator: torch.Generator | None = None
@@ -106,7 +109,8 @@ class Problem:
             x = x.detach().contiguous().clone()
             if generator is None:
                 return x
-            noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+            kind = torch.complex128 if x.is_complex() else torch.float64
+            noise = torch.randn(x.shape, generator=generator, dtype=kind).to(x)
             return x + noise * (0.1 * x.abs() + 0.05 * float(x.abs().mean() if x.numel() else 0))
 
         def first(x: Tensor) -> Tensor:
@@ -130,11 +134,11 @@ class Problem:
 def _dtype(leaves: Sequence[Any]) -> torch.dtype:
     if not leaves or not all(isinstance(x, Tensor) for x in leaves):
         raise Untraceable("y must be a tensor or a pytree of tensors.")
-    dtype = leaves[0].dtype
-    if dtype not in (torch.float32, torch.float64) or any(x.dtype != dtype for x in leaves):
+    dtype = leaves[0].dtype.to_real()
+    if dtype not in (torch.float32, torch.float64) or len({x.dtype for x in leaves}) > 1:
         raise Untraceable(
             f"y has {', '.join(sorted({str(x.dtype) for x in leaves}))}: native solves compute in "
-            "torch.float32 or torch.float64."
+            "torch.float32 or torch.float64, or in complex numbers of these."
         )
     return dtype
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctorch.codegen.graph import Graph, Ids
+from ctorch.codegen.graph import Graph, Ids, as_reals
 from ctorch.codegen.guards import Guards
 from ctorch.codegen.lower import Recorder, Watch
 from ctorch.codegen.lower_source import Untraceable
@@ -69,13 +70,13 @@ class Lifted:
 
         def lift(tensor: Tensor) -> list[tuple[Tensor, Ids]] | None:
             held = self._holders(tensor)
-            if not held[0].is_floating_point():
+            if not (held[0].is_floating_point() or held[0].is_complex()):
                 self.constants += [x for x in held if all(x is not y for y in self.constants)]
                 return None
             for holder in held:
                 index = self._index(holder)
                 if index not in given:
-                    given[index] = graph.input("shared", tuple(holder.shape), index)
+                    given[index] = graph.input("shared", shape_of(holder), index)
             return [(holder.detach(), given[self._index(holder)]) for holder in held]
 
         return lift
@@ -141,17 +142,15 @@ def record_vjp(call: Call, inputs: Inputs, dtype: torch.dtype, lifted: Lifted) -
         values = call(inputs)
         wanted = [*inputs.leaves(), *lifted.tensors]
         seeds = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in values]
-    ids, start = recorder.graph.input("ct", (sum(x.numel() for x in values),)), 0
-    for seed in seeds:
-        recorder.give(seed, ids[start : start + seed.numel()].reshape(tuple(seed.shape)))
-        start += seed.numel()
+    _give(recorder, "ct", seeds)
     grads: list[Tensor | None] = [None] * len(wanted)
     with _settings(), torch.enable_grad(), Watch(recorder), recorder:
         places = [i for i, x in enumerate(wanted) if x.requires_grad]
         used = [(x, seed) for x, seed in zip(values, seeds, strict=True) if x.requires_grad]
         if used:
             # a sum has no cotangents to be given, for which autograd would import sympy
-            total = sum(((x * seed).sum() for x, seed in used), torch.zeros((), dtype=dtype))
+            terms = ((as_reals(x) * as_reals(seed)).sum() for x, seed in used)
+            total = sum(terms, torch.zeros((), dtype=dtype))
             found = torch.autograd.grad(total, [wanted[i] for i in places], allow_unused=True)
             for i, grad in zip(places, found, strict=True):
                 grads[i] = grad
@@ -165,15 +164,26 @@ def _recorder(inputs: Inputs, dtype: torch.dtype, lifted: Lifted) -> Recorder:
     for name, leaves in (("t", [inputs.t]), ("y", inputs.y), ("own", inputs.own)):
         _give(recorder, name, leaves)
     for index, leaf in enumerate(inputs.shared):
-        recorder.give(leaf, graph.input("shared", tuple(leaf.shape), index))
+        recorder.give(leaf, graph.input("shared", shape_of(leaf), index))
     return recorder
 
 
 def _give(recorder: Recorder, name: str, leaves: Sequence[Tensor]) -> None:
-    ids, start = recorder.graph.input(name, (sum(x.numel() for x in leaves),)), 0
+    ids, start = recorder.graph.input(name, (count_of(leaves),)), 0
     for leaf in leaves:
-        recorder.give(leaf, ids[start : start + leaf.numel()].reshape(tuple(leaf.shape)))
-        start += leaf.numel()
+        shape = shape_of(leaf)
+        recorder.give(leaf, ids[start : start + math.prod(shape)].reshape(shape))
+        start += math.prod(shape)
+
+
+def shape_of(x: Tensor) -> tuple[int, ...]:
+    """Of the real numbers that a tensor holds."""
+    return (*x.shape, 2) if x.is_complex() else tuple(x.shape)
+
+
+def count_of(leaves: Sequence[Tensor]) -> int:
+    """How many real numbers tensors hold."""
+    return sum(math.prod(shape_of(x)) for x in leaves)
 
 
 def _ids(recorder: Recorder, x: Tensor) -> Ids:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ctorch import codegen
 from ctorch.codegen import Traced, Untraceable, build
+from ctorch.codegen.graph import as_reals
 from ctorch.ode import methods
 from ctorch.ode.adaptive import PATIENCE
 from ctorch.ode.native_source import Form, solve_source
@@ -115,8 +116,10 @@ def refused(func: Any) -> bool:
 def _solve(request: Request) -> tuple[Run, Tensor, Problem]:
     problem = request.problem()
     check_supported(request, problem)
+    layout = request.layout
+    state = request.y0 if layout.plain else layout.unpack(problem.y0.detach())
     traced = codegen.trace(
-        request.func, request.y0, problem.t.detach(), request.args, batched=request.layout.batched
+        request.func, state, problem.t.detach(), request.args, batched=layout.batched
     )
     call = call_of(request, problem, traced)
     if request.key is not None:
@@ -143,14 +146,12 @@ def _objection(request: Request, problem: Problem) -> str:
     layout, method, y0 = request.layout, request.method, problem.y0
     if method not in (methods.ADAPTIVE if layout.batched else (*methods.ADAPTIVE, *methods.FIXED)):
         return f"method {method!r}" + " with batched=True" * layout.batched
-    if layout.dtype not in _DTYPES or layout.is_complex:
+    if layout.dtype not in _DTYPES:
         return f"a state of {layout.user_dtype}"
     if layout.device.type not in ("cpu", "cuda"):
         return f"a state on {layout.device}"
     if layout.device.type == "cuda" and not layout.batched:
         return f"a state on {layout.device} without batched=True"
-    if not layout.is_tensor:
-        return "a state of several tensors"
     observed = looked_at_for(request, problem)
     if observed and layout.batched:
         return f"{observed} with batched=True"
@@ -210,13 +211,15 @@ def form_of(
     elif layout.batched or alone:
         entry = "solve_samples"
     method = request.coefficients()
-    segments = tuple(layout.segments) if layout.segments else (traced.dim,)
+    numbers = 2 if layout.is_complex else 1
+    segments = tuple(numbers * n for n in layout.segments) or (traced.dim,)
     return Form(
         method.tableau.name,
         request.interpolant,
         entry,
         registers_for(batch),
         segments,
+        layout.is_complex,
         problem.max_norm,
         problem.tolerances.rtol.dim() > 0,
         gradient,
@@ -359,9 +362,10 @@ class Call:
         self.request, self.problem, self.traced = request, problem, traced
         layout, own = request.layout, traced.own
         self.batch = batch_of(problem, traced)
+        knots = request.knots(problem)  # appends a grid with gradients to the times
         self.gradient = request.differentiates and self._check_gradient(own)
         self.y0 = problem.y0.detach().reshape(self.batch, -1).contiguous()
-        self.t = plain(problem.t, torch.float64, layout.device)
+        self.t = plain(request.t, torch.float64, layout.device)
         self.own = plain(own, layout.dtype, layout.device)
         self.shared = [plain(x, layout.dtype, layout.device) for x in traced.shared]
         self.norm = self._norm()
@@ -372,12 +376,12 @@ class Call:
             self.norm.verify(self.library, "ct_norm")
             self.task.norm_shared = ctypes.addressof(self.norm.pointers)
         self._held: list[Any] = []  # what the task points to
-        knots = request.knots(problem)
         if knots is not None:
             self._give_knots(knots)
         if self.form.tolerances:
             for name in ("rtol", "atol"):
-                part = getattr(problem.tolerances, name).reshape(self.batch, -1).contiguous()
+                part = getattr(problem.tolerances, name).reshape(self.batch, -1)
+                part = part.repeat_interleave(2 if layout.is_complex else 1, 1).contiguous()
                 setattr(self.task, f"{name}s", part.data_ptr())
                 self._held.append(part)
 
@@ -395,13 +399,16 @@ class Call:
         return norm_of(self.request, self.problem)
 
     def _give_knots(self, knots: Callable[[], Iterator[tuple[float, int]]]) -> None:
-        grid = torch.tensor([time for time, _ in knots()], dtype=torch.float64)
+        ends, given = zip(*knots(), strict=True)
+        grid = torch.tensor(ends, dtype=torch.float64)
+        anchors = torch.tensor(given, dtype=torch.int64)
         self.task.knots, self.task.knot_count = grid.data_ptr(), len(grid)
-        self._held.append(grid)
+        self.task.anchors = anchors.data_ptr()
+        self._held += [grid, anchors]
 
     def _check_gradient(self, own: Tensor) -> bool:
-        t, inputs = self.problem.t, [self.problem.y0, own, *self.traced.shared]
-        if not (t.requires_grad or any(x.requires_grad for x in inputs)):
+        inputs = (self.problem.y0, self.problem.t, own, *self.traced.shared)
+        if not any(x.requires_grad for x in inputs):
             return False
         if self.request.layout.device.type != "cpu":
             raise Unsupported(
@@ -411,8 +418,6 @@ class Call:
         error = self.traced.field.derivative_error
         if error:
             raise Unsupported(f"the gradient is not built natively, for {error}")
-        if t.requires_grad:
-            raise Unsupported("a gradient in t is not built natively yet: use native=False.")
         if self.request.adjoint:
             raise Unsupported(
                 'gradient="adjoint" is not built natively: use "checkpoint", which is exact.'
@@ -448,8 +453,8 @@ _CPU = torch.device("cpu")
 
 
 def plain(x: Tensor, dtype: torch.dtype, device: torch.device = _CPU) -> Tensor:
-    """As a compiled solve reads it."""
-    x = x.detach()
+    """As a compiled solve reads it: real, complex numbers as pairs."""
+    x = as_reals(x.detach())
     ready = x.dtype is dtype and x.is_contiguous() and x.device == device
     return x if ready else x.to(device, dtype).contiguous()
 

@@ -30,7 +30,7 @@ class Observation(ctypes.Structure):
     """See csrc/native/observed.h."""
 
     _fields_ = [
-        *[(name, ctypes.c_void_p) for name in ("stops", "jumps")],
+        *[(name, ctypes.c_void_p) for name in ("stops", "jumps", "anchors")],
         ("stop_count", ctypes.c_int64),
         ("fixed_step", ctypes.c_double),
         ("shared", ctypes.c_void_p),
@@ -67,10 +67,11 @@ class ObservedCall(Call):
         if request.method in methods.ADAPTIVE:
             knots = problem.knots(ends=not problem.overshoot)
             stops = torch.tensor([tau for tau, _, _ in knots], dtype=torch.float64)
+            anchors = torch.tensor([anchor for _, anchor, _ in knots], dtype=torch.int64)
             jumps = torch.tensor([jumps for _, _, jumps in knots], dtype=torch.int64)
             self.observation.stops, self.observation.jumps = stops.data_ptr(), jumps.data_ptr()
-            self.observation.stop_count = len(knots)
-            self._held += [stops, jumps]
+            self.observation.anchors, self.observation.stop_count = anchors.data_ptr(), len(knots)
+            self._held += [stops, anchors, jumps]
         if self.events is not None:
             self.events.verify(self.library, "ct_events")
             self.observation.shared = ctypes.addressof(self.events.pointers)
@@ -91,12 +92,9 @@ class ObservedCall(Call):
     def _check_gradient(self, own: Tensor) -> bool:
         if not super()._check_gradient(own):
             return False
-        what = "dense=True" if self.request.dense else "jump_t" if self.problem.jump_t else ""
-        if self.problem.t.requires_grad:
-            what = "events or step_t, in t"
-        if what:
+        if self.request.dense and self.problem.t.requires_grad:
             raise Unsupported(
-                f"a gradient with {what} is not built natively yet: use native=False, or"
+                "a gradient in t with dense=True is not built natively yet: use native=False, or"
                 ' gradient="none".'
             )
         return True
@@ -109,6 +107,7 @@ class ObservedCall(Call):
             reached = self.t[: found.rows - 1]
             self.t = torch.cat([reached, reached.new_tensor([found.event_time])])
             self.task.t, self.task.rows = self.t.data_ptr(), found.rows
+            self.task.has_event = 1
         return outcome
 
     def result(self, outcome: Outcome) -> Run:

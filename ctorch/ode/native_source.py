@@ -18,6 +18,7 @@ class Form:
         entry: the function of csrc/native/solver.h that makes the steps.
         registers: how many the samples may fill side by side; 0: one sample by itself.
         segments: lengths of the parts of a sample whose norms are taken apart.
+        pairs: numbers of the state are pairs, complex numbers.
         max_norm: a part's norm is its maximum, not its root mean square.
         tolerances: they are arrays, not numbers.
         gradient: its gradient is compiled too.
@@ -31,6 +32,7 @@ class Form:
     entry: str
     registers: int
     segments: tuple[int, ...]
+    pairs: bool = False
     max_norm: bool = False
     tolerances: bool = False
     gradient: bool = False
@@ -139,6 +141,7 @@ def method_source(form: Form) -> str:
         f"int segments = {len(form.segments)}",
         f"long segment[] = {{{', '.join(map(str, ends))}}}",
         f"bool maximum = {_bool(form.max_norm)}, tolerances = {_bool(form.tolerances)}",
+        f"bool pairs = {_bool(form.pairs)}",
     ]
     lines = [f"  static constexpr {constant};" for constant in constants]
     lines.append(f"  using Norm = {'::Norm' if form.norm else 'ct::native::NoValues'};")

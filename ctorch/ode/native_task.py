@@ -22,14 +22,19 @@ class Task(ctypes.Structure):
         *[(name, ctypes.c_double) for name in ("max_factor", "never_shrinks", "first_step")],
         *[(name, ctypes.c_double) for name in ("min_step", "max_step", "max_steps")],
         *[(name, ctypes.c_int64) for name in ("overshoot", "patience")],
-        ("knots", ctypes.c_void_p),
+        *[(name, ctypes.c_void_p) for name in ("knots", "anchors")],
         *[(name, ctypes.c_int64) for name in ("knot_count", "perturb", "threads")],
         *[(name, ctypes.c_void_p) for name in ("counts", "status", "last", "tape")],
         *[(name, ctypes.c_void_p) for name in ("observation", "norm_shared")],
+        ("has_event", ctypes.c_int64),
     ]
 
 
 class Cotangents(ctypes.Structure):
     """See csrc/native/task.h."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("out", "y0", "own", "shared", "sizes")]
+    _fields_ = [
+        *[(name, ctypes.c_void_p) for name in ("out", "y0", "own", "t")],
+        ("times", ctypes.c_int64),
+        *[(name, ctypes.c_void_p) for name in ("shared", "sizes", "states", "slopes")],
+    ]

@@ -71,15 +71,16 @@ def traced_values(
     Raises:
         Unsupported: they cannot be traced.
     """
-    t = problem.t.detach().reshape(-1)[0]
-    how = {"batched": request.layout.batched, "timed": timed}
+    layout, t = request.layout, problem.t.detach().reshape(-1)[0]
+    y = request.y0 if layout.plain else layout.unpack(problem.y0.detach())
+    how = {"batched": layout.batched, "timed": timed}
     try:
-        traced, sizes = trace_values(functions, request.y0, t, args, **how)
+        traced, sizes = trace_values(functions, y, t, args, **how)
     except Untraceable as error:
         raise Unsupported(f"{what} cannot be native: {error}") from error
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise Unsupported(f"{what} cannot be traced: {error}") from error
-    return Values(traced, sizes, request.layout.dtype)
+    return Values(traced, sizes, layout.dtype)
 
 
 def norm_of(request: Request, problem: Problem) -> Values | None:

@@ -24,8 +24,9 @@ into these are taken apart.
 Whatever is computed from constants alone is computed when the function is traced, by any operator.
 
 Refused, by name and with the line that calls them: random numbers, `item()`, `numpy()` and branches
-on the values of tensors, results whose shape depends on values, complex numbers, types other than
-the state's, writing into tensors from outside, and operators that are not here.
+on the values of tensors, results whose shape depends on values, types other than the state's,
+writing into tensors from outside, and operators that are not here. Complex numbers are computed
+with as pairs of real ones, by the operators of the last list, views and movements.
 """
 
 

@@ -125,12 +125,6 @@ def test_weights_changed_between_forward_and_backward_are_noticed() -> None:
         sol.y.sum().backward()
 
 
-def test_a_gradient_in_the_times_is_refused_by_name() -> None:
-    net, y0, gain = inputs(2)
-    with pytest.raises(NotImplementedError, match="gradient in t"):
-        ctorch.solve_ode(net, y0, T.clone().requires_grad_(), args=(gain,), native=True)
-
-
 def test_the_steps_are_freed_with_the_graph() -> None:
     net, y0, gain = inputs(2)
 
