@@ -36,7 +36,8 @@ def weighted(y: Tensor) -> Tensor:
     return (torch.linspace(-1, 1, y.numel(), dtype=F64).reshape(y.shape) * y).sum()
 
 
-def compare(gradient: Callable[[bool], Sequence[Tensor]], close: float = 1e-8) -> None:
+def compare(gradient: Callable[[bool], Sequence[Tensor]], close: float = 1e-6) -> None:
+    """Steps hang on rounding where errors are small, and gradients a little on the steps."""
     mine, eager = gradient(True), gradient(False)
     assert all(float(x.abs().max()) > 0 for x in eager)
     torch.testing.assert_close(mine, eager, rtol=close, atol=close)
@@ -60,7 +61,7 @@ def test_slopes_on_both_sides_of_a_jump(method: str, batch: int) -> None:
 
 
 DENSE: dict[str, dict[str, Any]] = {
-    "dopri5": {},
+    "dopri5": {"options": {"jump_t": [0.7]}},
     "vern7": {"method": "vern7", "options": {"jump_t": [0.7]}},
     "rk4": {"method": "rk4", "dt0": 0.11},
 }
@@ -91,7 +92,7 @@ def test_odeint_dense_is_differentiable() -> None:
 
     def gradient(native: bool) -> Sequence[Tensor]:
         dense = ctorch.odeint_dense(
-            lambda t, y: kicked(t, y, stiffness), y0, *ends, options={"native": native}
+            lambda t, y: fields.forced(t, y, stiffness), y0, *ends, options={"native": native}
         )
         return torch.autograd.grad(weighted(dense(query)), [y0, stiffness])
 
@@ -135,7 +136,7 @@ def test_events_in_the_times_too(how: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("how", [{}, {"method": "rk4", "options": {"step_size": 0.05}}])
 def test_odeint_event_in_its_first_time(how: dict[str, Any]) -> None:
-    y0, stiffness = leaves(2)
+    y0, stiffness = leaves(5)
     t0 = torch.tensor(0.1, dtype=F64, requires_grad=True)
 
     def gradient(native: bool) -> Sequence[Tensor]:
