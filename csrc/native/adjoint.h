@@ -49,6 +49,7 @@ class Adjoint {
 
  private:
   static constexpr int64_t kNone = -1, kFirstSlope = -2;  // in place of a step
+  static constexpr double kAnew = 1, kAfterJump = 2;      // where a first slope is no last one
 
   const real* states(int64_t i) const { return static_cast<const real*>(task.y0) + i * dim; }
   const real* owned(int64_t i) const { return static_cast<const real*>(task.own) + i * Field::own; }
@@ -70,7 +71,8 @@ class Adjoint {
     set(t, lane, task.t[0]);
     set(h, lane, 0);
     set(stop, lane, task.t[0]);
-    set(fresh, lane, 1);
+    set(fresh, lane, kAnew);
+    set(beyond, lane, 0);
     at[lane] = kNone;
   }
 
@@ -98,7 +100,8 @@ class Adjoint {
     set(t, lane, taped.t);
     set(h, lane, taped.h);
     set(stop, lane, taped.stop);
-    set(fresh, lane, taped.before < 0 ? 1 : 0);
+    set(fresh, lane, taped.before < 0 ? kAnew : taped.jumped ? kAfterJump : 0);
+    set(beyond, lane, 0);
     const real* y = run.states.data() + at[lane] * dim;
     for (long d = 0; d < dim; ++d) set(tile.y[d], lane, y[d]);
   }
@@ -110,18 +113,25 @@ class Adjoint {
       for (long d = 0; d < dim; ++d) to[d] += row(i, r)[d];
   }
 
-  // To the step before; after the first one the slope at its start is still to be pulled back.
+  // To the step before; where the slope at the start is not that one's last, it is still to be
+  // pulled back, as the end of a step of no length.
   void go_back(int lane) {
     if (at[lane] == kNone) return;
     if (at[lane] >= 0) {
-      const int64_t before = run.steps[at[lane]].before;
-      at[lane] = before >= 0 ? before : kFirstSlope;
-      if (before >= 0) return load(lane);
+      const Taped& taped = run.steps[at[lane]];
+      resume[lane] = taped.before;
+      if (taped.before >= 0 && !taped.jumped) return go_to(lane, taped.before);
+      at[lane] = kFirstSlope;
       if constexpr (Method::fsal) {
+        if (taped.jumped) set(beyond, lane, taped.h < 0 ? -kInfinity : kInfinity);
         set(h, lane, 0);
         set(stop, lane, get(t, lane));
         return;
       }
+    }
+    if (resume[lane] >= 0) {
+      for (long d = 0; d < dim; ++d) set(carried[d], lane, 0);
+      return go_to(lane, resume[lane]);
     }
     const int64_t i = sample[lane];
     real* to = static_cast<real*>(cotangents.y0) + i * dim;
@@ -133,6 +143,11 @@ class Adjoint {
     --busy;
     clear(lane);
     refill(lane);
+  }
+
+  void go_to(int lane, int64_t step) {
+    at[lane] = step;
+    load(lane);
   }
 
   // ---- one step
@@ -184,6 +199,10 @@ class Adjoint {
       if (at[lane] < 0) continue;
       const Taped& taped = run.steps[at[lane]];
       const double* times = task.t + sample[lane] * task.t_stride;
+      if (cotangents.states != nullptr) {
+        inside = true;
+        read_piece(lane);
+      }
       for (int64_t r = taped.first_row; r < taped.end_row; ++r) {
         const real* g = row(sample[lane], r);
         if (ends_step(taped, times, r)) {
@@ -203,16 +222,29 @@ class Adjoint {
     }
   }
 
+  // Cotangents of the step as a piece of the continuous solution. All samples made it.
+  void read_piece(int lane) {
+    const int64_t piece = at[lane] / (run.end - run.begin), size = task.batch * dim;
+    const int64_t own = piece * size + sample[lane] * dim;
+    const real* g = static_cast<const real*>(cotangents.states) + own;
+    for (long d = 0; d < dim; ++d) set(starts[d], lane, get(starts[d], lane) + g[d]);
+    g = static_cast<const real*>(cotangents.slopes) + piece * size * (total - 1) + own;
+    for (int i = 0; i < total; ++i, g += size)
+      for (long d = 0; d < dim; ++d) set(kb[i][d], lane, get(kb[i][d], lane) + g[d]);
+  }
+
   // The stages of the forward step again: states Y and times of all, slopes of those that are used.
   void make_stages(V length, bool inside) {
     const V begin = convert<V>(t), end = convert<V>(stop);
-    const V end_time = task.knots == nullptr || task.perturb ? beside(end, begin) : end;
+    V end_time = task.knots == nullptr || task.perturb ? beside(end, begin) : end;
     // the first slope is the last one of the step before, which was taken just before its end
     const V earlier = begin - (end - begin);
     V first = begin;
-    if constexpr (Method::fsal)
+    if constexpr (Method::fsal) {
       first = select(mask_for<V>(fresh > D{}), begin, beside(begin, earlier));
-    else if (task.perturb)
+      first = select(mask_for<V>(fresh == all<D>(kAfterJump)), beside(begin, end), first);
+      end_time = select(mask_for<V>(beyond != D{}), beside(end, convert<V>(beyond)), end_time);
+    } else if (task.perturb)
       first = beside(begin, end);
     times[0] = first;
     for (long d = 0; d < dim; ++d) states_of[0][d] = tile.y[d];
@@ -276,7 +308,7 @@ class Adjoint {
           for (long d = 0; d < dim; ++d) along += get(tile.k[i][d], lane) * g[d];
           speed += weight * along;
         }
-        times_of(sample[lane])[r] += speed;
+        if (!task.has_event || r + 1 < task.rows) times_of(sample[lane])[r] += speed;
         set(tb, lane, get(tb, lane) - speed);
         set(hb, lane, get(hb, lane) - theta * speed);
       }
@@ -314,8 +346,9 @@ class Adjoint {
   V states_of[total][dim], times[total];
   V ownb[Field::own + 1], work[Field::vjp_work + 1];
   D t, h, stop, fresh;
+  D beyond;       // not zero: what is pulled back is the slope on that side of a jump
   D tau, tb, hb;  // cotangents of the step's end, start and length
-  int64_t sample[W], at[W], next;
+  int64_t sample[W], at[W], resume[W], next;
   int busy = 0;
 };
 

@@ -15,6 +15,7 @@ class Joint {
   using T = Tile<Field, Method, W>;
   using real = typename T::real;
   using V = typename T::V;
+  using D = typename T::D;
   static constexpr long dim = T::dim;
 
   explicit Joint(const Task& task_) : task(task_), gains(task_, Method::order) {
@@ -34,16 +35,7 @@ class Joint {
   }
 
   void run() {
-    const double first = task.t[0], last = task.t[task.rows - 1];
-    clock = {};
-    clock.direction = last < first ? -1 : 1;
-    clock.tau = clock.direction * first;
-    last_goal = clock.direction * last;
-    clock.end = task.overshoot ? kInfinity : last_goal;
-    clock.error = std::numeric_limits<double>::quiet_NaN();
-    for (output = 0; output < task.rows && goal() <= clock.tau; ++output)
-      for (Part& part : parts) write(part, part.tile.y);
-    evaluations = 1;
+    begin();
     int64_t status = kSuccess;
     if (output < task.rows) {
       start(last_goal - clock.tau);
@@ -52,7 +44,7 @@ class Joint {
     finish(status);
   }
 
- private:
+ protected:
   struct Part {
     T tile;
     typename T::Tolerances tolerances;
@@ -63,6 +55,20 @@ class Joint {
 
   static constexpr auto kYes = static_cast<Number<Mask<V>>>(-1);
 
+  // The clock, and the rows that are y0 itself.
+  void begin() {
+    const double first = task.t[0], last = task.t[task.rows - 1];
+    clock = {};
+    clock.direction = last < first ? -1 : 1;
+    clock.tau = clock.direction * first;
+    last_goal = clock.direction * last;
+    clock.end = task.overshoot ? kInfinity : last_goal;
+    clock.error = std::numeric_limits<double>::quiet_NaN();
+    for (output = 0; output < task.rows && goal() <= clock.tau; ++output)
+      for (Part& part : parts) write(part, part.tile.y);
+    evaluations = 1;
+  }
+
   double goal() const { return clock.direction * task.t[output]; }
 
   // ---- norms
@@ -71,6 +77,7 @@ class Joint {
   // Root mean square (or maximum) over all samples of scaled(part, d); the largest of the segments.
   template <class Scaled>
   double norm(const Scaled& scaled) {
+    if constexpr (Method::Norm::count > 0) return own_norm(scaled);
     double totals[Method::segments] = {};
     for (Part& part : parts)
       for_constants<0, Method::segments>([&](auto s) {
@@ -83,7 +90,7 @@ class Joint {
           for (int lane = 0; lane < part.valid; ++lane)
             totals[s] = T::larger(totals[s], static_cast<double>(get(total, lane)));
         else
-          totals[s] += sum(convert<typename T::D>(total));
+          totals[s] += sum(convert<D>(total));
       });
     double largest = 0;
     for (int s = 0; s < Method::segments; ++s) {
@@ -94,6 +101,21 @@ class Joint {
       largest = T::larger(largest, size);
     }
     return static_cast<real>(largest);
+  }
+
+  // The norm that the user takes, of all samples.
+  template <class Scaled>
+  double own_norm(const Scaled& scaled) {
+    ratio.resize(task.batch * dim);
+    for (Part& part : parts)
+      for (long d = 0; d < dim; ++d) {
+        const V x = scaled(part, d);
+        for (int lane = 0; lane < part.valid; ++lane)
+          ratio[(part.first + lane) * dim + d] = get(x, lane);
+      }
+    real result;
+    evaluate_values<typename Method::Norm, real>(0, ratio.data(), task.norm_shared, &result);
+    return std::abs(result);
   }
 
   // ---- steps
@@ -144,23 +166,35 @@ class Joint {
   }
 
   void step(int64_t& wild) {
-    using D = typename T::D;
-    const double t = clock.t();
-    const D start = all<D>(t), h = all<D>(clock.h());
-    const V end_time = time(beside(static_cast<real>(clock.t1()), static_cast<real>(t)));
-    const V length = convert<V>(h);
+    if (!attempt(wild)) return;
+    if (task.tape != nullptr) keep(rows_within(), clock.lands ? task.rows - 1 : kFree);
+    if (goal() <= clock.stop) read(rows_within(), before_end());
+    accept();
+  }
+
+  // The step that is planned; returns whether it is accepted.
+  bool attempt(int64_t& wild) {
+    const D start = all<D>(clock.t()), h = all<D>(clock.h());
+    const V end_time = before_end(), length = convert<V>(h);
     for (Part& part : parts) part.tile.attempt(start, h, end_time);
     const double error = norm(
         [&](Part& part, long d) { return part.tile.scaled_error(part.tolerances, length, d); });
     wild += error < kInfinity ? 0 : 1;
     evaluations += T::evaluated - 1;
-    if (!clock.judge(task, gains, true, error)) return;
+    if (!clock.judge(task, gains, true, error)) return false;
     if constexpr (Method::late) {
       ++evaluations;
       for (Part& part : parts) part.tile.evaluate_late(start, h, end_time);
     }
-    if (task.tape != nullptr) keep();
-    if (goal() <= clock.stop) read(start, h, end_time);
+    return true;
+  }
+
+  // The time of stages at the end of a step: the number before it, in case the field jumps there.
+  V before_end() const {
+    return time(beside(static_cast<real>(clock.t1()), static_cast<real>(clock.t())));
+  }
+
+  void accept() {
     clock.tau = clock.stop;
     for (Part& part : parts)
       for (long d = 0; d < dim; ++d) {
@@ -169,15 +203,15 @@ class Joint {
       }
   }
 
-  void keep() {
+  // The step, with the rows up to `row`, on what its end hangs, and whether the field jumps at its
+  // start.
+  void keep(int64_t row, int64_t anchor, bool jumped = false) {
     auto& runs = static_cast<Tape<real>*>(task.tape)->runs;
-    int64_t row = output;
-    while (row < task.rows && clock.direction * task.t[row] <= clock.stop) ++row;
-    const int64_t anchor = clock.lands ? task.rows - 1 : kFree;
     for (auto& run : runs)
       for (int64_t sample = run.begin; sample < run.end; ++sample) {
         Part& part = parts[sample / W];
         real* to = run.add(sample, clock.t(), clock.h(), clock.t1(), anchor, output, row, dim);
+        run.steps.back().jumped = jumped;
         for (long d = 0; d < dim; ++d)
           to[d] = get(part.tile.y[d], static_cast<int>(sample - part.first));
       }
@@ -186,22 +220,38 @@ class Joint {
   // ---- rows
   // --------------------------------------------------------------------------------------------------
 
-  template <class D>
-  void read(D t, D h, V end_time) {
-    bool extended = false;
-    for (; output < task.rows && goal() <= clock.stop; ++output) {
+  // The row after the last one in the step.
+  int64_t rows_within() const {
+    int64_t row = output;
+    while (row < task.rows && clock.direction * task.t[row] <= clock.stop) ++row;
+    return row;
+  }
+
+  // The rows up to `end`, which lie in the step.
+  void read(int64_t end, V end_time, bool extended = false) {
+    for (; output < end; ++output) {
       const bool exact = goal() == clock.stop;
       if (!exact && !extended) {
-        for (Part& part : parts) part.tile.extend(t, h, end_time);
-        evaluations += T::total - T::stages;
+        extend(end_time);
         extended = true;
       }
-      const double theta = std::min((goal() - clock.tau) / (clock.stop - clock.tau), 1.0);
-      for (Part& part : parts) {
-        if (!exact) part.tile.interpolate(all<D>(theta), convert<V>(h));
-        write(part, exact ? part.tile.y1 : part.tile.at);
-      }
+      if (!exact) interpolate(theta());
+      for (Part& part : parts) write(part, exact ? part.tile.y1 : part.tile.at);
     }
+  }
+
+  // Where in the step the next row lies.
+  double theta() const { return std::min((goal() - clock.tau) / (clock.stop - clock.tau), 1.0); }
+
+  void extend(V end_time) {
+    const D start = all<D>(clock.t()), h = all<D>(clock.h());
+    for (Part& part : parts) part.tile.extend(start, h, end_time);
+    evaluations += T::total - T::stages;
+  }
+
+  void interpolate(double theta) {
+    const V length = all<V>(static_cast<real>(clock.h()));
+    for (Part& part : parts) part.tile.interpolate(all<D>(theta), length);
   }
 
   void write(Part& part, const V* state) {
@@ -234,6 +284,7 @@ class Joint {
   const Task& task;
   const Gains gains;
   std::vector<Part> parts;
+  std::vector<real> ratio;
   Clock<double> clock;
   double last_goal;
   int64_t output, evaluations;

@@ -57,7 +57,7 @@ class Samples {
       return;
     }
     const auto norm = [&](const auto& of) __attribute__((always_inline)) {
-      return T::norm([&](long d) __attribute__((always_inline)) {
+      return tile.norm([&](long d) __attribute__((always_inline)) {
         return of(d) / tolerances.scale(d, T::size_at(tile.y, d));
       });
     };

@@ -15,6 +15,7 @@ struct Taped {
   int64_t anchor;              // on what the end hangs
   int64_t before;              // the sample's step before, or -1
   int64_t first_row, end_row;  // the output times in it
+  bool jumped = false;         // its first slope was evaluated just after its start
 };
 
 // The steps of a run of samples.

@@ -30,6 +30,10 @@ struct Task {
   int64_t* status;  // [batch]
   double* last;     // [3, batch]: t, step, error norm at the end
   void* tape;       // where the accepted steps are kept for the gradient, or null
+  // what else is asked: an Observation, or null
+  void* observation;
+  const void* const* norm_shared;  // arrays of a norm of the user's own
+  int64_t has_event;               // the last row is an event's, whose time is a constant
 };
 
 // Cotangents of the rows in, those of everything else out.
@@ -41,6 +45,8 @@ struct Cotangents {
   int64_t times;         // of the output, and of the grid where that has gradients
   void* const* shared;   // real arrays as Task.shared, zeros; null where none is wanted
   const int64_t* sizes;  // of the shared arrays
+  // real [P, batch, dim] and [P, total, batch, dim]: of the steps' states and slopes, or null
+  const void *states, *slopes;
 };
 
 // ctorch.ode.Status

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "control.h"
+#include "values.h"
 
 namespace ct::native {
 
@@ -50,6 +51,7 @@ struct Tile {
   V y[dim], y1[dim], k[total][dim], at[dim];
   V own[Field::own > 0 ? Field::own : 1], work[Field::work > 0 ? Field::work : 1];
   const real* const* shared;
+  const void* const* norm_shared;
 
   CT_LANES void evaluate(V t, const V* state, V* slope) {
     if constexpr (kSmall<Field>)
@@ -173,8 +175,15 @@ struct Tile {
   }
 
   // Root mean square (or maximum) of scaled(d) over the elements; of several segments the largest.
+  // Or what the user takes.
   template <class Scaled>
-  CT_LANES static D norm(const Scaled& scaled) {
+  CT_LANES D norm(const Scaled& scaled) const {
+    if constexpr (Method::Norm::count > 0) {
+      V ratio[dim], result;
+      for_each<dim>([&](long d) __attribute__((always_inline)) { ratio[d] = scaled(d); });
+      evaluate_values<typename Method::Norm>(V{}, ratio, norm_shared, &result);
+      return convert<D>(abs(result));
+    }
     D largest{};
     for_constants<0, Method::segments>([&](auto s) __attribute__((always_inline)) {
       constexpr long begin = Method::segment[s] / numbers;

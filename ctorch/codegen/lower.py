@@ -319,7 +319,7 @@ class Recorder(TorchDispatchMode):
 
     def _moved(self, func: Any, args: Any, kwargs: Any, place: int | None) -> list[Ids | None]:
         def ids(tensor: Tensor, part: int) -> Tensor:
-            held = torch.from_numpy(self.ids(tensor))
+            held = torch.from_numpy(np.asarray(self.ids(tensor)))
             if self.traced(tensor) and not (tensor.is_conj() or tensor.is_neg()):
                 held = self._twin(tensor)  # a view in place of a view
             if tensor.is_complex():

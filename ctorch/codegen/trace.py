@@ -171,7 +171,15 @@ def trace(
     Raises:
         Untraceable: an operator is not supported, or the result cannot be known from one trace.
     """
-    problem = Problem(func, y, t, args, batched)
+    return find_trace(Problem(func, y, t, args, batched))
+
+
+def find_trace(problem: Problem) -> Traced:
+    """The trace of a problem, made or found.
+
+    Raises:
+        Untraceable: as ``trace``.
+    """
     key = problem.key
     entries = _cache.get(key)
     if entries is not None:
@@ -204,7 +212,7 @@ def _build(problem: Problem) -> Field:
     guards = Guards(problem.root)
     whole = tuple(False for _ in problem.tensors)
     failure: Exception | None = None
-    if problem.batched or (problem.y_spec is None and problem.y[0].dim() > 1):
+    if problem.batched or problem.may_split:
         for owned in _assignments(problem):
             try:
                 return _samples(problem, guards, owned)
@@ -284,8 +292,9 @@ def _finished(problem: Problem, guards: Guards, owned: tuple[bool, ...], rows: i
     counters = guards.changed(Guards(problem.root))
     dim, own = count_of(inputs.y), count_of(inputs.own)
     count = len(inputs.shared) + len(lifted.tensors)
+    results = [count_of(value.values)]
     source = field_source(
-        problem.dtype, (dim, own, count), (value.graph, _joined(value.outputs, [dim])),
+        problem.dtype, (dim, own, count), (value.graph, _joined(value.outputs, results)),
         None if derivative is None else _cotangents(derivative, inputs),
     )  # fmt: skip
     differentiated = [True] * len(inputs.shared) + [x.requires_grad for x in lifted.tensors]

@@ -49,7 +49,12 @@ class Problem:
             x for x, given in zip(leaves, self._is_input, strict=True) if not given
         )
         #: what is walked for guards
-        self.root = (func, self._values)
+        self.root: tuple[Any, tuple[Any, ...]] = (func, self._values)
+
+    @property
+    def may_split(self) -> bool:
+        """Whether the first dimension of the state may count independent samples."""
+        return self.y_spec is None and self.y[0].dim() > 1
 
     @property
     def key(self) -> Any:
@@ -57,7 +62,7 @@ class Problem:
         shapes = tuple(tuple(x.shape[1:] if self.batched else x.shape) for x in self.y)
         inputs = tuple((x.dtype, x.dim()) for x in self.tensors)
         sample = (shapes, self.state_dtype, self.y_spec, self.batched)
-        return (_code(self.func), sample, inputs, self.args_spec, environment())
+        return (code_of(self.func), sample, inputs, self.args_spec, environment())
 
     def call(self, owned: Sequence[bool], rows: int | None) -> Callable[[Inputs], list[Tensor]]:
         """The function on ``Inputs`` of ``rows`` samples (None: on the whole state)."""
@@ -142,7 +147,8 @@ def _dtype(leaves: Sequence[Any]) -> torch.dtype:
     return dtype
 
 
-def _code(func: Any) -> Any:
+def code_of(func: Any) -> Any:
+    """What functions with the same trace have in common."""
     if isinstance(func, types.FunctionType):
         return func.__code__
     if isinstance(func, types.MethodType):

@@ -11,8 +11,13 @@ from torch import Tensor
 from ctorch.ode.control import NEUTRAL, initial_step
 from ctorch.ode.field import Stage
 from ctorch.ode.loop import Loop
-from ctorch.ode.run import Failure, max_steps_failure, nonfinite_failure, underflow_failure
-from ctorch.ode.solution import Status
+from ctorch.ode.run import (
+    Failure,
+    endless_failure,
+    max_steps_failure,
+    nonfinite_failure,
+    underflow_failure,
+)
 from ctorch.ode.steps import FREE, Step
 
 #: after so many attempts it is asked whether the solve creeps along the edge of the field's domain:
@@ -127,7 +132,6 @@ class AdaptiveLoop(Loop):
         if not bool(torch.isfinite(first.k).all()):
             return nonfinite_failure(t, length, "the vector field func(t, y) (underflow in dt)")
         if not length < math.inf or not math.isfinite(tau):
-            message = f"the event did not fire before t={t:.3e}, where the step has no bound."
-            return Failure(Status.MAX_STEPS, message, t, length, error)
+            return endless_failure(t, length, error)
         worst = self.stepper.error_vector(y, y) if self.stats.rejected else None
         return underflow_failure(problem, t, length, error, worst)

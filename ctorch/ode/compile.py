@@ -113,10 +113,11 @@ class _Prepared:
         )
         self.batch = native.batch_of(problem, traced)
         form = native.form_of(request, problem, traced, self.batch)
-        if form.tolerances or request.method in methods.FIXED:
+        special = native.looked_at_for(request, problem) or problem.norm is not None
+        if form.tolerances or special or request.method in methods.FIXED:
             raise native.Unsupported(
-                "compile with fixed steps, or with a tensor as rtol or atol, is not built yet: use"
-                " solve_ode(native=True)."
+                "compile with fixed steps, with step_t, jump_t or a norm of your own, or with a"
+                " tensor as rtol or atol, is not built yet: use solve_ode(native=True)."
             )
         self.function = native.library_of(traced, form).ct_solve
         self.task = bytes(native.settings(request, problem))

@@ -34,6 +34,7 @@ from ctorch.ode.solution import Stats, Status
 from ctorch.ode.transforms import transforms_active
 
 if TYPE_CHECKING:
+    from ctorch.ode.native_values import Values
     from ctorch.ode.solve import Request
 
 
@@ -120,7 +121,7 @@ def _solve(request: Request) -> tuple[Run, Tensor, Problem]:
     traced = codegen.trace(
         request.func, state, problem.t.detach(), request.args, batched=layout.batched
     )
-    call = Call(request, problem, traced)
+    call = call_of(request, problem, traced)
     if request.key is not None:
         from ctorch.ode import native_quick
 
@@ -151,19 +152,26 @@ def _objection(request: Request, problem: Problem) -> str:
         return f"a state on {layout.device}"
     if layout.device.type == "cuda" and not layout.batched:
         return f"a state on {layout.device} without batched=True"
-    if request.events:
-        return "events"
-    if request.dense:
-        return "dense=True"
-    if problem.norm is not None:
-        return 'a function as options["norm"]'
-    if problem.step_t or problem.jump_t:
-        return "step_t or jump_t"
+    observed = looked_at_for(request, problem)
+    if observed and layout.batched:
+        return f"{observed} with batched=True"
+    if problem.norm is not None and layout.device.type != "cpu":
+        return f'a function as options["norm"] on {layout.device}'
     if problem.callbacks:
         return "a callback"
     if not y0.numel():
         return "a state without elements"
     return "a torch.func transform or forward-mode AD" if transforms_active() else ""
+
+
+def looked_at_for(request: Request, problem: Problem) -> str:
+    """For what the steps of a solve have to be looked at; empty: for nothing."""
+    if request.events:
+        return "events"
+    if request.dense:
+        return "dense=True"
+    stops = request.method in methods.ADAPTIVE and (problem.step_t or problem.jump_t)
+    return "step_t or jump_t" if stops else ""
 
 
 # -- the call
@@ -271,6 +279,15 @@ def _evaluation(library: ctypes.CDLL) -> Callable[[Tensor, Tensor, Tensor, list[
     return call
 
 
+def call_of(request: Request, problem: Problem, traced: Traced) -> Call:
+    """The call that a request needs."""
+    if looked_at_for(request, problem):
+        from ctorch.ode.native_observed import ObservedCall
+
+        return ObservedCall(request, problem, traced)
+    return Call(request, problem, traced)
+
+
 def settings(request: Request, problem: Problem) -> Task:
     """Everything in a task but the arrays."""
     control, tolerances = problem.controller, problem.tolerances
@@ -296,6 +313,7 @@ def execute(
     own: Tensor,
     shared: Sequence[Tensor],
     rows_first: bool,
+    spare: int = 0,
 ) -> Outcome:
     """Make the call.
 
@@ -307,15 +325,17 @@ def execute(
         own: [B, own], contiguous.
         shared: contiguous, of the dtype of y0.
         rows_first: the result is [T, B, dim], not [B, T, dim].
+        spare: rows beyond those of the times.
     """
     (batch, dim), rows = y0.shape, t.shape[-1]
-    out = y0.new_empty((rows, batch, dim) if rows_first else (batch, rows, dim))
+    space = rows + spare
+    out = y0.new_empty((space, batch, dim) if rows_first else (batch, space, dim))
     numbers = torch.empty((7, batch), dtype=torch.int64, device=y0.device)
     base, size = numbers.data_ptr(), 8 * batch
     task.batch, task.rows, task.threads = batch, rows, torch.get_num_threads()
     task.t, task.t_stride = t.data_ptr(), rows if t.dim() == 2 else 0
     task.y0, task.out = y0.data_ptr(), out.data_ptr()
-    task.out_sample, task.out_row = (dim, batch * dim) if rows_first else (rows * dim, dim)
+    task.out_sample, task.out_row = (dim, batch * dim) if rows_first else (space * dim, dim)
     task.counts, task.status, task.last = base, base + 3 * size, base + 4 * size
     task.own = own.data_ptr()
     if shared:
@@ -333,7 +353,10 @@ class Call:
         gradient: some input requires grad, and a gradient may be asked for.
         batch: how many samples there are.
         y0, t, own, shared: the arrays, as compiled code reads them.
+        spare: how many rows there may be beyond those of the times.
     """
+
+    spare = 0
 
     def __init__(self, request: Request, problem: Problem, traced: Traced) -> None:
         self.request, self.problem, self.traced = request, problem, traced
@@ -345,23 +368,43 @@ class Call:
         self.t = plain(request.t, torch.float64, layout.device)
         self.own = plain(own, layout.dtype, layout.device)
         self.shared = [plain(x, layout.dtype, layout.device) for x in traced.shared]
-        self.form = form_of(request, problem, traced, self.batch, self.gradient)
+        self.norm = self._norm()
+        self.form = self._form()
         self.library = library_of(traced, self.form)
         self.task = settings(request, problem)
+        if self.norm is not None:
+            self.norm.verify(self.library, "ct_norm")
+            self.task.norm_shared = ctypes.addressof(self.norm.pointers)
         self._held: list[Any] = []  # what the task points to
         if knots is not None:
-            ends, given = zip(*knots(), strict=True)
-            grid = torch.tensor(ends, dtype=torch.float64)
-            anchors = torch.tensor(given, dtype=torch.int64)
-            self.task.knots, self.task.knot_count = grid.data_ptr(), len(grid)
-            self.task.anchors = anchors.data_ptr()
-            self._held += [grid, anchors]
+            self._give_knots(knots)
         if self.form.tolerances:
             for name in ("rtol", "atol"):
                 part = getattr(problem.tolerances, name).reshape(self.batch, -1)
                 part = part.repeat_interleave(2 if layout.is_complex else 1, 1).contiguous()
                 setattr(self.task, f"{name}s", part.data_ptr())
                 self._held.append(part)
+
+    def _form(self) -> Form:
+        form = form_of(self.request, self.problem, self.traced, self.batch, self.gradient)
+        if self.norm is None:
+            return form
+        return dataclasses.replace(form, norm=self.norm.source("Norm"))
+
+    def _norm(self) -> Values | None:
+        if self.problem.norm is None or self.request.method in methods.FIXED:
+            return None
+        from ctorch.ode.native_values import norm_of
+
+        return norm_of(self.request, self.problem)
+
+    def _give_knots(self, knots: Callable[[], Iterator[tuple[float, int]]]) -> None:
+        ends, given = zip(*knots(), strict=True)
+        grid = torch.tensor(ends, dtype=torch.float64)
+        anchors = torch.tensor(given, dtype=torch.int64)
+        self.task.knots, self.task.knot_count = grid.data_ptr(), len(grid)
+        self.task.anchors = anchors.data_ptr()
+        self._held += [grid, anchors]
 
     def _check_gradient(self, own: Tensor) -> bool:
         inputs = (self.problem.y0, self.problem.t, own, *self.traced.shared)
@@ -393,7 +436,7 @@ class Call:
         """Make the call."""
         return execute(
             self.library.ct_solve, self.task, self.y0, self.t, self.own, self.shared,
-            rows_first=not self.request.layout.batched,
+            rows_first=not self.request.layout.batched, spare=self.spare,
         )  # fmt: skip
 
     def result(self, outcome: Outcome) -> Run:

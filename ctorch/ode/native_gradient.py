@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctorch.codegen.trace_record import count_of, shape_of
 from ctorch.ode.native_task import Cotangents
-from ctorch.ode.run import Run
+from ctorch.ode.run import Pieces, Run
 
 if TYPE_CHECKING:
     from ctorch.ode.native import Call
@@ -24,9 +24,13 @@ def with_gradient(call: Call) -> Run:
     holder: list[Run] = []
     flags = zip(traced.problem.tensors, traced.field.owned, strict=True)
     owned = [x for x, own in flags if own]
-    rows = _NativeSolve.apply(call, holder, call.problem.y0, call.problem.t, *owned, *traced.shared)
+    given = (call.problem.y0, call.problem.t, *owned, *traced.shared)
+    outputs = _NativeSolve.apply(call, holder, *given)
     run = holder[0]
-    run.rows = rows
+    if run.attached is None:
+        run.rows = outputs
+    else:
+        run.rows, run.attached = outputs[0], Pieces(*outputs[1:])
     return run
 
 
@@ -39,35 +43,43 @@ class _Tape:
 
 
 class _NativeSolve(torch.autograd.Function):
-    """Rows as a function of y0, the times, the samples' own tensors, and the shared ones."""
+    """Rows, and the pieces of a continuous solution, as functions of y0, the times, the samples'
+    own tensors, and the shared ones.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, call: Call, holder: list[Run], *inputs: Tensor
-    ) -> Tensor:
+    ) -> Any:
         ctx.tape = _Tape(call.library)
         call.task.tape = ctx.tape.address
         run = call.result(call.make())
         holder.append(run)
         ctx.call = call
         ctx.save_for_backward(*inputs)
-        return run.rows
+        if run.attached is None:
+            return run.rows
+        ctx.mark_non_differentiable(run.attached.starts, run.attached.lengths)
+        return (run.rows, *run.attached)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        inputs = ctx.saved_tensors
+    def backward(  # type: ignore[override]
+        ctx: Any, grad: Tensor, *pieces: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        inputs, grads_given = ctx.saved_tensors, (grad, *pieces[2:])
         if torch.is_grad_enabled():
-            grads = _again(ctx.call, inputs, grad, ctx.needs_input_grad[2:])
+            grads = _again(ctx.call, inputs, grads_given, ctx.needs_input_grad[2:])
         else:
-            grads = _pull_back(ctx.call, inputs, grad, ctx.needs_input_grad[3])
+            grads = _pull_back(ctx.call, inputs, grads_given, ctx.needs_input_grad[3])
         return (None, None, *grads)
 
 
 def _pull_back(
-    call: Call, inputs: tuple[Tensor, ...], grad: Tensor, timed: bool
+    call: Call, inputs: tuple[Tensor, ...], grads: tuple[Tensor, ...], timed: bool
 ) -> list[Tensor | None]:
+    """Of the rows' cotangents and, where there are pieces, those of their states and slopes."""
     field, dtype = call.traced.field, call.y0.dtype
-    grad = grad.detach().to(dtype).contiguous()
+    grad = grads[0].detach().to(dtype).contiguous()
     y0_grad, own_grad = torch.empty_like(call.y0), torch.empty_like(call.own)
     times = call.problem.t.shape[-1]
     t_grad = call.t.new_zeros((call.batch, times)) if timed else None
@@ -85,6 +97,9 @@ def _pull_back(
         t=None if t_grad is None else t_grad.data_ptr(), times=times,
         shared=ctypes.addressof(pointers), sizes=ctypes.addressof(sizes),
     )  # fmt: skip
+    if len(grads) > 1:
+        states, slopes = grads[1].contiguous(), grads[2].transpose(0, 1).contiguous()
+        given.states, given.slopes = states.data_ptr(), slopes.data_ptr()
     call.library.ct_pull_back(ctypes.byref(call.task), ctypes.byref(given))
     if t_grad is not None and call.t.dim() == 1:
         t_grad = t_grad.sum(0)
@@ -100,12 +115,12 @@ def _like(reals: Tensor, x: Tensor) -> Tensor:
 
 
 def _again(
-    call: Call, inputs: tuple[Tensor, ...], grad: Tensor, needed: tuple[bool, ...]
+    call: Call, inputs: tuple[Tensor, ...], grads: tuple[Tensor, ...], needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """The gradient with a graph of its own, through the eager solver."""
     request = copy.copy(call.request)
     # another tensor, so that other paths from y0 into what func holds are not counted here
-    start, times, count = inputs[0].clone(), inputs[1].clone(), call.t.shape[-1]
+    start, times, count = inputs[0].clone(), inputs[1].clone(), call.request.t.shape[-1]
     request.native, request.y0 = False, request.layout.unpack(start)
     request.t = times[..., :count]
     if times.shape[-1] > count:
@@ -113,10 +128,11 @@ def _again(
     run, rows, _ = request.solve()
     if run.failure is not None:
         run.failure.raise_()
+    outputs = [rows] if run.attached is None else [rows, run.attached.y, run.attached.k]
     leaves = [start, times, *inputs[2:]]
     chosen = [i for i, need in enumerate(needed) if need]
     found = torch.autograd.grad(
-        [rows], [leaves[i] for i in chosen], [grad], create_graph=True, allow_unused=True
+        outputs, [leaves[i] for i in chosen], grads, create_graph=True, allow_unused=True
     )
     results: list[Tensor | None] = [None] * len(inputs)
     for i, value in zip(chosen, found, strict=True):

@@ -23,6 +23,8 @@ class Form:
         tolerances: they are arrays, not numbers.
         gradient: its gradient is compiled too.
         device: "cpu", or the GPU that it is compiled for.
+        events: ``struct Events``, where steps are looked at ("solve_observed").
+        norm: ``struct Norm``, where the norm of errors is the user's own.
     """
 
     method: str
@@ -35,6 +37,8 @@ class Form:
     tolerances: bool = False
     gradient: bool = False
     device: str = "cpu"
+    events: str = ""
+    norm: str = ""
 
 
 def solve_source(field: str, form: Form) -> str:
@@ -43,8 +47,9 @@ def solve_source(field: str, form: Form) -> str:
     width = f"ct::native::kSamples<Field, {form.registers}>" if form.registers else "1"
     # the gradient sums over lanes, which is made for those of one register
     back = register if form.registers else "1"
+    types = "Field, Method, Events" if form.events else "Field, Method"
     entries = f"""extern "C" int64_t ct_solve(const ct::native::Task* task) {{
-  return ct::native::{form.entry}<Field, Method, {width}>(*task);
+  return ct::native::{form.entry}<{types}, {width}>(*task);
 }}
 extern "C" void ct_eval(int64_t batch, const double* t, const void* y, const void* own,
                         const void* const* shared, void* dy) {{
@@ -60,11 +65,14 @@ extern "C" void ct_pull_back(const ct::native::Task* task, const ct::native::Cot
   ct::native::pull_back_rows<Field, Method, {back}>(*task, *given);
 }}
 """
-    headers = ["solver", *["adjoint"] * form.gradient]
-    lines = [f'#include "native/{name}.h"' for name in headers]
-    return "\n".join(
-        [*lines, "namespace {", field, method_source(form), "}  // namespace", entries]
-    )
+    if form.events:
+        entries += OBSERVED_ENTRIES
+    if form.norm:
+        entries += NORM_ENTRY
+    headers = ["solver", *["adjoint"] * form.gradient, *["observed"] * bool(form.events)]
+    includes = [f'#include "native/{name}.h"' for name in headers]
+    structs = ["namespace {", field, form.norm, method_source(form), form.events, "}  // namespace"]
+    return "\n".join([*includes, *structs, entries])
 
 
 def cuda_source(field: str, form: Form) -> str:
@@ -98,6 +106,21 @@ extern "C" __global__ void ct_eval(const int64_t* numbers, const double* t, cons
 """
 
 
+OBSERVED_ENTRIES = """extern "C" void ct_take(ct::native::Observation* asked, double* starts,
+                        double* lengths, void* states, void* slopes) {
+  ct::native::take_pieces<Field>(*asked, starts, lengths, states, slopes);
+}
+extern "C" void ct_events(double t, const void* y, const void* const* shared, void* values) {
+  ct::native::evaluate_values<Events>(t, y, shared, values);
+}
+"""
+NORM_ENTRY = """extern "C" void ct_norm(double t, const void* y, const void* const* shared,
+                        void* value) {
+  ct::native::evaluate_values<Norm>(t, y, shared, value);
+}
+"""
+
+
 def method_source(form: Form) -> str:
     """``struct Method``: the tableau's constants."""
     method = coefficients(form.method, form.interpolant)
@@ -121,6 +144,7 @@ def method_source(form: Form) -> str:
         f"bool pairs = {_bool(form.pairs)}",
     ]
     lines = [f"  static constexpr {constant};" for constant in constants]
+    lines.append(f"  using Norm = {'::Norm' if form.norm else 'ct::native::NoValues'};")
     return "\n".join([f"struct Method {{  // {form.method}", *lines, "};"])
 
 

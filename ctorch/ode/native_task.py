@@ -25,6 +25,8 @@ class Task(ctypes.Structure):
         *[(name, ctypes.c_void_p) for name in ("knots", "anchors")],
         *[(name, ctypes.c_int64) for name in ("knot_count", "perturb", "threads")],
         *[(name, ctypes.c_void_p) for name in ("counts", "status", "last", "tape")],
+        *[(name, ctypes.c_void_p) for name in ("observation", "norm_shared")],
+        ("has_event", ctypes.c_int64),
     ]
 
 
@@ -34,5 +36,5 @@ class Cotangents(ctypes.Structure):
     _fields_ = [
         *[(name, ctypes.c_void_p) for name in ("out", "y0", "own", "t")],
         ("times", ctypes.c_int64),
-        *[(name, ctypes.c_void_p) for name in ("shared", "sizes")],
+        *[(name, ctypes.c_void_p) for name in ("shared", "sizes", "states", "slopes")],
     ]

@@ -139,6 +139,12 @@ def max_steps_failure(problem: Problem, t: float, h: float, error: float) -> Fai
     )
 
 
+def endless_failure(t: float, h: float, error: float) -> Failure:
+    """Steps grow without bound on the way to an event."""
+    message = f"the event did not fire before t={t:.3e}, where the step has no bound."
+    return Failure(Status.MAX_STEPS, message, t, h, error)
+
+
 def underflow_failure(
     problem: Problem, t: float, h: float, error: float, worst: Tensor | None
 ) -> Failure:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctorch.codegen import Untraceable, trace
+from ctorch.codegen import Untraceable, trace, trace_values
 
 from .checks import check
 
@@ -163,6 +163,28 @@ def test_one_system_is_computed_as_it_is() -> None:
     assert not traced.field.split
     vector = check(lambda t, y: torch.stack([y[1], -y[0]]), Y[0], batched=False)
     assert vector.dim == 2
+    check(lambda t, y: torch.stack([y[1], torch.full_like(y[1], -9.81)]), Y[0], batched=False)
+
+
+def test_functions_of_the_state_are_one_after_the_other() -> None:
+    level = torch.tensor(0.3, dtype=Y.dtype)
+    functions = [lambda t, y, z: y.sum() - z, lambda t, y, z: t * y[:, 1], lambda t, y, z: level]
+    traced, sizes = trace_values(functions, Y, 0.5, (level + 1,))
+    assert sizes == [1, 3, 1]
+    assert not traced.field.split
+    assert [float(x) for x in traced.shared] == pytest.approx([1.3, 0.3])
+    z = traced.shared[0]
+    traced.verify(
+        lambda t, y, own, shared: torch.cat(
+            [f(t[0], y.view(3, 2), shared[0]).reshape(-1) for f in functions]
+        )[None]
+    )
+    again, _ = trace_values(functions, Y, 0.5, (z,))
+    assert again.field is traced.field
+    other, _ = trace_values(functions[:2], Y, 0.5, (z,))
+    assert other.field is not traced.field
+    with pytest.raises(Untraceable, match="int64"):
+        trace_values([lambda t, y: (y > 0).sum()], Y)
 
 
 def test_samples_of_a_joint_solve_are_told_apart() -> None:

@@ -48,7 +48,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "gradient": ({"gradient": "magic"}, ValueError, "checkpoint"),
     "gradient kind": ({"gradient": 1}, ValueError, "checkpoint"),
     "reversible": ({"gradient": "reversible"}, NotImplementedError, "reversible"),
-    "native": ({"native": True, "dense": True}, NotImplementedError, "native"),
+    "native": ({"native": True, "method": "bdf2"}, NotImplementedError, "native"),
     "native kind": ({"native": "please"}, ValueError, "native"),
     "save": ({"save": "steps"}, NotImplementedError, "steps"),
     "controller": ({"controller": "pd"}, ValueError, '"pid"'),
@@ -84,8 +84,8 @@ def test_a_bad_argument_is_named(
 
 def test_native_try_solves_and_warns_once() -> None:
     with pytest.warns(UserWarning, match="native"):
-        sol = call(native="try", dense=True)
-    torch.testing.assert_close(sol.y, call().y)
+        sol = call(native="try", method="bdf2")
+    torch.testing.assert_close(sol.y, call(method="bdf2").y)
 
 
 def test_events_and_controllers_check_their_settings() -> None:

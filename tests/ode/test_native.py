@@ -232,10 +232,6 @@ def test_odeint_and_the_context_switch_it_on() -> None:
 def test_what_is_not_native_is_named_or_solved_eagerly_with_one_warning() -> None:
     y0 = torch.ones(3, 2, dtype=F64)
     cases: dict[str, dict[str, Any]] = {
-        "events": {"events": lambda t, y: y[..., 0] - 1.2},
-        "dense": {"dense": True},
-        "norm": {"options": {"norm": lambda x: x.abs().max()}},
-        "jump_t": {"options": {"jump_t": [0.5]}},
         "taylor": {"method": "taylor"},
         "scipy": {"method": "scipy_solver"},
     }
