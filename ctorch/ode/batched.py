@@ -24,7 +24,7 @@ from ctorch.ode.problem import Problem
 from ctorch.ode.run import Failure, Run
 from ctorch.ode.solution import Stats, Status
 from ctorch.ode.stepper import Recorder, bare_stages
-from ctorch.ode.steps import Rows, Step
+from ctorch.ode.steps import Rows, Step, forget_lost
 from ctorch.ode.sweep import Cotangents
 from ctorch.ode.transforms import transforms_active
 from ctorch.ops import step_control as control
@@ -214,6 +214,8 @@ class BatchedLoop:
         stats = Stats(problem.field.nfe - before + 1, accepted, rejected)
         run = Run(self.rows, self.steps, y, stats, status)
         run.failure = self._failure(status)
+        if run.failure is not None:
+            forget_lost(self.steps, status != 0, y)
         run.first_stage = first if self.recorder.graphs else None
         return run
 

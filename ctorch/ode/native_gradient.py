@@ -98,7 +98,8 @@ def _again(
     start = inputs[0].clone()
     request.native, request.y0 = False, start
     run, rows, _ = request.solve()
-    if run.failure is not None:
+    # of samples that failed (throw=False) nothing is wanted behind what they reached
+    if run.failure is not None and not bool(rows[grad != 0].isfinite().all()):
         run.failure.raise_()
     leaves = [start, *inputs[1:]]
     chosen = [i for i, need in enumerate(needed) if need]
