@@ -19,8 +19,8 @@ struct Run {
   std::vector<Taped> steps;
   std::vector<Real> states;   // at the starts of the steps
   std::vector<int64_t> last;  // of every sample, or -1
-  // the last with output times in it: nothing is read behind that, and a failed sample's steps there
-  // may lead up to where the field has no derivative
+  // the last with output times in it: nothing is read behind that, and a failed sample's steps
+  // there may lead up to where the field has no derivative
   std::vector<int64_t> read;
 
   void open(int64_t begin_, int64_t end_) {
