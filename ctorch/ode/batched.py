@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ctorch.ode import methods
+from ctorch.ode.arguments import check_rows
 from ctorch.ode.batched_sweep import BatchedSweep, replay_batched
 from ctorch.ode.capture import Captured
 from ctorch.ode.coefficients import Coefficients
@@ -94,13 +95,9 @@ class BatchedJob:
         self.captured = Captured(())
         shape = problem.y0.shape
         self.size = shape[0]
+        check_rows(problem.t, self.size)
         t = problem.t.detach().double()
         self.times = (t if t.dim() == 2 else t.expand(self.size, -1)).contiguous()
-        if self.times.shape[0] != self.size:
-            raise ValueError(
-                f"t has {self.times.shape[0]} rows for a batch of {self.size}: give [T] or [B, T]"
-                " with the B of y0."
-            )
 
     def spread(self, x: Tensor) -> Tensor:
         """[B] -> [B, 1, ..., 1], to broadcast against the packed state."""
