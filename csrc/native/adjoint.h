@@ -79,7 +79,7 @@ class Adjoint {
   void refill(int lane) {
     while (next < run.end) {
       const int64_t i = next++;
-      if (run.last[i - run.begin] < 0) {  // all its rows are y0
+      if (run.read[i - run.begin] < 0) {  // all its rows are y0
         real* to = static_cast<real*>(cotangents.y0) + i * dim;
         std::fill_n(to, dim, real(0));
         std::fill_n(static_cast<real*>(cotangents.own) + i * Field::own, Field::own, real(0));
@@ -88,7 +88,7 @@ class Adjoint {
       }
       sample[lane] = i;
       for (long j = 0; j < Field::own; ++j) set(tile.own[j], lane, owned(i)[j]);
-      at[lane] = run.last[i - run.begin];
+      at[lane] = run.read[i - run.begin];
       load(lane);
       ++busy;
       return;

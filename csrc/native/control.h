@@ -83,7 +83,9 @@ struct Clock {
   CT_LANES Mask<D> judge(const Task& task, const Gains& gains, Mask<D> active, D norm) {
     error = select(active, norm, error);
     const Mask<D> finite = norm < all<D>(kInfinity);
-    const Mask<D> forced = finite & (length <= all<D>(task.min_step));
+    // that of a least step which lands is longer by what is left over
+    const D least = select(lands, all<D>(kLandingRoom * task.min_step), all<D>(task.min_step));
+    const Mask<D> forced = finite & (length <= least);
     const Mask<D> moved = active & ((norm <= all<D>(1)) | forced);
     const D log_error = log(at_least(norm, all<D>(kTinyError)));
     const D factor = step_factor(gains, norm, log_error, log_last, log_before);

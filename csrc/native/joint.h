@@ -124,8 +124,8 @@ class Joint {
   void start(double span) {
     const double t0 = clock.t();
     for (Part& part : parts) part.tile.evaluate(time(t0), part.tile.y, part.tile.k[0]);
-    if (task.first_step >= 0) {
-      clock.proposed = task.first_step;
+    if (task.first_step >= 0 || span == 0) {
+      clock.proposed = task.first_step >= 0 ? task.first_step : 0;
       return;
     }
     const auto scaled_norm = [&](const auto& of) {

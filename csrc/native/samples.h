@@ -214,7 +214,7 @@ class Samples {
     if (status != kMaxSteps && !finite) status = kNonfinite;
     const int64_t accepted = static_cast<int64_t>(get(clock.accepted, lane));
     const int64_t rejected = static_cast<int64_t>(get(clock.rejected, lane));
-    const int64_t first = task.first_step >= 0 ? 1 : 2;
+    const int64_t first = task.first_step >= 0 || get(span, lane) == 0 ? 1 : 2;
     task.counts[i] = first + (accepted + rejected) * (T::evaluated - 1) +
                      (Method::late ? accepted : 0) + static_cast<int64_t>(get(extended, lane));
     task.counts[batch + i] = accepted;

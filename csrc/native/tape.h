@@ -25,10 +25,14 @@ struct Run {
   std::vector<Taped> steps;
   std::vector<Real> states;   // at the starts of the steps
   std::vector<int64_t> last;  // of every sample, or -1
+  // the last with output times in it: nothing is read behind that, and a failed sample's steps
+  // there may lead up to where the field has no derivative
+  std::vector<int64_t> read;
 
   void open(int64_t begin_, int64_t end_) {
     begin = begin_, end = end_;
     last.assign(end - begin, -1);
+    read.assign(end - begin, -1);
   }
 
   // Room for the state, which the caller fills.
@@ -38,6 +42,7 @@ struct Run {
     const int64_t number = static_cast<int64_t>(steps.size());
     steps.push_back({t, h, stop, anchor, at, first_row, end_row});
     at = number;
+    if (end_row > first_row) read[sample - begin] = number;
     states.resize(states.size() + dim);
     return states.data() + number * dim;
   }

@@ -161,7 +161,9 @@ CT_HD Found judge_sample(const JudgeTask<T>& task, int64_t i) {
   const double tau = sample[kTau * b], direction = sample[kDirection * b];
   const double length = std::fabs(step[kSigned * b]), error = static_cast<double>(task.error[i]);
   const bool finite = std::isfinite(error), lands = task.lands[i];
-  const bool moves = error <= 1 || (length <= task.min_step && finite);
+  // that of a least step which lands is longer by what is left over
+  const double least = lands ? kLandingRoom * task.min_step : task.min_step;
+  const bool moves = error <= 1 || (length <= least && finite);
   const double log_error = std::log(error > kTinyError ? error : kTinyError);
   const double log_last = sample[kLogLast * b];
   const double factor = step_factor(task.gains, error, log_error, log_last, sample[kLogBefore * b]);

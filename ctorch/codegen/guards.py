@@ -11,10 +11,9 @@ from __future__ import annotations
 import argparse
 import collections
 import enum
-import functools
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ctorch.codegen.guards_counters import only_counts
+from ctorch.codegen.guards_parts import ENDING, MEMORY, content, imports, names, parts
 from ctorch.codegen.lower_source import Untraceable
 
 #: More objects than this are not walked.
@@ -33,9 +33,15 @@ _PLAIN = (
     torch.layout, torch.memory_format, slice, range, type(Ellipsis), enum.Enum,
 )  # fmt: skip
 _LIBRARIES = ("torch", "numpy", "ctorch", "builtins", "math", "functools", "itertools", "typing",
-              "collections", "operator", "scipy", "abc", "enum", "types", "os", "sys")  # fmt: skip
+              "collections", "operator", "scipy", "abc", "enum", "types", "os", "sys",
+              "_pytest")  # fmt: skip
 #: Of the standard library's classes, those whose objects are bags of the user's values.
-_BAGS = (types.SimpleNamespace, argparse.Namespace, collections.UserDict, collections.UserList)
+_BAGS = (
+    types.SimpleNamespace, argparse.Namespace, collections.UserDict, collections.UserList,
+    collections.ChainMap,
+)  # fmt: skip
+#: of which a user's class may be derived; its objects may have attributes besides
+_CONTAINERS = (list, tuple, collections.deque, dict, set, frozenset)
 _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 #: Of a module, what has no influence on its result.
 _BOOKKEEPING = {
@@ -77,21 +83,19 @@ class Guards:
         self.tensors: list[Found] = []
         self.values: dict[str, Any] = {}
         self._lines: list[tuple[str, str]] = []  # (path of a value, or "", line)
-        self._space: dict[str, Any] = {"same": same_plain, "same_array": same_array}
+        self._space: dict[str, Any] = {
+            "same": same_plain, "content": content, "modules": sys.modules,
+        }  # fmt: skip
         self._seen: dict[int, str] = {}
         self._kept: list[Any] = []
         self._codes: set[types.CodeType] = set()
         self._modules: set[tuple[int, frozenset[str]]] = set()
+        self._names: set[str] = set()
+        self._held: list[tuple[types.ModuleType, str, str]] = []
         self._todo: collections.deque[tuple[Any, str, str]] = collections.deque()
         self._todo.append((root[0], "root[0]", "func"))
         self._todo.append((root[1], "root[1]", "args"))
-        while self._todo:
-            self._visit(*self._todo.popleft())
-            if len(self._seen) > MANY:
-                raise Untraceable(
-                    f"func reaches more than {MANY} Python objects, whose values would be compared "
-                    "at every call: let it hold only what it computes with."
-                )
+        self._walk()
 
     def checker(
         self, used: Iterable[Tensor], without: Iterable[str] = ()
@@ -152,6 +156,21 @@ class Guards:
 
     # ---- the walk
 
+    def _walk(self) -> None:
+        """Visit all that is reached, and of modules that objects hold what any function names."""
+        known = -1
+        while known < len(self._names):
+            known = len(self._names)
+            for held in self._held:
+                self._global(*held, frozenset(self._names))
+            while self._todo:
+                self._visit(*self._todo.popleft())
+                if len(self._seen) > MANY:
+                    raise Untraceable(
+                        f"func reaches more than {MANY} Python objects, whose values would be "
+                        "compared at every call: let it hold only what it computes with."
+                    )
+
     def _add(self, item: Any, access: str, path: str) -> None:
         self._todo.append((item, access, path))
 
@@ -164,9 +183,11 @@ class Guards:
         return name
 
     def _visit(self, item: Any, access: str, path: str) -> None:
-        if isinstance(item, _PLAIN):
+        mine = not _is_library(type(item).__module__)
+        if isinstance(item, _PLAIN) and not (mine and isinstance(item, enum.Enum)):
             self._plain(item, access, path)
-            return
+            if not mine:
+                return
         if id(item) in self._seen:
             self._line(f"if {access} is not {self._seen[id(item)]}: return None")
             return
@@ -174,32 +195,68 @@ class Guards:
         self._seen[id(item)] = name
         self._kept.append(item)
         self._line(f"{name} = {access}")
-        if isinstance(item, Tensor):
+        if isinstance(item, (*_PLAIN, *_CONTAINERS)):
+            self._container(item, name, path)
+            if mine:
+                self._attributes(item, name, path)
+        elif isinstance(item, Tensor):
             self.tensors.append(Found(name, path, item))
-        elif isinstance(item, (np.ndarray, np.generic)):
-            self._line(f"if not same_array({name}, {self._constant(item.copy())}): return None")
+            for key, value in getattr(item, "__dict__", {}).items():
+                self._add(value, f"{name}.__dict__[{key!r}]", f"{path}.{key}")
+        elif isinstance(item, MEMORY):
+            self._line(f"if content({name}) != {self._constant(content(item))}: return None")
+            if getattr(item, "dtype", None) == np.dtype(object):
+                for i, x in enumerate(item.flat):
+                    self._add(x, f"{name}.flat[{i}]", f"{path}.flat[{i}]")
         elif isinstance(item, types.FunctionType) and not _is_library(item.__module__):
             self._function(item, name, path)
-        elif isinstance(item, types.MethodType):
-            self._add(item.__func__, f"{name}.__func__", path)
-            self._add(item.__self__, f"{name}.__self__", path)
-        elif isinstance(item, functools.partial):
-            for part in ("func", "args", "keywords"):
-                self._add(getattr(item, part), f"{name}.{part}", f"{path}.{part}")
-        elif isinstance(item, (list, tuple, collections.deque)):
-            self._sequence(item, name, path)
-        elif isinstance(item, dict):
+        elif isinstance(item, types.ModuleType):
+            self._held.append((item, name, path))
+            self._global(item, name, path, frozenset(self._names))
+        elif isinstance(item, ENDING):
+            raise Untraceable(
+                f"{path} is a {type(item).__name__}, which gives another value at every use: keep "
+                "state out of the vector field."
+            )
+        elif isinstance(item, types.MappingProxyType):
+            self._keys(item, name)
             self._dict(item, name, path)
-        elif isinstance(item, (set, frozenset)) and all(isinstance(x, _PLAIN) for x in item):
-            self._line(f"if {name} != {self._constant(set(item))}: return None")
-        elif isinstance(item, types.BuiltinMethodType) and isinstance(item.__self__, Tensor):
-            self._line(f"if {name}.__name__ != {item.__name__!r}: return None")
-            self._add(item.__self__, f"{name}.__self__", path)
+        elif (reached := parts(item)) is not None:
+            self._line(f"if type({name}) is not {self._constant(type(item))}: return None")
+            for value, way in reached:
+                self._add(value, name + way, path + way)
         elif isinstance(item, type):
             self._line(f"if {name} is not {self._constant(item)}: return None")
             self._class(item, name, path)
         else:
             self._object(item, name, path)
+
+    def _container(self, item: Any, name: str, path: str) -> None:
+        if isinstance(item, (list, tuple, collections.deque)):
+            self._sequence(item, name, path)
+            if isinstance(item, collections.deque):
+                self._line(f"if {name}.maxlen != {item.maxlen}: return None")
+        elif isinstance(item, dict):
+            self._keys(item, name)
+            self._dict(item, name, path)
+            if isinstance(item, collections.defaultdict):
+                self._add(item.default_factory, f"{name}.default_factory", f"{path}'s default")
+        elif isinstance(item, (set, frozenset)):
+            self._line(f"if {name} != {self._constant(set(item))}: return None")
+            kinds = self._constant({(type(x), x) for x in item})
+            self._line(f"if {{(type(x), x) for x in {name}}} != {kinds}: return None")
+            for x in item:
+                if not isinstance(x, _PLAIN):
+                    self._add(x, self._constant(x), f"{path}'s elements")
+
+    def _keys(self, item: Any, name: str) -> None:
+        """In their order, and of their types."""
+        keys = tuple(item)
+        known = self._constant(keys)
+        if not all(type(key) is str for key in keys):
+            self._line(f"if not same(tuple({name}), {known}): return None")
+        elif len(keys) > 1:
+            self._line(f"if tuple({name}) != {known}: return None")
 
     def _plain(self, item: Any, access: str, path: str) -> None:
         self.values[path] = item
@@ -211,21 +268,29 @@ class Guards:
     def _function(self, item: types.FunctionType, name: str, path: str) -> None:
         self._line(f"if {name}.__code__ is not {self._constant(item.__code__)}: return None")
         self._codes.add(item.__code__)
+        used = frozenset(names(item.__code__))
+        self._names |= used
         if item.__defaults__:
             self._add(item.__defaults__, f"{name}.__defaults__", f"{path}'s defaults")
         if item.__kwdefaults__:
             self._add(item.__kwdefaults__, f"{name}.__kwdefaults__", f"{path}'s defaults")
         if item.__dict__:
             self._add(item.__dict__, f"{name}.__dict__", path)
-        names, used = item.__code__.co_freevars, frozenset(_names(item.__code__))
+        else:
+            self._line(f"if {name}.__dict__: return None")
+        free = item.__code__.co_freevars
         for i, cell in enumerate(item.__closure__ or ()):
             try:
                 content = cell.cell_contents
             except ValueError:  # not bound yet
                 continue
-            self._global(content, f"{name}.__closure__[{i}].cell_contents", names[i], used)
+            self._global(content, f"{name}.__closure__[{i}].cell_contents", free[i], used)
         for key in sorted(used & item.__globals__.keys()):
             self._global(item.__globals__[key], f"{name}.__globals__[{key!r}]", key, used)
+        package = item.__globals__.get("__package__") or ""
+        for key in dict.fromkeys(imports(item.__code__, package)):
+            if key in sys.modules:
+                self._global(sys.modules[key], f"modules[{key!r}]", key, used)
 
     def _global(self, item: Any, access: str, path: str, used: frozenset[str]) -> None:
         """A variable from outside a function; of a module what the function names."""
@@ -253,7 +318,9 @@ class Guards:
         for i, x in enumerate(item):
             self._add(x, f"{name}[{i}]", f"{path}[{i}]")
 
-    def _dict(self, item: dict[Any, Any], name: str, path: str, skip: Iterable[str] = ()) -> None:
+    def _dict(
+        self, item: Mapping[Any, Any], name: str, path: str, skip: Iterable[str] = ()
+    ) -> None:
         keys = tuple(key for key in item if key not in skip)
         self.values[f"len({path})"] = len(item)
         self._line(f"if len({name}) != {len(item)}: return None", f"len({path})")
@@ -271,6 +338,12 @@ class Guards:
         if not module and (opaque or (held is None and not _slots(kind))):
             self._line(f"if {name} is not {self._constant(item)}: return None")
             return
+        if isinstance(item, enum.Enum):
+            self._line(f"if {name} is not {self._constant(item)}: return None")
+        self._attributes(item, name, path)
+
+    def _attributes(self, item: Any, name: str, path: str) -> None:
+        kind, held = type(item), getattr(item, "__dict__", None)
         self._add(kind, f"type({name})", kind.__qualname__)
         if isinstance(held, dict):
             self._line(f"{name}d = {name}.__dict__")
@@ -281,13 +354,18 @@ class Guards:
 
     def _class(self, item: type, name: str, path: str) -> None:
         """What the methods of a user's class use."""
+        if not _is_library(type(item).__module__):
+            self._add(type(item), f"type({name})", type(item).__qualname__)
         for place, base in enumerate(item.__mro__):
             if _is_library(base.__module__):
                 continue
+            # another attribute may hide one of a base
+            space = f"{name}.__mro__[{place}].__dict__"
+            self._line(f"if len({space}) != {len(vars(base))}: return None")
             for key, value in list(vars(base).items()):
                 if key in _BOOKKEEPING or isinstance(value, _DESCRIPTORS):
                     continue
-                access = f"{name}.__mro__[{place}].__dict__[{key!r}]"
+                access = f"{space}[{key!r}]"
                 if isinstance(value, property):
                     value, access = value.fget, f"{access}.fget"
                 elif isinstance(value, (staticmethod, classmethod)):
@@ -317,15 +395,6 @@ def same_plain(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def same_array(a: Any, b: Any) -> bool:
-    """Equality of numpy's arrays, types included."""
-    return (
-        type(a) is type(b)
-        and a.dtype == b.dtype
-        and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
-    )
-
-
 def _signature(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor.shape, tensor.dtype, tensor.requires_grad, tensor.device)
 
@@ -343,10 +412,3 @@ def _slots(kind: type) -> list[str]:
 def _is_library(module: str | None) -> bool:
     top = (module or "").split(".")[0]
     return top in _LIBRARIES or (top in sys.stdlib_module_names and top != "__main__")
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)

@@ -39,6 +39,18 @@ def check_func(func: Any) -> None:
         )
 
 
+def check_rows(t: Tensor, size: int) -> None:
+    """Times of their own for all samples of a batch.
+
+    Raises:
+        ValueError: there are more or fewer.
+    """
+    if t.dim() == 2 and t.shape[0] != size:
+        raise ValueError(
+            f"t has {t.shape[0]} rows for a batch of {size}: give [T] or [B, T] with the B of y0."
+        )
+
+
 def check_times(t: Any, device: torch.device, strict: bool, batched: bool) -> Tensor:
     """Times as a floating tensor, 1-D or (batched) 2-D, monotone; moved to ``device`` with a
     warning.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ctorch.ode import methods
+from ctorch.ode.arguments import check_rows
 from ctorch.ode.batched_sweep import BatchedSweep, replay_batched
 from ctorch.ode.capture import Captured
 from ctorch.ode.coefficients import Coefficients
@@ -24,7 +25,7 @@ from ctorch.ode.problem import Problem
 from ctorch.ode.run import Failure, Run
 from ctorch.ode.solution import Stats, Status
 from ctorch.ode.stepper import Recorder, bare_stages
-from ctorch.ode.steps import Rows, Step
+from ctorch.ode.steps import Rows, Step, forget_lost
 from ctorch.ode.sweep import Cotangents
 from ctorch.ode.transforms import transforms_active
 from ctorch.ops import step_control as control
@@ -94,13 +95,9 @@ class BatchedJob:
         self.captured = Captured(())
         shape = problem.y0.shape
         self.size = shape[0]
+        check_rows(problem.t, self.size)
         t = problem.t.detach().double()
         self.times = (t if t.dim() == 2 else t.expand(self.size, -1)).contiguous()
-        if self.times.shape[0] != self.size:
-            raise ValueError(
-                f"t has {self.times.shape[0]} rows for a batch of {self.size}: give [T] or [B, T]"
-                " with the B of y0."
-            )
 
     def spread(self, x: Tensor) -> Tensor:
         """[B] -> [B, 1, ..., 1], to broadcast against the packed state."""
@@ -219,6 +216,8 @@ class BatchedLoop:
         stats = Stats(problem.field.nfe - before + 1, accepted, rejected)
         run = Run(self.rows, self.steps, y, stats, status)
         run.failure = self._failure(status)
+        if run.failure is not None:
+            forget_lost(self.steps, status != 0, y)
         run.first_stage = first if self.recorder.graphs else None
         return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -67,7 +68,7 @@ def grid_knots(times: list[float], step: float | None, every: bool) -> Iterator[
     direction = 1.0 if times[-1] >= times[0] else -1.0
     yield times[0], 0
     goals = list(range(1, len(times))) if every else [len(times) - 1]
-    for low, goal in zip([0, *goals[:-1]], goals, strict=True):
+    for low, goal in itertools.pairwise([0, *goals]):
         span = abs(times[goal] - times[low])
         count = max(1, math.ceil(span / step * (1 - 1e-12)))
         for i in range(1, count):

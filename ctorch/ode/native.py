@@ -20,6 +20,7 @@ from ctorch.codegen import Traced, Untraceable, build
 from ctorch.codegen.graph import as_reals
 from ctorch.ode import methods
 from ctorch.ode.adaptive import PATIENCE
+from ctorch.ode.arguments import check_rows
 from ctorch.ode.native_source import Form, solve_source
 from ctorch.ode.native_task import Task
 from ctorch.ode.problem import Problem
@@ -135,7 +136,11 @@ def _solve(request: Request) -> tuple[Run, Tensor, Problem]:
 
 
 def check_supported(request: Request, problem: Problem) -> None:
-    """Raise ``Unsupported`` where a request has no native form."""
+    """Raise ``Unsupported`` where a request has no native form, and ``ValueError`` where its times
+    are those of another batch.
+    """
+    if request.layout.batched:
+        check_rows(problem.t, problem.y0.shape[0])
     what = _objection(request, problem)
     if what:
         raise Unsupported(f"{what} is not built natively yet: use native=False.")
@@ -479,6 +484,9 @@ def joint_run(problem: Problem, rows: Tensor, outcome: Outcome) -> Run:
 def _failure(problem: Problem, status: Status, t: float, h: float, error: float) -> Failure:
     if status is Status.MAX_STEPS:
         return max_steps_failure(problem, t, h, error)
+    # of steps of a fixed length, which ran on, there is no number
+    if math.isnan(h) or not bool(problem.y0.isfinite().all()):
+        return nonfinite_failure(t, 0.0 if math.isnan(h) else h, "the state y")
     if status is Status.STEP_UNDERFLOW or not math.isfinite(error):
         return underflow_failure(problem, t, h, error, None)
     return nonfinite_failure(t, h, "the state y")

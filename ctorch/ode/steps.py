@@ -68,6 +68,29 @@ class Rows:
     exact: Tensor
 
 
+def forget_lost(steps: list[Step], failed: Tensor, like: Tensor) -> None:
+    """Of the samples of a batch that failed, ``failed`` [B], undo the steps behind their last
+    outputs.
+
+    Nothing is read from those, but they may lead up to where the field has no derivative: 0 times
+    an infinite one is NaN.
+    """
+    read = torch.full_like(failed, -1, dtype=torch.int64)  # by sample: its last step with outputs
+    for number, step in enumerate(steps):
+        if isinstance(step.outputs, Rows):
+            read[step.outputs.sample] = number
+    columns = (-1, *[1] * (like.dim() - 1))
+    y, t = steps[0].y if steps else like, steps[0].t if steps else None
+    for number, step in enumerate(steps):
+        lost = failed & (read < number)
+        y = torch.where(lost.view(columns), y, step.y)
+        t = torch.where(lost, t, step.t)
+        if bool(lost.any()):
+            step.y, step.t, step.stages = y, t, None
+            step.t1, step.h = torch.where(lost, t, step.t1), torch.where(lost, 0.0, step.h)
+            step.moved = step.moved & ~lost
+
+
 def random_state(device: torch.device) -> Any:
     """The state of the generators that a field on ``device`` may draw from."""
     states = [torch.get_rng_state()]

@@ -103,7 +103,9 @@ def judge(
     error = error.double()
     running, finite = counts[FATE] == RUNNING, torch.isfinite(error)
     length, tau, tau1 = step[SIGNED].abs(), samples[TAU], samples[DIRECTION] * step[STOP]
-    moved = running & ((error <= 1.0) | ((length <= min_step) & finite))
+    # that of a least step which lands is longer by what is left over
+    least = torch.where(lands, _LANDING_ROOM * min_step, min_step)
+    moved = running & ((error <= 1.0) | ((length <= least) & finite))
     factor = _factor(error, samples[LOG_LAST], samples[LOG_BEFORE], control)
     grown = torch.where(lands, torch.maximum(length * factor, samples[LENGTH]), length * factor)
     following = torch.where(moved, grown, length * factor.clamp_max(1.0))

@@ -58,6 +58,15 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     (x + 0.1234).remainder(0.37), "fmod": lambda x: (x + 0.1234).fmod(0.37),
     "floor_divide": lambda x: (x + 0.1234).div(0.37, rounding_mode="floor") * x,
     "in_place": lambda x: x.clone().mul_(2).add_(x).tanh_(),
+    "signbit": lambda x: torch.where((x - 0.1234).signbit(), x, 2 * x),
+    "isinf": lambda x: torch.where(torch.isinf(x), 0.0, x), "rad2deg": lambda x: x.rad2deg() / 50,
+    "lgamma": lambda x: _positive(x).detach().lgamma() * x, "clip": lambda x: x.clip(-0.3),
+    "logic": lambda x: torch.where(
+        torch.logical_xor(x > 0.1234, x > -0.4) ^ torch.logical_not(x < 0.9), x, x.square()
+    ),
+    "whole": lambda x: ((3 * x + 0.1234).detach() // 1) * x,
+    "filled": lambda x: torch.full_like(x, 0.3) * x + x.new_full((1,), 0.2) + x.new_ones(()),
+    "bounded_below": lambda x: torch.clamp_max(x, 0.4),
     "written": lambda x: _written(x), "masked_fill": lambda x: x.masked_fill(x > 0.1234, 0.5),
 }  # fmt: skip
 
@@ -112,6 +121,12 @@ ALONG: dict[str, Callable[[Tensor, int], Tensor]] = {
     x.narrow(d, 0, (x.shape[d] + 1) // 2), "unfold": lambda x, d:
     torch.cat([x, x], d).unfold(d, 2, 1), "argmax": lambda x, d:
     x.gather(d, x.argmax(d, keepdim=True)),
+    "argmin": lambda x, d: x.gather(d, x.argmin(d, keepdim=True)),
+    "var_mean": lambda x, d: torch.cat(torch.var_mean(x, d, correction=0, keepdim=True), d),
+    "repeated": lambda x, d: x.repeat(1, *[2] * (x.dim() - 1)),
+    "copied": lambda x, d: x.index_copy(d, torch.tensor([0]), 2 * x.narrow(d, x.shape[d] - 1, 1)),
+    "selected": lambda x, d: x.select_scatter(x.select(d, 0) * 2, d, x.shape[d] - 1),
+    "sliced": lambda x, d: x.slice_scatter(x.narrow(d, 0, 1) * 2, d, 0, 1),
     "gather": lambda x, d: x.gather(d, torch.zeros(x.shape, dtype=torch.long)),
 }  # fmt: skip
 
@@ -156,7 +171,7 @@ class Program:
             if x.shape == y.shape:
                 out = out + torch.tanh(x)
             else:
-                size = x.flatten(1).mean(1).view(-1, *[1] * (y.dim() - 1))
+                size = x.reshape(len(y), -1).mean(1).view(-1, *[1] * (y.dim() - 1))
                 out = out + torch.sin(size + i) * y
         return out
 
@@ -165,6 +180,8 @@ class Program:
         if x.dim() == 1:
             x = x[:, None]
             dim = 1
+        if other.dim() == 1:
+            other = other[:, None]
         if step.kind == "unary":
             return UNARY[step.name](x)
         if step.kind == "binary":
@@ -233,6 +250,34 @@ class Program:
             return flat[:, [0, -1, 0]] * flat[:, torch.tensor([0])]
         if name == "conditions":
             return torch.where(x.sum(dim, keepdim=True) > 0.1234, x, x.square())
+        if name in ("reflect", "replicate"):
+            long = torch.cat([x, x + 1, x * 2], -1).reshape(len(x), -1, 3 * n)
+            return F.pad(long.detach() if name == "replicate" else long, (1, 2), mode=name)
+        if name in ("reflect_2d", "replicate_2d"):
+            flat = x.flatten(1)
+            plane = torch.stack([flat, flat.sin(), flat.cos()], 1)[:, None]
+            plane = torch.cat([plane, 2 * plane, plane], -1)
+            if name == "reflect_2d":
+                return F.pad(plane, (1, 1, 1, 1), mode="reflect")
+            return F.pad(plane.detach(), (1, 1, 1, 1), mode="replicate")
+        if name == "diagonals":
+            square = torch.diag_embed(x.flatten(1)[:, :6]).triu()
+            return square.diagonal_scatter(square.sum(1), 0, 1, 2)
+        if name == "cross":
+            three = torch.cat(
+                [x, x * other.reshape(len(x), -1).mean(1).view(-1, *[1] * (x.dim() - 1))], -1
+            )
+            three = torch.cat([three, x.cos()], -1)[..., :3]
+            return torch.linalg.cross(three, three.flip(-1).sin(), dim=-1)
+        if name == "products":
+            m = x.reshape(len(x), -1, n)
+            return torch.baddbmm(m.mT @ m, m.mT, m, beta=0.5, alpha=0.2)
+        if name == "taken":
+            return self.weight(2, n).take(torch.tensor([0, n, 0])) * x.flatten(1)[:, :1]
+        if name == "constants":
+            w = self.weight(n, n)
+            scale = w.trace() + w[0].dot(w[:, 0]) + torch.vdot(w[0], w[0])
+            return F.linear(x, torch.addmm(w, w, w)) * scale + torch.addmv(w[0], w, w.mv(w[0]))
         assert name == "outer_sum", name
         flat = x.flatten(1)
         return (flat[:, :, None] - flat[:, None, :])[:, :6, :6].sin()
@@ -241,7 +286,8 @@ class Program:
 STRUCTURES = [
     "linear", "masked_linear", "layer_norm", "group_norm", "cat", "stack", "flatten", "transpose",
     "gram", "attention", "bmm", "matrix", "pad", "pad_zero", "expand", "tril", "slice", "advanced",
-    "conditions", "outer_sum",
+    "conditions", "outer_sum", "reflect", "replicate", "reflect_2d", "replicate_2d", "diagonals",
+    "cross", "products", "taken", "constants",
 ]  # fmt: skip
 _CHOICES = [
     *(("unary", name) for name in UNARY), *(("binary", name) for name in BINARY),
