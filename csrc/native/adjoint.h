@@ -28,7 +28,7 @@ class Adjoint {
   Adjoint(const Task& task_, const Run<real>& run_, const Cotangents& cotangents_,
           real* const* shared_)
       : task(task_), run(run_), cotangents(cotangents_), shared(shared_) {
-    tile.shared = reinterpret_cast<const real* const*>(task.shared);
+    tile.shared.attach(task.shared);
   }
 
   void sweep() {
@@ -215,7 +215,7 @@ class Adjoint {
   template <int I>
   __attribute__((noinline)) void pull_back(V length) {
     V u[dim], time_b;
-    Field::vjp(times[I], states_of[I], tile.own, tile.shared, work, kb[I], time_b, u, ownb, shared);
+    Field::vjp(times[I], states_of[I], tile.own, tile.shared.all, work, kb[I], time_b, u, ownb, shared);
     for (long d = 0; d < dim; ++d) yb[d] += u[d];
     for_constants<0, I>([&](auto j) {
       if (Method::a[I][j] != 0)
@@ -231,7 +231,8 @@ class Adjoint {
   T tile;
   V yb[dim], ends[dim], starts[dim], carried[dim], kb[total][dim];
   V states_of[total][dim], times[total];
-  V ownb[Field::own + 1], work[Field::vjp_work + 1];
+  V ownb[Field::own + 1];
+  alignas(kRegisterBytes) V work[Field::vjp_work + 1];
   D t, h, stop, fresh;
   int64_t sample[W], at[W], next;
   int busy = 0;

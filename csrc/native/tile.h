@@ -3,6 +3,7 @@
 #pragma once
 
 #include "control.h"
+#include "one_sample.h"
 
 namespace ct::native {
 
@@ -48,18 +49,19 @@ struct Tile {
   static constexpr int evaluated = Method::late ? stages - 1 : stages;  // before the judgement
 
   V y[dim], y1[dim], k[total][dim], at[dim];
-  V own[Field::own > 0 ? Field::own : 1], work[Field::work > 0 ? Field::work : 1];
-  const real* const* shared;
+  V own[Field::own > 0 ? Field::own : 1];
+  alignas(kRegisterBytes) V work[Field::work > 0 ? Field::work : 1];
+  Arrays<Field, W> shared;
 
   CT_LANES void evaluate(V t, const V* state, V* slope) {
     if constexpr (kSmall<Field>)
-      Field::eval(t, state, own, shared, work, slope);
+      Field::eval(t, state, own, shared.all, work, slope);
     else
       evaluate_apart(t, state, slope);
   }
 
   CT_BOTH __attribute__((noinline)) void evaluate_apart(V t, const V* state, V* slope) {
-    Field::eval(t, state, own, shared, work, slope);
+    Field::eval(t, state, own, shared.all, work, slope);
   }
 
   // ---- the step

@@ -32,12 +32,36 @@ class Output:
     places: Ids | None = None
 
 
+class Matrices:
+    """The shared matrices of a field's products.
+
+    Args:
+        shared: how many shared arrays there are.
+    """
+
+    def __init__(self, shared: int) -> None:
+        self.shared = shared
+        self._known: dict[tuple[int, ...], int] = {}
+
+    def number(self, matrix: tuple[int, ...]) -> int:
+        """Which one it is: array, start, outputs, inputs, strides from output and input to next."""
+        return self._known.setdefault(matrix, len(self._known))
+
+    @property
+    def text(self) -> str:
+        """The C++ type that lists them."""
+        each = (f"ct::native::Matrix<{', '.join(map(str, matrix))}>" for matrix in self._known)
+        return f"MatrixList<{', '.join(each)}>"
+
+
 class Body:
     """The statements that compute some outputs.
 
     Args:
         graph: where they are.
         outputs: what is computed.
+        prefix: of the names of tables.
+        matrices: of the field; those of the products here are added.
 
     Attributes:
         lines: of C++.
@@ -45,8 +69,10 @@ class Body:
         tables: declarations of constant arrays, to stand at the top of the function.
     """
 
-    def __init__(self, graph: Graph, outputs: Sequence[Output], prefix: str) -> None:
-        self.graph = graph
+    def __init__(
+        self, graph: Graph, outputs: Sequence[Output], prefix: str, matrices: Matrices
+    ) -> None:
+        self.graph, self.matrices = graph, matrices
         self.outputs = sums.apart(graph, outputs)
         self.prefix = prefix
         self.lines: list[str] = []
@@ -378,12 +404,13 @@ class Body:
             m, k, n = a.shape[1], a.shape[2], b.shape[2]
             out = f"{target} + {i * m * n}" if i else target
             if (along == 1 or k == 1) and shared:
+                turned = self._turned(b[i], columns, down)
                 for r in range(m):
                     x = f"{left} + {r * rows}" if r * rows else left
                     y = f"{out} + {r * n}" if r else out
                     self.lines.append(
                         f"linear<{n}, {k}, {columns}, {down}>"
-                        f"({right}, static_cast<const real*>(nullptr), {x}, {y});"
+                        f"({right}, static_cast<const real*>(nullptr), {x}, {y}, {turned});"
                     )
             else:
                 self.lines.append(
@@ -393,6 +420,17 @@ class Body:
             for offset, size in ((copy, a[i].size), (second, b[i].size)):
                 if offset is not None:
                     self.release(offset, size)
+
+    def _turned(self, b: Ids, row: int, column: int) -> str:
+        """Where a shared matrix [k, n] stands as products of one sample read it."""
+        where = self.plan.operand(b)
+        item = self.plan.items[int(where.array.reshape(-1)[0])]
+        if not item.given:
+            return "static_cast<const real* const*>(nullptr)"
+        k, n = b.shape
+        start = int(where.place.reshape(-1)[0])
+        number = self.matrices.number((item.node.index, start, n, k, row, column))
+        return f"shared + {self.matrices.shared + number}"
 
     # ---- results
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ctorch.codegen.emit import Body, Output
+from ctorch.codegen.emit import Body, Matrices, Output
 from ctorch.codegen.graph import Graph, Ids
 
 _EVAL = """  template <class V>
@@ -37,7 +37,8 @@ def field_source(
             the shared arrays [numbers], None for those without; None where there is no derivative.
     """
     graph, slope = forward
-    body = Body(graph, [Output("dy", slope)], "eval")
+    matrices = Matrices(sizes[2])
+    body = Body(graph, [Output("dy", slope)], "eval", matrices)
     parts = [
         # of a class with a name for the linker, tables would be those of the first library loaded
         "namespace {",
@@ -57,10 +58,11 @@ def field_source(
             for k, ids in enumerate(ct_shared)
             if ids is not None
         ]
-        body = Body(graph, [output for output in outputs if output.ids.size], "vjp")
+        body = Body(graph, [output for output in outputs if output.ids.size], "vjp", matrices)
         parts.append(f"  static constexpr long vjp_work = {body.work};")
         lines = ["V* const time = &ct_t;", *body.tables, *body.lines]
         functions += [_VJP, *_indented(lines), "  }"]
+    parts.append(f"  using Matrices = ct::native::{matrices.text};")
     return "\n".join([*parts, *functions, "};", "}  // namespace"]) + "\n"
 
 

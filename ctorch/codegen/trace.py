@@ -56,6 +56,8 @@ class Field:
 
     def shared_of(self, problem: Problem) -> list[Tensor] | None:
         """The shared arrays as a problem has them now; None where this is not its trace."""
+        if not problem.tensors:
+            return self.check(problem.root)
         for leaf, own, shape in zip(problem.tensors, self.owned, self.shapes, strict=True):
             if tuple(leaf.shape[1:] if own else leaf.shape) != shape:
                 return None
@@ -298,7 +300,9 @@ def _first_of(
 ) -> Callable[[Any], list[Tensor] | None]:
     def first(root: Any) -> list[Tensor] | None:
         found = check(root)
-        return None if found is None else found[:count]
+        if found is not None:
+            del found[count:]
+        return found
 
     return first
 

@@ -84,9 +84,16 @@ def _pull_back(call: Call, inputs: tuple[Tensor, ...], grad: Tensor) -> list[Ten
     widths = [x.numel() // call.batch for x in owned]
     parts = [y0_grad, *own_grad.split(widths, 1), *wanted]
     return [
-        None if part is None else part.reshape(x.shape).to(x)
+        None if part is None else _like(part, x)
         for part, x in zip(parts, inputs, strict=True)
     ]
+
+
+def _like(part: Tensor, x: Tensor) -> Tensor:
+    """In the shape, the type and the place of ``x``."""
+    if part.shape != x.shape:
+        part = part.reshape(x.shape)
+    return part if part.dtype is x.dtype and part.device == x.device else part.to(x)
 
 
 def _again(

@@ -42,12 +42,14 @@ extern "C" void run_eval(long n, const real* t, const real* y, const real* own,
   std::vector<char> b[4];
   V *vy = aligned<V>(b[0], Field::dim), *vo = aligned<V>(b[1], Field::own),
     *w = aligned<V>(b[2], Field::work), *vd = aligned<V>(b[3], Field::dim);
+  ct::native::Arrays<Field, W> arrays;
+  arrays.attach(reinterpret_cast<const void* const*>(shared));
   for (long i = 0; i < n; i += W) {
     const long count = n - i < W ? n - i : W;
     V vt;
     gather(t, 1, i, count, &vt), gather(y, Field::dim, i, count, vy);
     gather(own, Field::own, i, count, vo);
-    Field::eval<V>(vt, vy, vo, shared, w, vd);
+    Field::eval<V>(vt, vy, vo, arrays.all, w, vd);
     scatter(vd, Field::dim, i, count, dy);
   }
 }
@@ -59,6 +61,8 @@ extern "C" void run_vjp(long n, const real* t, const real* y, const real* own,
   V *vy = aligned<V>(b[0], Field::dim), *vo = aligned<V>(b[1], Field::own),
     *w = aligned<V>(b[2], Field::vjp_work), *vc = aligned<V>(b[3], Field::dim),
     *gy = aligned<V>(b[4], Field::dim), *go = aligned<V>(b[5], Field::own);
+  ct::native::Arrays<Field, W> arrays;
+  arrays.attach(reinterpret_cast<const void* const*>(shared));
   for (long i = 0; i < n; i += W) {
     const long count = n - i < W ? n - i : W;
     V vt, gt;
@@ -67,7 +71,7 @@ extern "C" void run_vjp(long n, const real* t, const real* y, const real* own,
     for (long k = 0; k < Field::dim; ++k)
       for (int l = count; l < W; ++l) ct::native::set(vc[k], l, real(0));
     for (long k = 0; k < Field::own; ++k) go[k] = V{};
-    Field::vjp<V>(vt, vy, vo, shared, w, vc, gt, gy, go, ct_shared);
+    Field::vjp<V>(vt, vy, vo, arrays.all, w, vc, gt, gy, go, ct_shared);
     scatter(&gt, 1, i, count, ct_t), scatter(gy, Field::dim, i, count, ct_y);
     scatter(go, Field::own, i, count, ct_own);
   }
