@@ -10,6 +10,7 @@
 
 #include <memory>
 
+#include "pending.h"
 #include "rows.h"
 #include "runs.h"
 
@@ -27,8 +28,9 @@ class Adjoint {
 
   Adjoint(const Task& task_, const Run<real>& run_, const Cotangents& cotangents_,
           real* const* shared_)
-      : task(task_), run(run_), cotangents(cotangents_), shared(shared_) {
+      : task(task_), run(run_), cotangents(cotangents_) {
     tile.shared.attach(task.shared);
+    shared.attach(shared_);
   }
 
   void sweep() {
@@ -41,6 +43,7 @@ class Adjoint {
       refill(lane);
     }
     while (busy > 0) step();
+    shared.flush();
   }
 
  private:
@@ -215,7 +218,8 @@ class Adjoint {
   template <int I>
   __attribute__((noinline)) void pull_back(V length) {
     V u[dim], time_b;
-    Field::vjp(times[I], states_of[I], tile.own, tile.shared.all, work, kb[I], time_b, u, ownb, shared);
+    Field::vjp(times[I], states_of[I], tile.own, tile.shared.all, work, kb[I], time_b, u, ownb,
+               shared.all);
     for (long d = 0; d < dim; ++d) yb[d] += u[d];
     for_constants<0, I>([&](auto j) {
       if (Method::a[I][j] != 0)
@@ -227,12 +231,12 @@ class Adjoint {
   const Task& task;
   const Run<real>& run;
   const Cotangents& cotangents;
-  real* const* shared;
+  Gradients<Field, W> shared;
   T tile;
   V yb[dim], ends[dim], starts[dim], carried[dim], kb[total][dim];
   V states_of[total][dim], times[total];
   V ownb[Field::own + 1];
-  alignas(kRegisterBytes) V work[Field::vjp_work + 1];
+  alignas(kRegisterBytes) alignas(V) V work[Field::vjp_work + 1];
   D t, h, stop, fresh;
   int64_t sample[W], at[W], next;
   int busy = 0;

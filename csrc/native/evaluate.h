@@ -30,7 +30,7 @@ struct Evaluation {
   }
 
   V y[Field::dim], dy[Field::dim], own[Field::own + 1];
-  alignas(kRegisterBytes) V work[Field::work + 1];
+  alignas(kRegisterBytes) alignas(V) V work[Field::work + 1];
   Arrays<Field, W> arrays;
 };
 

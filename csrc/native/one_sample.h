@@ -75,13 +75,51 @@ CT_LANES void along_inputs(const T* w, const T* b, const T* x, T* y) {
     for (int chain = 0; chain < kChains; ++chain) add(i + chain * R, chain);
   }
   for (; i + R <= K; i += R) add(i, 0);
+  X totals{};  // stored at once: who loads them at once would wait for several stores
   CT_UNROLL(16)
   for (int r = 0; r < kCount; ++r) {
     T total = sum(kChains == 1 ? acc[0][r] : acc[0][r] + acc[kChains - 1][r]);
     for (long j = K - K % R; j < K; ++j) total += x[j] * w[r * kStride + j];
     if (b != nullptr) total += b[r];
-    y[r] = kAdds ? y[r] + total : total;
+    totals[r] = kAdds ? y[r] + total : total;
   }
+  std::memcpy(y, &totals, kCount * sizeof(T));
+}
+
+// Rows of a square of numbers become its columns.
+template <int kStep, class X, int... P>
+CT_LANES void transpose(X* rows, std::integer_sequence<int, P...> places) {
+  constexpr int R = kWidth<X>;
+  if constexpr (kStep < R) {
+    constexpr auto upper = [](int p) { return p & kStep ? R + p - kStep : p; };
+    constexpr auto lower = [](int p) { return p & kStep ? R + p : p + kStep; };
+    CT_UNROLL(16)
+    for (int i = 0; i < R; ++i) {
+      if (i & kStep) continue;
+      const X a = rows[i], b = rows[i + kStep];
+      rows[i] = __builtin_shufflevector(a, b, upper(P)...);
+      rows[i + kStep] = __builtin_shufflevector(a, b, lower(P)...);
+    }
+    transpose<2 * kStep>(rows, places);
+  }
+}
+
+// to[i * kTo + o] = from[o * kFrom + i]
+template <long N, long K, long kFrom, long kTo, class T>
+CT_LANES void transpose_all(const T* from, T* to) {
+  constexpr long R = kRegister<T>, kRows = N - N % R, kColumns = K - K % R;
+  using X = Lanes<T, R>;
+  for (long o = 0; o < kRows; o += R)
+    for (long i = 0; i < kColumns; i += R) {
+      X block[R];
+      CT_UNROLL(16)
+      for (long r = 0; r < R; ++r) block[r] = load<X>(from + (o + r) * kFrom + i);
+      transpose<1>(block, std::make_integer_sequence<int, R>{});
+      CT_UNROLL(16)
+      for (long r = 0; r < R; ++r) store<X>(to + (i + r) * kTo + o, block[r]);
+    }
+  for (long o = 0; o < N; ++o)
+    for (long i = o < kRows ? kColumns : 0; i < K; ++i) to[i * kTo + o] = from[o * kFrom + i];
 }
 
 }  // namespace one_sample_detail
@@ -93,8 +131,11 @@ CT_LANES void turn_round(const T* w, T* to) {
   if constexpr (P::size == 0) {
     return;
   } else if constexpr (P::outputs) {
-    for (long o = 0; o < N; ++o)
-      for (long i = 0; i < K; ++i) to[i * P::stride + o] = w[o * kRow + i * kColumn];
+    if constexpr (kColumn == 1)
+      one_sample_detail::transpose_all<N, K, kRow, P::stride>(w, to);
+    else
+      for (long o = 0; o < N; ++o)
+        for (long i = 0; i < K; ++i) to[i * P::stride + o] = w[o * kRow + i * kColumn];
     for (long i = 0; i < K; ++i)
       for (long o = N; o < P::stride; ++o) to[i * P::stride + o] = 0;
   } else {

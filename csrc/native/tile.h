@@ -50,7 +50,7 @@ struct Tile {
 
   V y[dim], y1[dim], k[total][dim], at[dim];
   V own[Field::own > 0 ? Field::own : 1];
-  alignas(kRegisterBytes) V work[Field::work > 0 ? Field::work : 1];
+  alignas(kRegisterBytes) alignas(V) V work[Field::work > 0 ? Field::work : 1];
   Arrays<Field, W> shared;
 
   CT_LANES void evaluate(V t, const V* state, V* slope) {

@@ -24,34 +24,55 @@ class Output:
         ids: [n] numbers that go there, in order.
         mode: "write", "add", or "sum": added, summed over lanes, to an array of numbers.
         places: of "sum", where in the array they go.
+        array: of "sum", which of the shared arrays that is.
     """
 
     pointer: str
     ids: Ids
     mode: str = "write"
     places: Ids | None = None
+    array: int = 0
 
 
-class Matrices:
-    """The shared matrices of a field's products.
+class Parts:
+    """Parts of shared arrays that the products of a field use in one way or the other.
 
     Args:
         shared: how many shared arrays there are.
+        kind: the C++ template of one of them.
     """
 
-    def __init__(self, shared: int) -> None:
-        self.shared = shared
+    def __init__(self, shared: int, kind: str) -> None:
+        self._shared, self._kind = shared, kind
         self._known: dict[tuple[int, ...], int] = {}
 
-    def number(self, matrix: tuple[int, ...]) -> int:
-        """Which one it is: array, start, outputs, inputs, strides from output and input to next."""
-        return self._known.setdefault(matrix, len(self._known))
+    def place(self, part: tuple[int, ...]) -> int:
+        """Where it stands behind the shared arrays. Array, start, rows and columns and the strides
+        of both.
+        """
+        return self._shared + self._known.setdefault(part, len(self._known))
 
     @property
     def text(self) -> str:
         """The C++ type that lists them."""
-        each = (f"ct::native::Matrix<{', '.join(map(str, matrix))}>" for matrix in self._known)
-        return f"MatrixList<{', '.join(each)}>"
+        kind = f"ct::native::{self._kind}"
+        each = (f"{kind}<{', '.join(map(str, part))}>" for part in self._known)
+        return f"{kind}List<{', '.join(each)}>"
+
+
+class Shared:
+    """What the products of a field use of the shared arrays: one object for all its functions.
+
+    Args:
+        count: how many shared arrays there are.
+
+    Attributes:
+        matrices: factors of products with one sample.
+        products: gradients that are sums of outer products.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.matrices, self.products = Parts(count, "Matrix"), Parts(count, "Product")
 
 
 class Body:
@@ -61,7 +82,7 @@ class Body:
         graph: where they are.
         outputs: what is computed.
         prefix: of the names of tables.
-        matrices: of the field; those of the products here are added.
+        shared: of the field; what the products here use is added.
 
     Attributes:
         lines: of C++.
@@ -70,9 +91,9 @@ class Body:
     """
 
     def __init__(
-        self, graph: Graph, outputs: Sequence[Output], prefix: str, matrices: Matrices
+        self, graph: Graph, outputs: Sequence[Output], prefix: str, shared: Shared
     ) -> None:
-        self.graph, self.matrices = graph, matrices
+        self.graph, self.shared = graph, shared
         self.outputs = sums.apart(graph, outputs)
         self.prefix = prefix
         self.lines: list[str] = []
@@ -429,8 +450,8 @@ class Body:
             return "static_cast<const real* const*>(nullptr)"
         k, n = b.shape
         start = int(where.place.reshape(-1)[0])
-        number = self.matrices.number((item.node.index, start, n, k, row, column))
-        return f"shared + {self.matrices.shared + number}"
+        place = self.shared.matrices.place((item.node.index, start, n, k, row, column))
+        return f"shared + {place}"
 
     # ---- results
 

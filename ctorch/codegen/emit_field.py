@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ctorch.codegen.emit import Body, Matrices, Output
+from ctorch.codegen.emit import Body, Output, Shared
 from ctorch.codegen.graph import Graph, Ids
 
 _EVAL = """  template <class V>
@@ -37,8 +37,8 @@ def field_source(
             the shared arrays [numbers], None for those without; None where there is no derivative.
     """
     graph, slope = forward
-    matrices = Matrices(sizes[2])
-    body = Body(graph, [Output("dy", slope)], "eval", matrices)
+    shared = Shared(sizes[2])
+    body = Body(graph, [Output("dy", slope)], "eval", shared)
     parts = [
         # of a class with a name for the linker, tables would be those of the first library loaded
         "namespace {",
@@ -54,15 +54,16 @@ def field_source(
         graph, ct_t, ct_y, ct_own, ct_shared = backward
         outputs = [Output("time", ct_t), Output("ct_y", ct_y), Output("ct_own", ct_own, "add")]
         outputs += [
-            Output(f"ct_shared[{k}]", ids, "sum")
+            Output(f"ct_shared[{k}]", ids, "sum", array=k)
             for k, ids in enumerate(ct_shared)
             if ids is not None
         ]
-        body = Body(graph, [output for output in outputs if output.ids.size], "vjp", matrices)
+        body = Body(graph, [output for output in outputs if output.ids.size], "vjp", shared)
         parts.append(f"  static constexpr long vjp_work = {body.work};")
         lines = ["V* const time = &ct_t;", *body.tables, *body.lines]
         functions += [_VJP, *_indented(lines), "  }"]
-    parts.append(f"  using Matrices = ct::native::{matrices.text};")
+    parts.append(f"  using Matrices = {shared.matrices.text};")
+    parts.append(f"  using Products = {shared.products.text};")
     return "\n".join([*parts, *functions, "};", "}  // namespace"]) + "\n"
 
 

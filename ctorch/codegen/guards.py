@@ -218,9 +218,7 @@ class Guards:
     def _unequal(self, access: str, item: Any, path: str) -> None:
         """The line for another value than was found; mostly it is the same object."""
         known = self._constant(item)
-        self._line(
-            f"if (x := {access}) is not {known} and not same(x, {known}): return None", path
-        )
+        self._line(f"if (x := {access}) is not {known} and not same(x, {known}): return None", path)
 
     def _function(self, item: types.FunctionType, name: str, path: str) -> None:
         self._line(f"if {name}.__code__ is not {self._constant(item.__code__)}: return None")

@@ -83,10 +83,7 @@ def _pull_back(call: Call, inputs: tuple[Tensor, ...], grad: Tensor) -> list[Ten
     owned = inputs[1 : len(inputs) - count]
     widths = [x.numel() // call.batch for x in owned]
     parts = [y0_grad, *own_grad.split(widths, 1), *wanted]
-    return [
-        None if part is None else _like(part, x)
-        for part, x in zip(parts, inputs, strict=True)
-    ]
+    return [None if part is None else _like(part, x) for part, x in zip(parts, inputs, strict=True)]
 
 
 def _like(part: Tensor, x: Tensor) -> Tensor:

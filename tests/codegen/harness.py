@@ -19,6 +19,7 @@ ENTRIES = """
 #include <vector>
 #include "native/linear.h"
 #include "native/math.h"
+#include "native/pending.h"
 #include "native/sweep.h"
 %s
 using real = Field::real;
@@ -63,6 +64,8 @@ extern "C" void run_vjp(long n, const real* t, const real* y, const real* own,
     *gy = aligned<V>(b[4], Field::dim), *go = aligned<V>(b[5], Field::own);
   ct::native::Arrays<Field, W> arrays;
   arrays.attach(reinterpret_cast<const void* const*>(shared));
+  ct::native::Gradients<Field, W> gradients;
+  gradients.attach(ct_shared);
   for (long i = 0; i < n; i += W) {
     const long count = n - i < W ? n - i : W;
     V vt, gt;
@@ -71,10 +74,11 @@ extern "C" void run_vjp(long n, const real* t, const real* y, const real* own,
     for (long k = 0; k < Field::dim; ++k)
       for (int l = count; l < W; ++l) ct::native::set(vc[k], l, real(0));
     for (long k = 0; k < Field::own; ++k) go[k] = V{};
-    Field::vjp<V>(vt, vy, vo, arrays.all, w, vc, gt, gy, go, ct_shared);
+    Field::vjp<V>(vt, vy, vo, arrays.all, w, vc, gt, gy, go, gradients.all);
     scatter(&gt, 1, i, count, ct_t), scatter(gy, Field::dim, i, count, ct_y);
     scatter(go, Field::own, i, count, ct_own);
   }
+  gradients.flush();
 }
 #endif
 """
