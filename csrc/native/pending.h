@@ -22,8 +22,8 @@ struct Factors {
   int count;
 };
 
-// kRows rows of the weights, kRegisters registers of inputs, of which the last has kLast numbers.
-template <int kRows, int kRegisters, int kLast, long kRow, class F, class T>
+// kRows rows of the weights, kRegisters registers of columns, of which the last has kLast numbers.
+template <int kRows, int kRegisters, int kLast, long kRow, long kColumn, class F, class T>
 CT_LANES void add_block(const F& factors, long o, long i, T* w) {
   constexpr int R = kRegister<T>;
   using X = Lanes<T, R>;
@@ -43,34 +43,43 @@ CT_LANES void add_block(const F& factors, long o, long i, T* w) {
   for (int r = 0; r < kRows; ++r) {
     CT_UNROLL(2)
     for (int c = 0; c < kRegisters; ++c) {
-      constexpr auto bytes = [](int c) { return (c == kRegisters - 1 ? kLast : R) * sizeof(T); };
-      T* const to = w + (o + r) * kRow + i + c * R;
-      X sum{};
-      std::memcpy(&sum, to, bytes(c));
-      sum += acc[r][c];
-      std::memcpy(to, &sum, bytes(c));
+      constexpr auto numbers = [](int c) { return c == kRegisters - 1 ? kLast : R; };
+      T* const to = w + (o + r) * kRow + (i + c * R) * kColumn;
+      if constexpr (kColumn == 1) {
+        X sum{};
+        std::memcpy(&sum, to, numbers(c) * sizeof(T));
+        sum += acc[r][c];
+        std::memcpy(to, &sum, numbers(c) * sizeof(T));
+      } else {
+        T sums[R];
+        store<X>(sums, acc[r][c]);
+        for (int l = 0; l < numbers(c); ++l) to[l * kColumn] += sums[l];
+      }
     }
   }
 }
 
-template <int kRegisters, int kLast, long N, long kRow, class F, class T>
-CT_LANES void add_inputs(const F& factors, long i, T* w) {
+template <int kRegisters, int kLast, long N, long kRow, long kColumn, class F, class T>
+CT_LANES void add_columns(const F& factors, long i, T* w) {
   constexpr int kRows = 8;
   constexpr long kWhole = N - N % kRows;
-  for (long o = 0; o < kWhole; o += kRows)
-    add_block<kRows, kRegisters, kLast, kRow>(factors, o, i, w);
+  if constexpr (kWhole > 0)
+    for (long o = 0; o < kWhole; o += kRows)
+      add_block<kRows, kRegisters, kLast, kRow, kColumn>(factors, o, i, w);
   if constexpr (N > kWhole)
-    add_block<static_cast<int>(N - kWhole), kRegisters, kLast, kRow>(factors, kWhole, i, w);
+    add_block<static_cast<int>(N - kWhole), kRegisters, kLast, kRow, kColumn>(factors, kWhole, i,
+                                                                              w);
 }
 
-template <long N, long K, long kRow, class F, class T>
+template <long N, long K, long kRow, long kColumn, class F, class T>
 __attribute__((noinline)) void add(F& factors, T* w) {
   constexpr int R = kRegister<T>;
   constexpr long kPairs = K - K % (2 * R), kWhole = K - K % R;
-  for (long i = 0; i < kPairs; i += 2 * R) add_inputs<2, R, N, kRow>(factors, i, w);
-  if constexpr (kWhole > kPairs) add_inputs<1, R, N, kRow>(factors, kPairs, w);
+  if constexpr (kPairs > 0)
+    for (long i = 0; i < kPairs; i += 2 * R) add_columns<2, R, N, kRow, kColumn>(factors, i, w);
+  if constexpr (kWhole > kPairs) add_columns<1, R, N, kRow, kColumn>(factors, kPairs, w);
   if constexpr (K > kWhole)
-    add_inputs<1, static_cast<int>(K - kWhole), N, kRow>(factors, kWhole, w);
+    add_columns<1, static_cast<int>(K - kWhole), N, kRow, kColumn>(factors, kWhole, w);
   factors.count = 0;
 }
 
@@ -81,31 +90,29 @@ template <long kArray, long kStart, long N_, long K_, long kRow_, long kColumn_>
 struct Product {
   static constexpr long array = kArray, start = kStart, N = N_, K = K_;
   static constexpr long kRow = kRow_, kColumn = kColumn_;
-  // with rows along the inputs; else it is the transpose that is added
-  static constexpr bool turned = kColumn != 1 && kRow == 1;
-  static constexpr bool waits = turned || kColumn == 1;
-  static constexpr long rows = turned ? K : N, columns = turned ? N : K;
-  static constexpr long stride = turned ? kColumn : kRow;
+
+  // Registers run along the longer side, or the one whose numbers lie side by side.
   template <class T>
-  using Factors = pending_detail::Factors<T, waits ? rows : 1, waits ? columns : 1>;
+  static constexpr bool turned = K >= kRegister<T> ? kColumn != 1 && kRow == 1 : N > K;
+  template <class T>
+  static constexpr long rows = turned<T> ? K : N;
+  template <class T>
+  static constexpr long columns = turned<T> ? N : K;
+  template <class T>
+  using Factors = pending_detail::Factors<T, rows<T>, columns<T>>;
 
   template <class T>
   CT_LANES static void put(const T* u, const T* x, T* w, void* place) {
-    if constexpr (!waits) {
-      for (long o = 0; o < N; ++o)
-        for (long i = 0; i < K; ++i) w[o * kRow + i * kColumn] += u[o] * x[i];
-    } else {
-      auto& factors = *static_cast<Factors<T>*>(place);
-      std::memcpy(factors.u[factors.count], turned ? x : u, rows * sizeof(T));
-      std::memcpy(factors.x[factors.count], turned ? u : x, columns * sizeof(T));
-      if (++factors.count == pending_detail::kDepth) flush(w, factors);
-    }
+    auto& factors = *static_cast<Factors<T>*>(place);
+    std::memcpy(factors.u[factors.count], turned<T> ? x : u, rows<T> * sizeof(T));
+    std::memcpy(factors.x[factors.count], turned<T> ? u : x, columns<T> * sizeof(T));
+    if (++factors.count == pending_detail::kDepth) flush(w, factors);
   }
 
   template <class T>
   CT_LANES static void flush(T* w, Factors<T>& factors) {
-    if constexpr (waits)
-      if (factors.count > 0) pending_detail::add<rows, columns, stride>(factors, w);
+    constexpr long row = turned<T> ? kColumn : kRow, column = turned<T> ? kRow : kColumn;
+    if (factors.count > 0) pending_detail::add<rows<T>, columns<T>, row, column>(factors, w);
   }
 };
 
