@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
 #include <vector>
 
 namespace ct::native {
@@ -37,9 +39,23 @@ struct Run {
   }
 };
 
+// Of samples that step together also what the evaluations left for their derivatives, from the
+// first step on as far as it takes no more memory than this; what is not here is computed again.
+constexpr size_t kRecordBytes = size_t{1} << 27;
+
 template <class Real>
 struct Tape {
   std::vector<Run<Real>> runs;
+  std::vector<std::unique_ptr<char, decltype(&std::free)>> records;  // by steps
+
+  // The record of a step, of so many bytes; null: there is no room for it.
+  char* record(size_t step, size_t bytes) {
+    if ((step + 1) * bytes > kRecordBytes) return nullptr;
+    if (step == records.size())
+      records.emplace_back(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)),
+                           &std::free);
+    return records[step].get();
+  }
 };
 
 }  // namespace ct::native
