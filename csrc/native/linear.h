@@ -14,6 +14,7 @@ enum class Sum { kWrite, kAdd };
 namespace linear_detail {
 
 constexpr int kOutputs = 8;  // accumulators at a time
+constexpr int kAhead = 8;    // rows
 
 // Outputs o .. o + kCount - 1.
 template <int kCount, long K, long kRow, long kColumn, Sum kSum, class V, class T>
@@ -25,6 +26,9 @@ CT_LANES void rows(const T* w, const T* b, const V* x, V* y) {
     if (b != nullptr) acc[r] += all<V>(b[r]);
   }
   for (long i = 0; i < K; ++i) {
+    // a transposed matrix is read line by line, which no processor foresees
+    if constexpr (kWidth<V> > 1 && kColumn > 64)
+      __builtin_prefetch(w + (i + kAhead < K ? i + kAhead : i) * kColumn);
     const V xi = x[i];
     CT_UNROLL(8)
     for (int r = 0; r < kCount; ++r) acc[r] += xi * w[r * kRow + i * kColumn];

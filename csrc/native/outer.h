@@ -46,6 +46,9 @@ CT_LANES void add_rows(const T* u, const Lanes<T, kRegister<T>>* turned, T* w) {
   constexpr int R = kRegister<T>;
   using X = Lanes<T, R>;
   X acc[kCount][kRegisters] = {};
+  CT_UNROLL(8)
+  for (int r = 0; r < kCount; ++r)
+    for (int c = 0; c < kRegisters; ++c) __builtin_prefetch(w + r * kRow + c * R, 1);
   for (int l = 0; l < W; ++l) {
     CT_UNROLL(8)
     for (int r = 0; r < kCount; ++r) {
