@@ -120,8 +120,9 @@ class Body:
         """An address in an item's array."""
         plus = "" if offset in (0, "0", "") else f" + {offset}"
         if item.given:
-            shared = f"[{item.node.index}]" if item.node.op == "shared" else ""
-            return f"{item.node.op}{shared}{plus}"
+            index = item.node.index
+            at = {"shared": f"[{index}]", "kept": f" + {index}" if index else ""}
+            return f"{item.node.op}{at.get(item.node.op, '')}{plus}"
         name, start = item.home
         if item.uniform:
             return f"reinterpret_cast<real*>({name} + {start}){plus}"

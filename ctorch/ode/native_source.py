@@ -37,10 +37,8 @@ class Form:
 
 def solve_source(field: str, form: Form) -> str:
     """The translation unit for ``field``, the source of a ``struct Field``."""
-    register = "ct::native::kRegister<Field::real>"
     width = f"ct::native::kSamples<Field, {form.registers}>" if form.registers else "1"
-    # the gradient sums over lanes, which is made for those of one register
-    back = register if form.registers else "1"
+    back = f"ct::native::kSamplesBack<Field, {form.registers}>" if form.registers else "1"
     entries = f"""extern "C" int64_t ct_solve(const ct::native::Task* task) {{
   return ct::native::{form.entry}<Field, Method, {width}>(*task);
 }}
@@ -116,6 +114,7 @@ def method_source(form: Form) -> str:
         f"int segments = {len(form.segments)}",
         f"long segment[] = {{{', '.join(map(str, ends))}}}",
         f"bool maximum = {_bool(form.max_norm)}, tolerances = {_bool(form.tolerances)}",
+        f"bool gradient = {_bool(form.gradient)}",
     ]
     lines = [f"  static constexpr {constant};" for constant in constants]
     return "\n".join([f"struct Method {{  // {form.method}", *lines, "};"])
