@@ -93,7 +93,8 @@ extern "C" void run_vjp(long in_parts, long n, const real* t, const real* y, con
     for (long k = 0; k < Field::dim; ++k)
       for (int l = count; l < W; ++l) ct::native::set(vc[k], l, real(0));
     for (long k = 0; k < Field::own; ++k) go[k] = V{};
-    if (in_parts) vjp_of<kParts<Field>>(vt, vy, vo, arrays.all, w, vd, vc, gt, gy, go, gradients.all);
+    if (in_parts)
+      vjp_of<kParts<Field>>(vt, vy, vo, arrays.all, w, vd, vc, gt, gy, go, gradients.all);
     else vjp_of<false>(vt, vy, vo, arrays.all, w, vd, vc, gt, gy, go, gradients.all);
     scatter(vd, Field::dim, i, count, dy);
     scatter(&gt, 1, i, count, ct_t), scatter(gy, Field::dim, i, count, ct_y);
