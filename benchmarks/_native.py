@@ -34,9 +34,9 @@ def kernel_alone(problem: Problem) -> Case:
         held.append(task)
         return 0
 
-    outcome = native.execute(
-        keep, task, problem.y0, times, problem.y0.new_empty(len(problem.y0), 0), [], True
-    )
+    y0 = problem.y0
+    shape = (len(times), *y0.shape)
+    outcome = native.execute(keep, task, (1, y0.numel()), shape, y0, times, None, [], True)
     task.shared = None
     pointer = ctypes.byref(task)
     return Case(
@@ -44,9 +44,9 @@ def kernel_alone(problem: Problem) -> Case:
         lambda: prepared.function(pointer),
         lambda _: Report(
             y=outcome.rows[-1].double().numpy(),
-            nfe=int(outcome.numbers[0, 0]),
-            accepted=int(outcome.numbers[1, 0]),
-            rejected=int(outcome.numbers[2, 0]),
+            nfe=outcome.numbers[0],
+            accepted=outcome.numbers[1],
+            rejected=outcome.numbers[2],
         ),
     )
 

@@ -12,12 +12,23 @@
 // move it; else the length is frozen, and the start moves all steps after it.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 
+#include "pending.h"
 #include "rows.h"
 #include "runs.h"
 
 namespace ct::native {
+
+// Scratch of the derivative.
+template <class Field>
+constexpr long kScratchBack = [] {
+  if constexpr (kRecords<Field>)
+    return Field::pull_work;
+  else
+    return Field::vjp_work;
+}();
 
 template <class Field, class Method, int W>
 class Adjoint {
@@ -29,10 +40,11 @@ class Adjoint {
   static constexpr long dim = T::dim;
   static constexpr int stages = T::stages, total = T::total;
 
-  Adjoint(const Task& task_, const Run<real>& run_, const Cotangents& cotangents_,
-          real* const* shared_)
-      : task(task_), run(run_), cotangents(cotangents_), shared(shared_) {
-    tile.shared = reinterpret_cast<const real* const*>(task.shared);
+  Adjoint(const Task& task_, const Tape<real>& tape_, const Run<real>& run_,
+          const Cotangents& cotangents_, real* const* shared_)
+      : task(task_), tape(tape_), run(run_), cotangents(cotangents_) {
+    tile.shared.attach(task.shared);
+    shared.attach(shared_);
   }
 
   void sweep() {
@@ -44,7 +56,15 @@ class Adjoint {
       sample[lane] = -1;
       refill(lane);
     }
-    while (busy > 0) step();
+    while (busy > 0) {
+      if (std::any_of(at, at + W, [](int64_t a) { return a >= 0; }))
+        step();
+      else
+        first_slope();
+      for (int lane = 0; timed() && lane < W; ++lane) hang(lane);
+      for (int lane = 0; lane < W; ++lane) go_back(lane);
+    }
+    shared.flush();
   }
 
  private:
@@ -160,7 +180,8 @@ class Adjoint {
     tb = hb = D{};
     read_rows(inside);
     const V length = convert<V>(h);
-    make_stages(length, inside);
+    record = recorded(inside);
+    if (record == nullptr) make_stages(length, inside);
     if (timed() && inside) read_times();
     for_constants<0, stages>([&](auto i) {
       if (Method::b[i] != 0)
@@ -180,8 +201,20 @@ class Adjoint {
     } else {
       pull_back<0>(length);
     }
-    for (int lane = 0; timed() && lane < W; ++lane) hang(lane);
-    for (int lane = 0; lane < W; ++lane) go_back(lane);
+  }
+
+  // The slopes at the starts alone: no lane has a step left.
+  void first_slope() {
+    tb = hb = D{};
+    for (long d = 0; d < dim; ++d) kb[0][d] = carried[d];
+    const V begin = convert<V>(t);
+    times[0] = select(mask_for<V>(beyond != D{}), beside(begin, convert<V>(beyond)), begin);
+    if constexpr (kRecords<Field>)
+      tile.record(times[0], tile.y, again, tile.k[0]);
+    else
+      std::copy_n(tile.y, dim, again);
+    record = again;
+    pull_back<0>(V{});
   }
 
   template <int kFrom, int kTo, class Body>
@@ -233,37 +266,78 @@ class Adjoint {
       for (long d = 0; d < dim; ++d) set(kb[i][d], lane, get(kb[i][d], lane) + g[d]);
   }
 
-  // The stages of the forward step again: states Y and times of all, slopes of those that are used.
+  // What the forward step left of its stages. Samples that step together are in the tiles that they
+  // were in then.
+  const V* recorded(bool inside) {
+    if constexpr (kRecords<Field> && Method::gradient) {
+      if (at[0] < 0 || (inside && total > stages) || timed()) return nullptr;
+      const int64_t number = at[0] / (run.end - run.begin);
+      if (number >= static_cast<int64_t>(tape.records.size())) return nullptr;
+      make_times();
+      return reinterpret_cast<const V*>(tape.records[number].get()) +
+             sample[0] / W * stages * kRecord<Field>;
+    }
+    return nullptr;
+  }
+
+  // The stages of the forward step again.
   void make_stages(V length, bool inside) {
+    make_times();
+    if constexpr (kRecords<Field> && !Method::fsal) {
+      tile.record(times[0], tile.y, again, tile.k[0]);
+    } else {
+      std::copy_n(tile.y, dim, again);
+      tile.evaluate(times[0], tile.y, tile.k[0]);
+    }
+    for_constants<1, total>([&](auto i) {
+      if (i >= stages && !inside) return;
+      V* const state = again + i * kRecord<Field>;
+      tile.template stage_state<i>(length, state);
+      constexpr bool kUsed = i != (Method::fsal ? stages - 1 : stages);
+      const bool later = i < total - 1 || timed();  // something reads its slope
+      if constexpr (kRecords<Field>)
+        tile.record(times[i], state, state, tile.k[i]);
+      else if (later && (kUsed || inside))
+        tile.evaluate(times[i], state, tile.k[i]);
+    });
+    record = again;
+  }
+
+  void make_times() {
     const V begin = convert<V>(t), end = convert<V>(stop);
     V end_time = task.knots == nullptr || task.perturb ? beside(end, begin) : end;
     // the first slope is the last one of the step before, which was taken just before its end
     const V earlier = begin - (end - begin);
-    V first = begin;
+    times[0] = begin;
     if constexpr (Method::fsal) {
-      first = select(mask_for<V>(fresh > D{}), begin, beside(begin, earlier));
-      first = select(mask_for<V>(fresh == all<D>(kAfterJump)), beside(begin, end), first);
+      times[0] = select(mask_for<V>(fresh > D{}), begin, beside(begin, earlier));
+      times[0] = select(mask_for<V>(fresh == all<D>(kAfterJump)), beside(begin, end), times[0]);
       end_time = select(mask_for<V>(beyond != D{}), beside(end, convert<V>(beyond)), end_time);
-    } else if (task.perturb)
-      first = beside(begin, end);
-    times[0] = first;
-    for (long d = 0; d < dim; ++d) states_of[0][d] = tile.y[d];
-    tile.evaluate(first, tile.y, tile.k[0]);
-    for_constants<1, total>([&](auto i) {
-      if (i >= stages && !inside) return;
-      times[i] = tile.template stage_time<i>(t, h, end_time);
-      tile.template stage_state<i>(length, states_of[i]);
-      constexpr bool kUsed = i != (Method::fsal ? stages - 1 : stages);
-      const bool later = i < total - 1 || timed();  // something reads its slope
-      if (later && (kUsed || inside)) tile.evaluate(times[i], states_of[i], tile.k[i]);
-    });
+    } else if (task.perturb) {
+      times[0] = beside(begin, end);
+    }
+    for_constants<1, total>(
+        [&](auto i) { times[i] = tile.template stage_time<i>(t, h, end_time); });
+  }
+
+  static bool any_of(const V* x) {
+    for (long d = 0; d < dim; ++d)
+      if (any(x[d] != V{})) return true;
+    return false;
   }
 
   template <int I>
   __attribute__((noinline)) void pull_back(V length) {
     if (timed() && (!Method::fsal || I != stages - 1)) lengthen<I>();
     V u[dim], time_b;
-    Field::vjp(times[I], states_of[I], tile.own, tile.shared, work, kb[I], time_b, u, ownb, shared);
+    const V* const state = record + I * kRecord<Field>;
+    if (!any_of(kb[I])) return;  // as at the end of the last step
+    if constexpr (kRecords<Field>)
+      Field::pull(times[I], state, tile.own, tile.shared.all, work, state + dim, kb[I], time_b, u,
+                  ownb, shared.all);
+    else
+      Field::vjp(times[I], state, tile.own, tile.shared.all, work, kb[I], time_b, u, ownb,
+                 shared.all);
     tb += convert<D>(time_b);
     hb += Method::c[I] * convert<D>(time_b);
     for (long d = 0; d < dim; ++d) yb[d] += u[d];
@@ -338,13 +412,17 @@ class Adjoint {
   }
 
   const Task& task;
+  const Tape<real>& tape;
   const Run<real>& run;
   const Cotangents& cotangents;
-  real* const* shared;
+  Gradients<Field, W> shared;
   T tile;
   V yb[dim], ends[dim], starts[dim], carried[dim], kb[total][dim];
-  V states_of[total][dim], times[total];
-  V ownb[Field::own + 1], work[Field::vjp_work + 1];
+  alignas(kRegisterBytes) alignas(V) V again[total * kRecord<Field>],
+      times[total];  // the stages, where they are made again
+  const V* record;   // the stages
+  V ownb[Field::own + 1];
+  alignas(kRegisterBytes) alignas(V) V work[kScratchBack<Field> + 1];
   D t, h, stop, fresh;
   D beyond;       // not zero: what is pulled back is the slope on that side of a jump
   D tau, tb, hb;  // cotangents of the step's end, start and length
@@ -356,8 +434,8 @@ class Adjoint {
 template <class Field, class Method, int W>
 void pull_back_rows(const Task& task, const Cotangents& cotangents) {
   using real = typename Field::real;
-  const auto& runs = static_cast<const Tape<real>*>(task.tape)->runs;
-  const int64_t count = static_cast<int64_t>(runs.size());
+  const auto& tape = *static_cast<const Tape<real>*>(task.tape);
+  const int64_t count = static_cast<int64_t>(tape.runs.size());
   // every run adds to arrays of its own, which are added up in their order
   std::vector<std::vector<std::vector<real>>> sums(count);
   on_threads(count, task.threads, [&](int64_t i) {
@@ -367,7 +445,8 @@ void pull_back_rows(const Task& task, const Cotangents& cotangents) {
       if (cotangents.shared[s] != nullptr) sums[i][s].assign(cotangents.sizes[s], real(0));
       pointers[s] = cotangents.shared[s] == nullptr ? nullptr : sums[i][s].data();
     }
-    std::make_unique<Adjoint<Field, Method, W>>(task, runs[i], cotangents, pointers)->sweep();
+    std::make_unique<Adjoint<Field, Method, W>>(task, tape, tape.runs[i], cotangents, pointers)
+        ->sweep();
   });
   for (long s = 0; s < Field::shared; ++s) {
     real* to = static_cast<real*>(cotangents.shared[s]);

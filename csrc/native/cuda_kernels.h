@@ -2,7 +2,7 @@
 #pragma once
 
 #include "evaluate.h"
-#include "linear.h"
+#include "pending.h"
 #include "samples.h"
 #include "sweep.h"
 

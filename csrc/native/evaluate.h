@@ -1,7 +1,7 @@
 // The field by itself, on many samples: what is compared with the function that it was made from.
 #pragma once
 
-#include "lanes.h"
+#include "one_sample.h"
 
 namespace ct::native {
 
@@ -22,13 +22,16 @@ struct Evaluation {
       for (long d = 0; d < Field::dim; ++d) set(y[d], lane, all_y[b * Field::dim + d]);
       for (long j = 0; j < Field::own; ++j) set(own[j], lane, all_own[b * Field::own + j]);
     }
-    Field::eval(time, y, own, reinterpret_cast<const real* const*>(shared), work, dy);
+    arrays.attach(shared);
+    Field::eval(time, y, own, arrays.all, work, dy);
     for (int lane = 0; lane < W && base + lane < batch; ++lane)
       for (long d = 0; d < Field::dim; ++d)
         static_cast<real*>(dy_)[(base + lane) * Field::dim + d] = get(dy[d], lane);
   }
 
-  V y[Field::dim], dy[Field::dim], own[Field::own + 1], work[Field::work + 1];
+  V y[Field::dim], dy[Field::dim], own[Field::own + 1];
+  alignas(kRegisterBytes) alignas(V) V work[Field::work + 1];
+  Arrays<Field, W> arrays;
 };
 
 }  // namespace ct::native

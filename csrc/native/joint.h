@@ -176,6 +176,7 @@ class Joint {
   bool attempt(int64_t& wild) {
     const D start = all<D>(clock.t()), h = all<D>(clock.h());
     const V end_time = before_end(), length = convert<V>(h);
+    make_room();
     for (Part& part : parts) part.tile.attempt(start, h, end_time);
     const double error = norm(
         [&](Part& part, long d) { return part.tile.scaled_error(part.tolerances, length, d); });
@@ -201,6 +202,18 @@ class Joint {
         part.tile.y[d] = part.tile.y1[d];
         part.tile.k[0][d] = part.tile.k[T::stages - 1][d];
       }
+  }
+
+  // Where the evaluations of the next step are kept.
+  void make_room() {
+    if constexpr (kRecords<Field> && Method::gradient) {
+      if (task.tape == nullptr) return;
+      constexpr long size = T::stages * kRecord<Field>;
+      V* room = reinterpret_cast<V*>(static_cast<Tape<real>*>(task.tape)->record(
+          static_cast<size_t>(clock.accepted), parts.size() * size * sizeof(V)));
+      for (size_t p = 0; p < parts.size(); ++p)
+        parts[p].tile.records = room == nullptr ? nullptr : room + p * size;
+    }
   }
 
   // The step, with the rows up to `row`, on what its end hangs, and whether the field jumps at its

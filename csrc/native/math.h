@@ -5,10 +5,9 @@
 #pragma once
 
 #include "lanes.h"
+#include "tanh.h"
 
-#if !defined(CT_CUDA)
-#include "../jet/vector_math.h"
-#else
+#if defined(CT_CUDA)
 namespace ct::jet {
 template <typename T, int kBytes>
 struct VectorMath;
@@ -149,8 +148,7 @@ CT_LANES V tanh(V x) {
   } else if constexpr (IsWide<V>::value) {
     return {tanh(x.low), tanh(x.high)};
   } else {
-    V slope;
-    return Vectors<V>::tanh(x, &slope);
+    return tanh_of_register(x);
   }
 }
 

@@ -28,7 +28,7 @@ CT_LANES void load_sample(const Task& task, T& tile, typename T::Tolerances& tol
 template <class T>
 CT_LANES void prepare_tile(const Task& task, T& tile, typename T::Tolerances& tolerances) {
   using real = typename T::real;
-  tile.shared = reinterpret_cast<const real* const*>(task.shared);
+  tile.shared.attach(task.shared);
   tile.norm_shared = task.norm_shared;
   if constexpr (!T::Method::tolerances) {
     tolerances.rtol[0] = all<typename T::V>(static_cast<real>(task.rtol));

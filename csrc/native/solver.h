@@ -4,6 +4,6 @@
 #include "evaluate.h"
 #include "fixed.h"
 #include "joint.h"
-#include "linear.h"
+#include "pending.h"
 #include "queue.h"
 #include "sweep.h"

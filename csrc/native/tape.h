@@ -2,7 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
 #include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace ct::native {
 
@@ -48,9 +54,36 @@ struct Run {
   }
 };
 
+// Of samples that step together also what the evaluations left for their derivatives, from the
+// first step on as far as it takes no more memory than this; what is not here is computed again.
+constexpr size_t kRecordBytes = size_t{1} << 27;
+
 template <class Real>
 struct Tape {
   std::vector<Run<Real>> runs;
+  std::vector<std::unique_ptr<char, decltype(&std::free)>> records;  // by steps
+
+  // The record of a step, of so many bytes; null: there is no room for it.
+  char* record(size_t step, size_t bytes) {
+    if ((step + 1) * bytes > kRecordBytes) return nullptr;
+    if (step == records.size())
+      if (char* const array = large_array(bytes)) records.emplace_back(array, &std::free);
+    return step < records.size() ? records[step].get() : nullptr;
+  }
+
+ private:
+  // On pages that are few: else most of the time goes into the first touch of each.
+  static char* large_array(size_t bytes) {
+    char* const to = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+#if defined(__linux__)
+    constexpr uintptr_t kPage = 1 << 21;
+    if (to == nullptr) return to;
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(to) + kPage - 1) / kPage * kPage;
+    const uintptr_t last = (reinterpret_cast<uintptr_t>(to) + bytes) / kPage * kPage;
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+    return to;
+  }
 };
 
 }  // namespace ct::native

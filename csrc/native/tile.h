@@ -2,7 +2,10 @@
 // one sample and `Method` the tableau, both made of constants.
 #pragma once
 
+#include <algorithm>
+
 #include "control.h"
+#include "one_sample.h"
 #include "values.h"
 
 namespace ct::native {
@@ -32,10 +35,37 @@ CT_LANES void for_constants(const Body& body) {
 template <class Field>
 constexpr bool kSmall = Field::work <= 64 && Field::dim <= 8;
 
-// Samples side by side. A step of a small field is a chain of dependent operations: samples in
-// several registers hide each other's latencies.
+// Samples side by side. A step of a small field is a chain of dependent operations, which samples
+// in several registers hide from each other; in a large one a weight that was read serves them all.
 template <class Field, int kRegisters>
-constexpr int kSamples = kRegister<typename Field::real> * (kSmall<Field> ? kRegisters : 1);
+constexpr int kSamples = kRegister<typename Field::real> * kRegisters;
+
+// The same for the gradient.
+template <class Field, int kRegisters>
+constexpr int kSamplesBack = kSamples < Field,
+              kSmall<Field> ? 1 : kRegisters > ;
+
+// A field whose derivative comes in two parts: Field::record, with the slope, and Field::pull.
+template <class Field>
+constexpr bool kRecords = requires { Field::kept; };
+
+// What the derivative of an evaluation reads, in this order: the state, and what record keeps.
+template <class Field>
+constexpr long kRecord = [] {
+  if constexpr (kRecords<Field>)
+    return Field::dim + Field::kept;
+  else
+    return Field::dim;
+}();
+
+// Scratch of the slope.
+template <class Field>
+constexpr long kScratch = [] {
+  if constexpr (kRecords<Field>)
+    return Field::work > Field::record_work ? Field::work : Field::record_work;
+  else
+    return Field::work;
+}();
 
 template <class Field_, class Method_, int W>
 struct Tile {
@@ -49,19 +79,34 @@ struct Tile {
   static constexpr int evaluated = Method::late ? stages - 1 : stages;  // before the judgement
 
   V y[dim], y1[dim], k[total][dim], at[dim];
-  V own[Field::own > 0 ? Field::own : 1], work[Field::work > 0 ? Field::work : 1];
-  const real* const* shared;
+  V own[Field::own > 0 ? Field::own : 1];
+  alignas(kRegisterBytes) alignas(V) V work[kScratch<Field> > 0 ? kScratch<Field> : 1];
+  Arrays<Field, W> shared;
+  V* records = nullptr;  // [stages, kRecord] where the evaluations of a step are kept, or null
   const void* const* norm_shared;
 
   CT_LANES void evaluate(V t, const V* state, V* slope) {
     if constexpr (kSmall<Field>)
-      Field::eval(t, state, own, shared, work, slope);
+      Field::eval(t, state, own, shared.all, work, slope);
     else
       evaluate_apart(t, state, slope);
   }
 
   CT_BOTH __attribute__((noinline)) void evaluate_apart(V t, const V* state, V* slope) {
-    Field::eval(t, state, own, shared, work, slope);
+    Field::eval(t, state, own, shared.all, work, slope);
+  }
+
+  // The slope, and what its derivative reads.
+  __attribute__((noinline)) void record(V t, const V* state, V* to, V* slope) {
+    if (to != state) std::copy_n(state, dim, to);
+    Field::record(t, state, own, shared.all, work, to + dim, slope);
+  }
+
+  template <int I>
+  CT_LANES void evaluate_stage(V t, const V* state) {
+    if constexpr (kRecords<Field> && Method::gradient)
+      if (records != nullptr) return record(t, state, records + I * kRecord<Field>, k[I]);
+    evaluate(t, state, k[I]);
   }
 
   // ---- the step
@@ -99,12 +144,12 @@ struct Tile {
     constexpr int kInner = Method::fsal ? stages - 1 : stages;
     for_constants<1, kInner>([&](auto i) __attribute__((always_inline)) {
       stage_state<i>(step, at);
-      evaluate(stage_time<i>(t, h, end_time), at, k[i]);
+      evaluate_stage<i>(stage_time<i>(t, h, end_time), at);
     });
     if constexpr (Method::fsal) {
       stage_state<stages - 1>(step, y1);
       if constexpr (!Method::late)
-        evaluate(stage_time<stages - 1>(t, h, end_time), y1, k[stages - 1]);
+        evaluate_stage<stages - 1>(stage_time<stages - 1>(t, h, end_time), y1);
     } else {
       for_each<dim>([&](long d) __attribute__((always_inline)) {
         y1[d] = y[d] + step * weighted<stages>([](auto j) { return Method::b[j]; }, d);
@@ -113,7 +158,8 @@ struct Tile {
   }
 
   CT_LANES void evaluate_late(D t, D h, V end_time) {
-    if constexpr (Method::late) evaluate(stage_time<stages - 1>(t, h, end_time), y1, k[stages - 1]);
+    if constexpr (Method::late)
+      evaluate_stage<stages - 1>(stage_time<stages - 1>(t, h, end_time), y1);
   }
 
   // The stages that only the interpolant reads.

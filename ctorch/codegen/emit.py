@@ -24,12 +24,55 @@ class Output:
         ids: [n] numbers that go there, in order.
         mode: "write", "add", or "sum": added, summed over lanes, to an array of numbers.
         places: of "sum", where in the array they go.
+        array: of "sum", which of the shared arrays that is.
     """
 
     pointer: str
     ids: Ids
     mode: str = "write"
     places: Ids | None = None
+    array: int = 0
+
+
+class Parts:
+    """Parts of shared arrays that the products of a field use in one way or the other.
+
+    Args:
+        shared: how many shared arrays there are.
+        kind: the C++ template of one of them.
+    """
+
+    def __init__(self, shared: int, kind: str) -> None:
+        self._shared, self._kind = shared, kind
+        self._known: dict[tuple[int, ...], int] = {}
+
+    def place(self, part: tuple[int, ...]) -> int:
+        """Where it stands behind the shared arrays. Array, start, rows and columns and the strides
+        of both.
+        """
+        return self._shared + self._known.setdefault(part, len(self._known))
+
+    @property
+    def text(self) -> str:
+        """The C++ type that lists them."""
+        kind = f"ct::native::{self._kind}"
+        each = (f"{kind}<{', '.join(map(str, part))}>" for part in self._known)
+        return f"{kind}List<{', '.join(each)}>"
+
+
+class Shared:
+    """What the products of a field use of the shared arrays: one object for all its functions.
+
+    Args:
+        count: how many shared arrays there are.
+
+    Attributes:
+        matrices: factors of products with one sample.
+        products: gradients that are sums of outer products.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.matrices, self.products = Parts(count, "Matrix"), Parts(count, "Product")
 
 
 class Body:
@@ -38,6 +81,8 @@ class Body:
     Args:
         graph: where they are.
         outputs: what is computed.
+        prefix: of the names of tables.
+        shared: of the field; what the products here use is added.
 
     Attributes:
         lines: of C++.
@@ -45,8 +90,10 @@ class Body:
         tables: declarations of constant arrays, to stand at the top of the function.
     """
 
-    def __init__(self, graph: Graph, outputs: Sequence[Output], prefix: str) -> None:
-        self.graph = graph
+    def __init__(
+        self, graph: Graph, outputs: Sequence[Output], prefix: str, shared: Shared
+    ) -> None:
+        self.graph, self.shared = graph, shared
         self.outputs = sums.apart(graph, outputs)
         self.prefix = prefix
         self.lines: list[str] = []
@@ -73,8 +120,9 @@ class Body:
         """An address in an item's array."""
         plus = "" if offset in (0, "0", "") else f" + {offset}"
         if item.given:
-            shared = f"[{item.node.index}]" if item.node.op == "shared" else ""
-            return f"{item.node.op}{shared}{plus}"
+            index = item.node.index
+            at = {"shared": f"[{index}]", "kept": f" + {index}" if index else ""}
+            return f"{item.node.op}{at.get(item.node.op, '')}{plus}"
         name, start = item.home
         if item.uniform:
             return f"reinterpret_cast<real*>({name} + {start}){plus}"
@@ -378,12 +426,13 @@ class Body:
             m, k, n = a.shape[1], a.shape[2], b.shape[2]
             out = f"{target} + {i * m * n}" if i else target
             if (along == 1 or k == 1) and shared:
+                turned = self._turned(b[i], columns, down)
                 for r in range(m):
                     x = f"{left} + {r * rows}" if r * rows else left
                     y = f"{out} + {r * n}" if r else out
                     self.lines.append(
                         f"linear<{n}, {k}, {columns}, {down}>"
-                        f"({right}, static_cast<const real*>(nullptr), {x}, {y});"
+                        f"({right}, static_cast<const real*>(nullptr), {x}, {y}, {turned});"
                     )
             else:
                 self.lines.append(
@@ -393,6 +442,17 @@ class Body:
             for offset, size in ((copy, a[i].size), (second, b[i].size)):
                 if offset is not None:
                     self.release(offset, size)
+
+    def _turned(self, b: Ids, row: int, column: int) -> str:
+        """Where a shared matrix [k, n] stands as products of one sample read it."""
+        where = self.plan.operand(b)
+        item = self.plan.items[int(where.array.reshape(-1)[0])]
+        if not item.given:
+            return "static_cast<const real* const*>(nullptr)"
+        k, n = b.shape
+        start = int(where.place.reshape(-1)[0])
+        place = self.shared.matrices.place((item.node.index, start, n, k, row, column))
+        return f"shared + {place}"
 
     # ---- results
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from ctorch.codegen.emit import Body, Output
+from ctorch.codegen.emit import Body, Output, Shared
+from ctorch.codegen.emit_record import split
 from ctorch.codegen.graph import Graph, Ids
 
 _EVAL = """  template <class V>
@@ -19,13 +21,56 @@ _VJP = """  template <class V>
                   [[maybe_unused]] const real* const* shared, [[maybe_unused]] V* work,
                   [[maybe_unused]] const V* ct, V& ct_t, V* ct_y, [[maybe_unused]] V* ct_own,
                   [[maybe_unused]] real* const* ct_shared) {"""
+# The same in two parts: with the slope what the second part needs of it, and the rest.
+_RECORD = """  template <class V>
+  static void record([[maybe_unused]] V t, [[maybe_unused]] const V* y,
+                     [[maybe_unused]] const V* own, [[maybe_unused]] const real* const* shared,
+                     [[maybe_unused]] V* work, V* kept, V* dy) {"""
+_PULL = """  template <class V>
+  static void pull([[maybe_unused]] V t, [[maybe_unused]] const V* y, [[maybe_unused]] const V* own,
+                   [[maybe_unused]] const real* const* shared, [[maybe_unused]] V* work,
+                   const V* kept, [[maybe_unused]] const V* ct, V& ct_t, V* ct_y,
+                   [[maybe_unused]] V* ct_own, [[maybe_unused]] real* const* ct_shared) {"""
+
+
+@dataclass
+class Derivative:
+    """What a vector-Jacobian product computes.
+
+    Attributes:
+        graph: of slope and derivative.
+        slope: [dim].
+        ct_t, ct_y, ct_own: cotangents [1], [dim], [own].
+        ct_shared: of the shared arrays, [numbers] each; None for those without.
+    """
+
+    graph: Graph
+    slope: Ids
+    ct_t: Ids
+    ct_y: Ids
+    ct_own: Ids
+    ct_shared: Sequence[Ids | None]
+
+    def outputs(self) -> list[Output]:
+        """Where the cotangents go."""
+        outputs = [
+            Output("time", self.ct_t),
+            Output("ct_y", self.ct_y),
+            Output("ct_own", self.ct_own, "add"),
+        ]
+        outputs += [
+            Output(f"ct_shared[{k}]", ids, "sum", array=k)
+            for k, ids in enumerate(self.ct_shared)
+            if ids is not None
+        ]
+        return [output for output in outputs if output.ids.size]
 
 
 def field_source(
     dtype: torch.dtype,
     sizes: tuple[int, int, int],
     forward: tuple[Graph, Ids],
-    backward: tuple[Graph, Ids, Ids, Ids, Sequence[Ids | None]] | None,
+    backward: Derivative | None,
 ) -> str:
     """``struct Field`` in C++.
 
@@ -33,11 +78,11 @@ def field_source(
         dtype: of its numbers.
         sizes: numbers of the state, numbers that samples have for themselves, shared arrays.
         forward: the graph of the slope, and the slope [dim].
-        backward: the graph of its derivative, and the cotangents of t [1], y [dim], own [own] and
-            the shared arrays [numbers], None for those without; None where there is no derivative.
+        backward: its derivative; None where there is none.
     """
     graph, slope = forward
-    body = Body(graph, [Output("dy", slope)], "eval")
+    shared = Shared(sizes[2])
+    body = Body(graph, [Output("dy", slope)], "eval", shared)
     parts = [
         # of a class with a name for the linker, tables would be those of the first library loaded
         "namespace {",
@@ -50,18 +95,28 @@ def field_source(
     ]
     functions = [_EVAL, *_indented([*body.tables, *body.lines]), "  }"]
     if backward is not None:
-        graph, ct_t, ct_y, ct_own, ct_shared = backward
-        outputs = [Output("time", ct_t), Output("ct_y", ct_y), Output("ct_own", ct_own, "add")]
-        outputs += [
-            Output(f"ct_shared[{k}]", ids, "sum")
-            for k, ids in enumerate(ct_shared)
-            if ids is not None
-        ]
-        body = Body(graph, [output for output in outputs if output.ids.size], "vjp")
+        body = Body(backward.graph, backward.outputs(), "vjp", shared)
         parts.append(f"  static constexpr long vjp_work = {body.work};")
-        lines = ["V* const time = &ct_t;", *body.tables, *body.lines]
-        functions += [_VJP, *_indented(lines), "  }"]
+        functions += _pulling(_VJP, body)
+        parted = None if body.plan.straight else split(backward.graph, backward.outputs())
+        if parted is not None:
+            kept, rest = parted
+            slopes = [Output("dy", backward.slope), Output("kept", kept)]
+            record = Body(backward.graph, slopes, "record", shared)
+            pull = Body(rest, backward.outputs(), "pull", shared)
+            parts += [
+                f"  static constexpr long kept = {kept.size};",
+                f"  static constexpr long record_work = {record.work}, pull_work = {pull.work};",
+            ]
+            functions += [_RECORD, *_indented([*record.tables, *record.lines]), "  }"]
+            functions += _pulling(_PULL, pull)
+    parts.append(f"  using Matrices = {shared.matrices.text};")
+    parts.append(f"  using Products = {shared.products.text};")
     return "\n".join([*parts, *functions, "};", "}  // namespace"]) + "\n"
+
+
+def _pulling(head: str, body: Body) -> list[str]:
+    return [head, *_indented(["V* const time = &ct_t;", *body.tables, *body.lines]), "  }"]
 
 
 def _indented(lines: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from ctorch.codegen.graph import LOGICAL, Graph, Ids, Node
 #: several, since its code is copied to each place.
 STRAIGHT = 300
 _FUNCTION = 6
-_CHEAP = {"add", "sub", "mul", "div", "neg", "abs", "select", "relu", "copy", "power", *LOGICAL}
+CHEAP = {"add", "sub", "mul", "div", "neg", "abs", "select", "relu", "copy", "power", *LOGICAL}
 #: The array of an operand that is a constant, or differing constants, and not a node's.
 CONSTANT, TABLE = -1, -2
 
@@ -211,7 +211,7 @@ def _cost(item: Item) -> int:
     if item.given:
         return 0
     if item.node.kind == "map":
-        return item.count * (1 if item.node.op in _CHEAP else _FUNCTION)
+        return item.count * (1 if item.node.op in CHEAP else _FUNCTION)
     if item.node.kind == "reduce":
         return item.operands[0].size
     return item.operands[0].size * item.operands[1].shape[2]

@@ -26,10 +26,13 @@ def apart(graph: Graph, outputs: Sequence[Output]) -> list[Output]:
         nodes = graph.nodes_of(output.ids)
         for position in np.unique(nodes):
             here = nodes == position
-            part = type(output)(output.pointer, output.ids[here], "sum", places[here])
+            part = type(output)(output.pointer, output.ids[here], "sum", places[here], output.array)
             terms = _terms(graph, int(position), part.ids, uses)
             if terms is not None:
-                todo += [type(output)(output.pointer, ids, "sum", part.places) for ids in terms]
+                todo += [
+                    type(output)(output.pointer, ids, "sum", part.places, output.array)
+                    for ids in terms
+                ]
             elif position >= 0 or (part.ids != ZERO).any():
                 parts.append(part)
     return parts
@@ -134,8 +137,11 @@ class Sums:
                 u, _, first, _ = body.array(a[i, :, k], lanes=True, packed=True)
                 x, _, second, _ = body.array(b[i, k, :], lanes=True, packed=True)
                 n, m = a.shape[1], b.shape[2]
+                product = (output.array, start, n, m, row, column)
+                place = body.shared.products.place(product)
                 body.lines.append(
-                    f"outer<{n}, {m}, {row}, {column}>({u}, {x}, {output.pointer} + {start});"
+                    f"add_outer<Product<{', '.join(map(str, product))}>>"
+                    f"({u}, {x}, ct_shared, {place});"
                 )
                 for offset, size in ((first, n), (second, m)):
                     if offset is not None:

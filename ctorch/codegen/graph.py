@@ -29,11 +29,11 @@ class Node:
 
     Attributes:
         kind: "input", "constant", "map", "reduce" or "product".
-        op: of an input its name ("t", "y", "own", "shared", "ct"); else the operator.
+        op: of an input its name ("t", "y", "own", "shared", "ct", "kept"); else the operator.
         operands: ids of what is used; map: [size] each; reduce: one [size, terms]; product:
             [batch, m, k] and [batch, k, n], for a result of [batch, m, n].
         shape: the result's shape, as a hint for loops.
-        index: which of the shared arrays an input is.
+        index: which of the shared arrays an input is; where it begins in "kept".
         values: of constants.
         logical: whether the numbers are truth values.
         exponent: of the operator "power".

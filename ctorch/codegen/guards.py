@@ -108,10 +108,8 @@ class Guards:
         chosen = [by_id[id(x)] for x in used]
         lines = [line for path, line in self._lines if path not in skipped]
         for k, found in enumerate(chosen):
-            self._space[f"s{k}"] = _signature(found.tensor)
-        for k, found in enumerate(chosen):
             lines += self._together(found)
-            lines.append(f"if signature({found.name}) != s{k}: return None")
+            lines.append(self._unlike(found))
             if not (found.tensor.is_floating_point() or found.tensor.is_complex()):
                 self._space[f"h{k}"] = Held(found.tensor)
                 lines.append(f"if not h{k}.holds({found.name}): return None")
@@ -121,7 +119,6 @@ class Guards:
             "    except (AttributeError, KeyError, IndexError, TypeError, ValueError):\n"
             "        return None\n"
         )
-        self._space["signature"] = _signature
         exec(compile(text, "<guards>", "exec"), self._space)
         return self._space["check"]
 
@@ -134,6 +131,16 @@ class Guards:
                 yield (
                     f"if {other.name}.data_ptr() - {found.name}.data_ptr() != {gap}: return None"
                 )
+
+    def _unlike(self, found: Found) -> str:
+        """The line for a tensor of another kind than was found."""
+        tensor, name = found.tensor, found.name
+        return (
+            f"if {name}.shape != {self._constant(tensor.shape)}"
+            f" or {name}.dtype is not {self._constant(tensor.dtype)}"
+            f" or {name}.requires_grad is not {tensor.requires_grad}"
+            f" or {name}.device != {self._constant(tensor.device)}: return None"
+        )
 
     def changed(self, later: Guards) -> list[str]:
         """Paths whose values differ in a later walk.
@@ -205,7 +212,7 @@ class Guards:
                 self._add(value, f"{name}.__dict__[{key!r}]", f"{path}.{key}")
         elif isinstance(item, MEMORY):
             self._line(f"if content({name}) != {self._constant(content(item))}: return None")
-            if getattr(item, "dtype", None) == np.dtype(object):
+            if isinstance(item, np.ndarray) and item.dtype == np.dtype(object):
                 for i, x in enumerate(item.flat):
                     self._add(x, f"{name}.flat[{i}]", f"{path}.flat[{i}]")
         elif isinstance(item, types.FunctionType) and not _is_library(item.__module__):
@@ -263,7 +270,12 @@ class Guards:
         if item is None or item is True or item is False or item is Ellipsis:
             self._line(f"if {access} is not {item}: return None", path)
         else:
-            self._line(f"if not same({access}, {self._constant(item)}): return None", path)
+            self._unequal(access, item, path)
+
+    def _unequal(self, access: str, item: Any, path: str) -> None:
+        """The line for another value than was found; mostly it is the same object."""
+        known = self._constant(item)
+        self._line(f"if (x := {access}) is not {known} and not same(x, {known}): return None", path)
 
     def _function(self, item: types.FunctionType, name: str, path: str) -> None:
         self._line(f"if {name}.__code__ is not {self._constant(item.__code__)}: return None")
@@ -309,21 +321,22 @@ class Guards:
         self._line(f"if type({name}) is not {self._constant(type(item))}: return None")
         if all(isinstance(x, (bool, int, float, str)) for x in item):
             self.values[path] = tuple(item)
-            self._line(
-                f"if not same(tuple({name}), {self._constant(tuple(item))}): return None", path
-            )
+            self._unequal(f"tuple({name})", tuple(item), path)
             return
-        self.values[f"len({path})"] = len(item)
-        self._line(f"if len({name}) != {len(item)}: return None", f"len({path})")
+        self._length(item, name, path)
         for i, x in enumerate(item):
             self._add(x, f"{name}[{i}]", f"{path}[{i}]")
+
+    def _length(self, item: Any, name: str, path: str) -> None:
+        self.values[f"len({path})"] = len(item)
+        differs = f"len({name}) != {len(item)}" if len(item) else name
+        self._line(f"if {differs}: return None", f"len({path})")
 
     def _dict(
         self, item: Mapping[Any, Any], name: str, path: str, skip: Iterable[str] = ()
     ) -> None:
         keys = tuple(key for key in item if key not in skip)
-        self.values[f"len({path})"] = len(item)
-        self._line(f"if len({name}) != {len(item)}: return None", f"len({path})")
+        self._length(item, name, path)
         for key in keys:
             known = isinstance(key, (str, int, float, bool))
             access = repr(key) if known else self._constant(key)
@@ -395,8 +408,13 @@ def same_plain(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _signature(tensor: Tensor) -> tuple[Any, ...]:
-    return (tensor.shape, tensor.dtype, tensor.requires_grad, tensor.device)
+def same_array(a: Any, b: Any) -> bool:
+    """Equality of numpy's arrays, types included."""
+    return (
+        type(a) is type(b)
+        and a.dtype == b.dtype
+        and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    )
 
 
 def _slots(kind: type) -> list[str]:

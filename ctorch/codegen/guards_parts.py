@@ -24,7 +24,7 @@ MEMORY = (
 ENDING = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
 
 _BOUND = (types.BuiltinMethodType, types.MethodWrapperType)
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _CACHED = type(functools.lru_cache(len))
 #: by class: attributes through which its objects lead on
 _ATTRIBUTES: list[tuple[Any, tuple[str, ...]]] = [

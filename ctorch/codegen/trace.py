@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctorch.codegen.emit_field import field_source
+from ctorch.codegen.emit_field import Derivative, field_source
 from ctorch.codegen.graph import Ids, as_reals
 from ctorch.codegen.guards import Guards
 from ctorch.codegen.lower_source import Untraceable
@@ -63,6 +63,8 @@ class Field:
 
     def shared_of(self, problem: Problem) -> list[Tensor] | None:
         """The shared arrays as a problem has them now; None where this is not its trace."""
+        if not problem.tensors:
+            return self.check(problem.root)
         for leaf, own, shape in zip(problem.tensors, self.owned, self.shapes, strict=True):
             if tuple(leaf.shape[1:] if own else leaf.shape) != shape:
                 return None
@@ -314,7 +316,9 @@ def _first_of(
 ) -> Callable[[Any], list[Tensor] | None]:
     def first(root: Any) -> list[Tensor] | None:
         found = check(root)
-        return None if found is None else found[:count]
+        if found is not None:
+            del found[count:]
+        return found
 
     return first
 
@@ -325,7 +329,7 @@ def _joined(outputs: Sequence[Ids | None], sizes: Sequence[int]) -> Ids:
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-def _cotangents(record: Record, inputs: Inputs) -> tuple[Any, Ids, Ids, Ids, list[Ids | None]]:
+def _cotangents(record: Record, inputs: Inputs) -> Derivative:
     ends = np.cumsum([1, len(inputs.y), len(inputs.own)])
 
     def flat(start: int, end: int, like: Sequence[Tensor]) -> Ids:
@@ -336,8 +340,9 @@ def _cotangents(record: Record, inputs: Inputs) -> tuple[Any, Ids, Ids, Ids, lis
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     shared = [None if x is None else x.reshape(-1) for x in record.outputs[ends[2] :]]
-    return (
+    return Derivative(
         record.graph,
+        _joined(record.slope, [x.numel() for x in inputs.y]),
         flat(0, 1, [inputs.t]),
         flat(1, ends[1], inputs.y),
         flat(ends[1], ends[2], inputs.own),

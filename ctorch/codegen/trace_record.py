@@ -116,11 +116,13 @@ class Record:
     Attributes:
         graph: what it computes.
         outputs: ids of what was asked for; None where there is nothing.
+        slope: ids of the leaves of the slope.
         values: what the function returned.
     """
 
     graph: Graph
     outputs: list[Ids | None]
+    slope: list[Ids]
     values: list[Tensor]
 
 
@@ -129,7 +131,8 @@ def record_value(call: Call, inputs: Inputs, dtype: torch.dtype, lifted: Lifted)
     recorder = _recorder(inputs, dtype, lifted)
     with _settings(), torch.no_grad(), Watch(recorder), recorder:
         values = call(inputs)
-    return Record(recorder.graph, [_ids(recorder, x) for x in values], values)
+    slope = [_ids(recorder, x) for x in values]
+    return Record(recorder.graph, [*slope], slope, values)
 
 
 def record_vjp(call: Call, inputs: Inputs, dtype: torch.dtype, lifted: Lifted) -> Record:
@@ -142,6 +145,7 @@ def record_vjp(call: Call, inputs: Inputs, dtype: torch.dtype, lifted: Lifted) -
         values = call(inputs)
         wanted = [*inputs.leaves(), *lifted.tensors]
         seeds = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in values]
+    slope = [_ids(recorder, x) for x in values]
     _give(recorder, "ct", seeds)
     grads: list[Tensor | None] = [None] * len(wanted)
     with _settings(), torch.enable_grad(), Watch(recorder), recorder:
@@ -155,7 +159,7 @@ def record_vjp(call: Call, inputs: Inputs, dtype: torch.dtype, lifted: Lifted) -
             for i, grad in zip(places, found, strict=True):
                 grads[i] = grad
     outputs = [None if grad is None else _ids(recorder, grad) for grad in grads]
-    return Record(recorder.graph, outputs, values)
+    return Record(recorder.graph, outputs, slope, values)
 
 
 def _recorder(inputs: Inputs, dtype: torch.dtype, lifted: Lifted) -> Recorder:

@@ -15,7 +15,7 @@ from ctorch.codegen.trace_problem import Problem, environment
 from ctorch.ode import arguments, methods, native
 from ctorch.ode.layout import Layout
 from ctorch.ode.native_task import Task
-from ctorch.ode.solution import Solution
+from ctorch.ode.solution import Solution, Stats
 from ctorch.ode.solve import Request
 
 
@@ -107,9 +107,9 @@ class _Prepared:
     def __init__(self, request: Request) -> None:
         self.problem = problem = request.problem()
         native.check_supported(request, problem)
-        y0, batched = problem.y0, request.layout.batched
+        y0, self.batched = problem.y0, request.layout.batched
         self.traced = traced = codegen.trace(
-            request.func, request.y0, problem.t, request.args, batched=batched
+            request.func, request.y0, problem.t, request.args, batched=self.batched
         )
         self.batch = native.batch_of(problem, traced)
         form = native.form_of(request, problem, traced, self.batch)
@@ -121,8 +121,12 @@ class _Prepared:
             )
         self.function = native.library_of(traced, form).ct_solve
         self.task = bytes(native.settings(request, problem))
-        self.dtype, self.batched = request.layout.dtype, request.layout.batched
-        self.shape, self.rows = tuple(y0.shape), request.t.shape[-1]
+        self.dtype = request.layout.dtype
+        # of shared arrays; the guards see to it that this stays so
+        self.alike = all(x.dtype is y0.dtype and x.device == y0.device for x in traced.shared)
+        self.pairs = request.layout.is_complex
+        self.sizes = (self.batch, traced.dim)
+        self.rows_shape = native.rows_shape(y0, request.t, self.batched)
 
     def valid(self, y0: Tensor, t: Tensor, args: tuple[Any, ...]) -> bool:
         """Whether func and args are what was compiled; their tensors are looked up anew."""
@@ -136,29 +140,39 @@ class _Prepared:
 
     def solve(self, y0: Tensor, given_t: Tensor, t: Tensor) -> Solution:
         """Make the call; ``t``: the times given, in float64."""
-        batch, shape = self.batch, self.shape
-        shared, own = self.traced.shared, self.traced.own
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (y0, given_t, own, *shared)):
-            raise native.Unsupported(
-                "gradients of compiled solves are not built yet: call it under torch.no_grad()."
-            )
-        task = Task.from_buffer_copy(self.task)
-        flat = as_reals(y0).reshape(batch, -1).contiguous()
+        traced, shared, device = self.traced, self.traced.shared, y0.device
+        own = traced.own if traced.field.own_size else None
+        if torch.is_grad_enabled():
+            inputs = [y0, given_t, *shared, *([] if own is None else [own])]
+            if any(x.requires_grad for x in inputs):
+                raise native.Unsupported(
+                    "gradients of compiled solves are not built yet: call it under torch.no_grad()."
+                )
+        start = as_reals(y0) if self.pairs else y0
         outcome = native.execute(
-            self.function, task, flat, t,
-            native.plain(own, self.dtype, y0.device),
-            [native.plain(x, self.dtype, y0.device) for x in shared],
+            self.function,
+            Task.from_buffer_copy(self.task),
+            self.sizes,
+            self.rows_shape,
+            start if start.is_contiguous() else start.contiguous(),
+            t,
+            None if own is None else native.plain(own, self.dtype, device),
+            [
+                x if self.alike and x.is_contiguous() else native.plain(x, self.dtype, device)
+                for x in shared
+            ],
             not self.batched,
-        )  # fmt: skip
-        if self.batched:
-            run = native.batched_run(
-                self.problem, outcome.rows.view(batch, self.rows, *shape[1:]), outcome
-            )
-        else:
-            run = native.joint_run(self.problem, outcome.rows.view(self.rows, *shape), outcome)
-        rows = torch.view_as_complex(run.rows) if y0.is_complex() else run.rows
-        solution = Solution(t, rows, run.stats, run.status)
+        )
+        if not (self.batched or outcome.failed):
+            nfe, accepted, rejected, _ = outcome.counts()
+            return Solution(t, self._rows(outcome.rows), Stats(nfe, accepted, rejected))
+        made = native.batched_run if self.batched else native.joint_run
+        run = made(self.problem, outcome.rows, outcome)
+        solution = Solution(t, self._rows(run.rows), run.stats, run.status)
         if run.failure is not None:
             solution.message = run.failure.message
             run.failure.raise_(solution)
         return solution
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        return torch.view_as_complex(rows) if self.pairs else rows

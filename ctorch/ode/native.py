@@ -6,7 +6,9 @@ import contextlib
 import contextvars
 import ctypes
 import dataclasses
+import functools
 import math
+import struct
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -188,15 +190,28 @@ class Outcome:
     """What a compiled solve returned.
 
     Attributes:
-        rows: [B, T, dim], or in memory [T, B, dim].
+        rows: the states at the output times, in the shape that was asked for.
         numbers: [7, B] int64: evaluations, accepted, rejected, status, and the bits of time, step
-            and error norm at the end.
+            and error norm at the end; of one sample, where nobody wants a tensor, an array.
         failed: how many samples failed.
     """
 
     rows: Tensor
-    numbers: Tensor
+    numbers: Any
     failed: int
+
+    def counts(self) -> list[int]:
+        """Evaluations, accepted and rejected steps, status of the first sample."""
+        numbers = self.numbers
+        return (numbers.select(1, 0).tolist() if isinstance(numbers, Tensor) else numbers)[:4]
+
+    def end(self, sample: int) -> tuple[float, float, float]:
+        """Where a sample's solve ended: time, step, error norm."""
+        numbers = self.numbers
+        if isinstance(numbers, Tensor):
+            numbers = numbers.select(1, sample).tolist()
+        t, h, error = struct.unpack("3d", struct.pack("3q", *numbers[4:]))
+        return t, h, error
 
 
 def batch_of(problem: Problem, traced: Traced) -> int:
@@ -313,9 +328,11 @@ def settings(request: Request, problem: Problem) -> Task:
 def execute(
     function: Callable[[Any], int],
     task: Task,
+    sizes: tuple[int, int],
+    shape: tuple[int, ...],
     y0: Tensor,
     t: Tensor,
-    own: Tensor,
+    own: Tensor | None,
     shared: Sequence[Tensor],
     rows_first: bool,
     spare: int = 0,
@@ -325,29 +342,46 @@ def execute(
     Args:
         function: the compiled solve; returns how many samples failed, or a negative number.
         task: its settings.
-        y0: [B, dim], contiguous.
+        sizes: samples B, and numbers dim in the state of one.
+        shape: of the rows; in memory they are [T, B, dim] or [B, T, dim].
+        y0: B * dim numbers, contiguous.
         t: float64, [T] or [B, T], contiguous.
-        own: [B, own], contiguous.
+        own: [B, own], contiguous; None: nothing.
         shared: contiguous, of the dtype of y0.
         rows_first: the result is [T, B, dim], not [B, T, dim].
         spare: rows beyond those of the times.
     """
-    (batch, dim), rows = y0.shape, t.shape[-1]
-    space = rows + spare
-    out = y0.new_empty((space, batch, dim) if rows_first else (batch, space, dim))
-    numbers = torch.empty((7, batch), dtype=torch.int64, device=y0.device)
-    base, size = numbers.data_ptr(), 8 * batch
+    batch, dim = sizes
+    rows, space = t.shape[-1], t.shape[-1] + spare
+    out = y0.new_empty(shape)
+    numbers: Any
+    if batch == 1 and rows_first and y0.is_cpu:
+        numbers = _Seven()
+        base = ctypes.addressof(numbers)
+    else:
+        numbers = torch.empty((7, batch), dtype=torch.int64, device=y0.device)
+        base = numbers.data_ptr()
+    size = 8 * batch
     task.batch, task.rows, task.threads = batch, rows, torch.get_num_threads()
     task.t, task.t_stride = t.data_ptr(), rows if t.dim() == 2 else 0
     task.y0, task.out = y0.data_ptr(), out.data_ptr()
     task.out_sample, task.out_row = (dim, batch * dim) if rows_first else (space * dim, dim)
     task.counts, task.status, task.last = base, base + 3 * size, base + 4 * size
-    task.own = own.data_ptr()
+    if own is not None:
+        task.own = own.data_ptr()
     if shared:
-        pointers = (ctypes.c_void_p * len(shared))(*[x.data_ptr() for x in shared])
+        pointers = _array_of(len(shared))(*[x.data_ptr() for x in shared])
         task.shared = ctypes.addressof(pointers)
     failed = function(ctypes.byref(task))
     return Outcome(out, numbers, failed if failed >= 0 else int(numbers[3].count_nonzero()))
+
+
+_Seven = ctypes.c_int64 * 7
+
+
+@functools.lru_cache
+def _array_of(count: int) -> type[ctypes.Array[ctypes.c_void_p]]:
+    return ctypes.c_void_p * count
 
 
 class Call:
@@ -370,9 +404,9 @@ class Call:
         knots = request.knots(problem)  # appends a grid with gradients to the times
         self.gradient = request.differentiates and self._check_gradient(own)
         self.y0 = problem.y0.detach().reshape(self.batch, -1).contiguous()
-        self.t = plain(request.t, torch.float64, layout.device)
-        self.own = plain(own, layout.dtype, layout.device)
-        self.shared = [plain(x, layout.dtype, layout.device) for x in traced.shared]
+        self.t = plain(request.t.detach(), torch.float64, layout.device)
+        self.own = plain(own.detach(), layout.dtype, layout.device)
+        self.shared = [plain(x.detach(), layout.dtype, layout.device) for x in traced.shared]
         self.norm = self._norm()
         self.form = self._form()
         self.library = library_of(traced, self.form)
@@ -439,19 +473,23 @@ class Call:
 
     def make(self) -> Outcome:
         """Make the call."""
+        batched, y0 = self.request.layout.batched, self.problem.y0
         return execute(
-            self.library.ct_solve, self.task, self.y0, self.t, self.own, self.shared,
-            rows_first=not self.request.layout.batched, spare=self.spare,
+            self.library.ct_solve, self.task, (self.batch, self.y0.shape[1]),
+            rows_shape(y0, self.t, batched, self.spare), self.y0, self.t, self.own, self.shared,
+            rows_first=not batched, spare=self.spare,
         )  # fmt: skip
 
     def result(self, outcome: Outcome) -> Run:
         """What came of it, in the user's shapes."""
-        shape, rows = self.problem.y0.shape, self.t.shape[-1]
-        if self.request.layout.batched:
-            return batched_run(
-                self.problem, outcome.rows.view(self.batch, rows, *shape[1:]), outcome
-            )
-        return joint_run(self.problem, outcome.rows.view(rows, *shape), outcome)
+        made = batched_run if self.request.layout.batched else joint_run
+        return made(self.problem, outcome.rows, outcome)
+
+
+def rows_shape(y0: Tensor, t: Tensor, batched: bool, spare: int = 0) -> tuple[int, ...]:
+    """The shape of a solve's rows: [T + spare, *y0], batched [B, T + spare, ..]."""
+    shape, rows = y0.shape, t.shape[-1] + spare
+    return (shape[0], rows, *shape[1:]) if batched else (rows, *shape)
 
 
 _CPU = torch.device("cpu")
@@ -459,9 +497,9 @@ _CPU = torch.device("cpu")
 
 def plain(x: Tensor, dtype: torch.dtype, device: torch.device = _CPU) -> Tensor:
     """As a compiled solve reads it: real, complex numbers as pairs."""
-    x = as_reals(x.detach())
-    ready = x.dtype is dtype and x.is_contiguous() and x.device == device
-    return x if ready else x.to(device, dtype).contiguous()
+    if x.dtype is dtype and x.is_contiguous() and x.device == device:
+        return x
+    return as_reals(x.detach()).to(device, dtype).contiguous()
 
 
 # -- what came of it
@@ -470,14 +508,13 @@ def plain(x: Tensor, dtype: torch.dtype, device: torch.device = _CPU) -> Tensor:
 
 def joint_run(problem: Problem, rows: Tensor, outcome: Outcome) -> Run:
     """The outcome of a solve with one step for all."""
-    nfe, accepted, rejected, status, *_ = outcome.numbers.select(1, 0).tolist()
+    nfe, accepted, rejected, status = outcome.counts()
     run = Run(rows, [], rows, Stats(nfe, accepted, rejected))
     if outcome.failed:
         if status == 0:  # of samples that take the same steps, another one failed
             status = int(outcome.numbers[3].max())
-        t, h, error = outcome.numbers[4:, 0].view(torch.float64).tolist()
         run.status = Status(status)
-        run.failure = _failure(problem, run.status, t, h, error)
+        run.failure = _failure(problem, run.status, *outcome.end(0))
     return run
 
 
@@ -508,7 +545,7 @@ def batched_run(problem: Problem, rows: Tensor, outcome: Outcome) -> Run:
     run = Run(rows, [], rows, Stats(nfe, accepted, rejected), status)
     if outcome.failed:
         sample = int(status.ne(0).nonzero()[0])
-        t, h, error = outcome.numbers[4:, sample].view(torch.float64).tolist()
+        t, h, error = outcome.end(sample)
         cause = Status(int(status[sample]))
         others = f" {outcome.failed} of {len(status)} samples failed." if outcome.failed > 1 else ""
         message = (

@@ -109,9 +109,13 @@ def _pull_back(
     return [None if part is None else _like(part, x) for part, x in zip(parts, inputs, strict=True)]
 
 
-def _like(reals: Tensor, x: Tensor) -> Tensor:
-    shaped = reals.reshape(shape_of(x))
-    return (torch.view_as_complex(shaped) if x.is_complex() else shaped).to(x)
+def _like(part: Tensor, x: Tensor) -> Tensor:
+    """In the shape, the type and the place of ``x``; pairs as complex numbers."""
+    if x.is_complex():
+        part = torch.view_as_complex(part.reshape(shape_of(x)))
+    elif part.shape != x.shape:
+        part = part.reshape(x.shape)
+    return part if part.dtype is x.dtype and part.device == x.device else part.to(x)
 
 
 def _again(
@@ -127,7 +131,7 @@ def _again(
         request.options = {**request.options, "grid_constructor": lambda *_: times[count:]}
     run, rows, _ = request.solve()
     # of samples that failed (throw=False) nothing is wanted behind what they reached
-    if run.failure is not None and not bool(rows[grad != 0].isfinite().all()):
+    if run.failure is not None and not bool(rows[grads[0] != 0].isfinite().all()):
         run.failure.raise_()
     outputs = [rows] if run.attached is None else [rows, run.attached.y, run.attached.k]
     leaves = [start, times, *inputs[2:]]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ctorch.codegen import Untraceable, trace
+from ctorch.codegen import Traced, Untraceable, trace
 from ctorch.ode import arguments, native
 from ctorch.ode.native_source import Form
 from ctorch.ode.native_task import Task
@@ -23,14 +23,17 @@ class Recipe:
     Attributes:
         form: what its library is made for.
         task: its settings.
+        call: of one with a gradient, all but func, traces and tensors.
     """
 
     form: Form
     task: bytes
+    call: native.Call | None
 
 
+_T = TypeVar("_T")
 _MOST = 512
-_recipes: dict[Any, Recipe] = {}
+_recipes: dict[tuple[Any, bool], Recipe] = {}  # by key and whether there is a gradient
 
 
 def key_of(y0: Any, rtol: Any, atol: Any, options: Any, *settings: Any) -> Any:
@@ -53,11 +56,24 @@ def _is_number(x: Any) -> bool:
 
 def remember(key: Any, call: native.Call) -> None:
     """Keep how a solve was made."""
-    if call.gradient or call.task.knots:
+    if call.task.knots or call.problem.t.requires_grad:
         return
     if len(_recipes) >= _MOST:
         _recipes.clear()
-    _recipes[key] = Recipe(call.form, bytes(call.task))
+    kept = None
+    if call.gradient:
+        request = _changed(call.request, func=None, y0=None, t=None, args=())
+        problem = _changed(call.problem, field=None, y0=None, t=None)
+        arrays = dict.fromkeys(("traced", "task", "y0", "t", "own", "shared"))
+        kept = _changed(call, request=request, problem=problem, **arrays)
+    _recipes[key, call.gradient] = Recipe(call.form, bytes(call.task), kept)
+
+
+def _changed(thing: _T, **attributes: Any) -> _T:
+    """A shallow copy with other attributes."""
+    copy = object.__new__(type(thing))
+    copy.__dict__.update(thing.__dict__, **attributes)
+    return copy
 
 
 def solve(
@@ -70,32 +86,86 @@ def solve(
         func, y0, t, args, batched: as for ``solve_ode``.
         differs: whether a gradient would be wanted.
     """
-    recipe = _recipes.get(key)
-    if recipe is None or native.refused(func) or transforms_active() or not y0.is_contiguous():
+    if (key, False) not in _recipes and (key, True) not in _recipes:
+        return None
+    if native.refused(func) or transforms_active() or not y0.is_contiguous():
         return None
     if any(hasattr(func, name) for name in arguments.CALLBACKS):
         return None
     t = arguments.check_times(t, y0.device, strict=False, batched=batched)
+    if t.dim() == 2 and t.shape[0] != y0.shape[0]:
+        return None
     try:
         traced = trace(func, y0, t, args, batched=batched)
     except Untraceable:
         return None
-    library = native.known_library(traced, recipe.form)
-    if library is None or (t.dim() == 2 and t.shape[0] != y0.shape[0]):
+    own = traced.own if traced.field.own_size else None
+    gradient = False
+    if differs and torch.is_grad_enabled():
+        if t.requires_grad:
+            return None
+        gradient = y0.requires_grad or any(x.requires_grad for x in traced.shared)
+        gradient = gradient or (own is not None and own.requires_grad)
+    recipe = _recipes.get((key, gradient))
+    library = None if recipe is None else native.known_library(traced, recipe.form)
+    if recipe is None or library is None:
         return None
-    own, shared = traced.own, traced.shared
-    inputs = (y0, t, own, *shared)
-    if differs and torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+    if recipe.call is not None:
+        return _with_gradient(recipe.call, recipe.task, traced, func, y0, t, args)
+    return _without_gradient(library, recipe.task, traced, own, y0, t, batched)
+
+
+def _with_gradient(
+    kept: native.Call,
+    settings: bytes,
+    traced: Traced,
+    func: Any,
+    y0: Tensor,
+    t: Tensor,
+    args: tuple[Any, ...],
+) -> Solution | None:
+    from ctorch.ode.native_gradient import with_gradient
+
+    problem = _changed(kept.problem, y0=y0, t=t)
+    batch, dtype, device = native.batch_of(problem, traced), y0.dtype, y0.device
+    call = _changed(
+        kept,
+        request=_changed(kept.request, func=func, y0=y0, t=t, args=args),
+        problem=problem,
+        traced=traced,
+        batch=batch,
+        y0=y0.detach().view(batch, -1),
+        t=native.plain(t.detach(), torch.float64, device),
+        own=native.plain(traced.own.detach(), dtype, device),
+        shared=[native.plain(x.detach(), dtype, device) for x in traced.shared],
+        task=Task.from_buffer_copy(settings),
+    )
+    run = with_gradient(call)
+    if run.failure is not None:  # the long way says why
         return None
-    shape, rows, dtype = y0.shape, t.shape[-1], y0.dtype
-    batch = shape[0] if traced.field.split else 1
+    return Solution(t, run.rows, run.stats, run.status)
+
+
+def _without_gradient(
+    library: Any,
+    settings: bytes,
+    traced: Traced,
+    own: Tensor | None,
+    y0: Tensor,
+    t: Tensor,
+    batched: bool,
+) -> Solution | None:
+    field, shared, dtype, device = traced.field, traced.shared, y0.dtype, y0.device
+    batch = y0.shape[0] if field.split else 1
     outcome = native.execute(
         library.ct_solve,
-        Task.from_buffer_copy(recipe.task),
-        y0.detach().view(batch, -1),
-        native.plain(t, torch.float64, y0.device),
-        native.plain(own, dtype, y0.device),
-        [native.plain(x, dtype, y0.device) for x in shared],
+        Task.from_buffer_copy(settings),
+        (batch, field.dim),
+        native.rows_shape(y0, t, batched),
+        y0,
+        native.plain(t, torch.float64, device),
+        None if own is None else native.plain(own, dtype, device),
+        [native.plain(x, dtype, device) for x in shared],
         not batched,
     )
     if outcome.failed:  # the long way says why
@@ -103,6 +173,5 @@ def solve(
     if batched:
         nfe, accepted, rejected, status = outcome.numbers[:4]
         stats = Stats(nfe, accepted, rejected)
-        return Solution(t, outcome.rows.view(batch, rows, *shape[1:]), stats, status)
-    stats = Stats(*outcome.numbers.select(1, 0).tolist()[:3])
-    return Solution(t, outcome.rows.view(rows, *shape), stats, Status.SUCCESS)
+        return Solution(t, outcome.rows, stats, status)
+    return Solution(t, outcome.rows, Stats(*outcome.counts()[:3]), Status.SUCCESS)

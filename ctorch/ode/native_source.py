@@ -43,10 +43,9 @@ class Form:
 
 def solve_source(field: str, form: Form) -> str:
     """The translation unit for ``field``, the source of a ``struct Field``."""
-    register = "ct::native::kRegister<Field::real>"
     width = f"ct::native::kSamples<Field, {form.registers}>" if form.registers else "1"
-    # the gradient sums over lanes, which is made for those of one register
-    back = register if form.registers else "1"
+    # the gradient sums over lanes, which is made for those of few registers
+    back = f"ct::native::kSamplesBack<Field, {form.registers}>" if form.registers else "1"
     types = "Field, Method, Events" if form.events else "Field, Method"
     entries = f"""extern "C" int64_t ct_solve(const ct::native::Task* task) {{
   return ct::native::{form.entry}<{types}, {width}>(*task);
@@ -142,6 +141,7 @@ def method_source(form: Form) -> str:
         f"long segment[] = {{{', '.join(map(str, ends))}}}",
         f"bool maximum = {_bool(form.max_norm)}, tolerances = {_bool(form.tolerances)}",
         f"bool pairs = {_bool(form.pairs)}",
+        f"bool gradient = {_bool(form.gradient)}",
     ]
     lines = [f"  static constexpr {constant};" for constant in constants]
     lines.append(f"  using Norm = {'::Norm' if form.norm else 'ct::native::NoValues'};")

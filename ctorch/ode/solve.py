@@ -139,7 +139,7 @@ def solve_ode(
     if native and events is None and not (dense or progress):
         from ctorch.ode import native_quick
 
-        settings = (method, max_steps, dt0, controller, batched)
+        settings = (method, max_steps, dt0, controller, batched, gradient)
         key = native_quick.key_of(y0, rtol, atol, options, *settings)
         if key is not None:
             done = native_quick.solve(key, func, y0, t, args, batched, gradient != "none")

@@ -75,12 +75,14 @@ def forget_lost(steps: list[Step], failed: Tensor, like: Tensor) -> None:
     Nothing is read from those, but they may lead up to where the field has no derivative: 0 times
     an infinite one is NaN.
     """
+    if not steps:
+        return
     read = torch.full_like(failed, -1, dtype=torch.int64)  # by sample: its last step with outputs
     for number, step in enumerate(steps):
         if isinstance(step.outputs, Rows):
             read[step.outputs.sample] = number
     columns = (-1, *[1] * (like.dim() - 1))
-    y, t = steps[0].y if steps else like, steps[0].t if steps else None
+    y, t = steps[0].y, steps[0].t
     for number, step in enumerate(steps):
         lost = failed & (read < number)
         y = torch.where(lost.view(columns), y, step.y)
@@ -88,6 +90,7 @@ def forget_lost(steps: list[Step], failed: Tensor, like: Tensor) -> None:
         if bool(lost.any()):
             step.y, step.t, step.stages = y, t, None
             step.t1, step.h = torch.where(lost, t, step.t1), torch.where(lost, 0.0, step.h)
+            assert step.moved is not None  # as of all steps of a batch
             step.moved = step.moved & ~lost
 
 

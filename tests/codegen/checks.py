@@ -91,18 +91,22 @@ def _check_vjp(
     if out.requires_grad:
         grads = list(torch.autograd.grad(out, wanted, ct, allow_unused=True))
     grads = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, wanted, strict=True)]
-    ct_t, ct_y, ct_own, ct_shared = compiled.vjp(*flat, traced.own, traced.shared, ct)
-    _close(
-        ct_t.sum() if t.dim() == 0 else ct_t,
-        grads[0] if t.dim() == 0 else grads[0].reshape(-1),
-        factor,
-    )
-    n = len(pytree.tree_leaves(y))
-    _close(ct_y, torch.cat([g.reshape(batch, -1) for g in grads[1 : 1 + n]], 1), factor)
-    rest = grads[1 + n :]
-    if owned:
-        _close(ct_own, torch.cat([g.reshape(batch, -1) for g in rest[: len(owned)]], 1), factor)
-    by_shared = iter(rest[len(owned) :])
-    for k, got in enumerate(ct_shared):
-        if traced.field.differentiated[k]:
-            _close(got, next(by_shared), factor)
+    for in_parts in (False, True)[: 1 + compiled.in_parts]:
+        slope, ct_t, ct_y, ct_own, ct_shared = compiled.vjp(
+            *flat, traced.own, traced.shared, ct, in_parts=in_parts
+        )
+        _close(slope, out.detach(), factor)
+        _close(
+            ct_t.sum() if t.dim() == 0 else ct_t,
+            grads[0] if t.dim() == 0 else grads[0].reshape(-1),
+            factor,
+        )
+        n = len(pytree.tree_leaves(y))
+        _close(ct_y, torch.cat([g.reshape(batch, -1) for g in grads[1 : 1 + n]], 1), factor)
+        rest = grads[1 + n :]
+        if owned:
+            _close(ct_own, torch.cat([g.reshape(batch, -1) for g in rest[: len(owned)]], 1), factor)
+        by_shared = iter(rest[len(owned) :])
+        for k, got in enumerate(ct_shared):
+            if traced.field.differentiated[k]:
+                _close(got, next(by_shared), factor)

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ctorch.codegen import build
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(tempfile.gettempdir()) / "ctorch-codegen-tests"
 
@@ -19,6 +21,7 @@ ENTRIES = """
 #include <vector>
 #include "native/linear.h"
 #include "native/math.h"
+#include "native/pending.h"
 #include "native/sweep.h"
 %s
 using real = Field::real;
@@ -42,23 +45,46 @@ extern "C" void run_eval(long n, const real* t, const real* y, const real* own,
   std::vector<char> b[4];
   V *vy = aligned<V>(b[0], Field::dim), *vo = aligned<V>(b[1], Field::own),
     *w = aligned<V>(b[2], Field::work), *vd = aligned<V>(b[3], Field::dim);
+  ct::native::Arrays<Field, W> arrays;
+  arrays.attach(reinterpret_cast<const void* const*>(shared));
   for (long i = 0; i < n; i += W) {
     const long count = n - i < W ? n - i : W;
     V vt;
     gather(t, 1, i, count, &vt), gather(y, Field::dim, i, count, vy);
     gather(own, Field::own, i, count, vo);
-    Field::eval<V>(vt, vy, vo, shared, w, vd);
+    Field::eval<V>(vt, vy, vo, arrays.all, w, vd);
     scatter(vd, Field::dim, i, count, dy);
   }
 }
 #ifdef WITH_VJP
-extern "C" void run_vjp(long n, const real* t, const real* y, const real* own,
-                        const real* const* shared, const real* ct, real* ct_t, real* ct_y,
-                        real* ct_own, real* const* ct_shared) {
-  std::vector<char> b[6];
+// in_parts: slope and what the derivative needs of it first, then the rest; dy = the slope
+template <class F> constexpr bool kParts = requires { F::kept; };
+template <bool in_parts, class F = Field>
+static void vjp_of(V t, const V* y, const V* own, const real* const* shared, V* work, V* dy,
+                   const V* ct, V& ct_t, V* ct_y, V* ct_own, real* const* ct_shared) {
+  if constexpr (in_parts) {
+    std::vector<char> b[3];
+    V *kept = aligned<V>(b[0], F::kept), *first = aligned<V>(b[1], F::record_work),
+      *second = aligned<V>(b[2], F::pull_work);
+    F::template record<V>(t, y, own, shared, first, kept, dy);
+    F::template pull<V>(t, y, own, shared, second, kept, ct, ct_t, ct_y, ct_own, ct_shared);
+  } else {
+    Field::eval<V>(t, y, own, shared, work, dy);
+    Field::vjp<V>(t, y, own, shared, work, ct, ct_t, ct_y, ct_own, ct_shared);
+  }
+}
+extern "C" void run_vjp(long in_parts, long n, const real* t, const real* y, const real* own,
+                        const real* const* shared, const real* ct, real* dy, real* ct_t,
+                        real* ct_y, real* ct_own, real* const* ct_shared) {
+  std::vector<char> b[7];
   V *vy = aligned<V>(b[0], Field::dim), *vo = aligned<V>(b[1], Field::own),
-    *w = aligned<V>(b[2], Field::vjp_work), *vc = aligned<V>(b[3], Field::dim),
+    *w = aligned<V>(b[2], Field::vjp_work + Field::work), *vd = aligned<V>(b[6], Field::dim),
+    *vc = aligned<V>(b[3], Field::dim),
     *gy = aligned<V>(b[4], Field::dim), *go = aligned<V>(b[5], Field::own);
+  ct::native::Arrays<Field, W> arrays;
+  arrays.attach(reinterpret_cast<const void* const*>(shared));
+  ct::native::Gradients<Field, W> gradients;
+  gradients.attach(ct_shared);
   for (long i = 0; i < n; i += W) {
     const long count = n - i < W ? n - i : W;
     V vt, gt;
@@ -67,10 +93,14 @@ extern "C" void run_vjp(long n, const real* t, const real* y, const real* own,
     for (long k = 0; k < Field::dim; ++k)
       for (int l = count; l < W; ++l) ct::native::set(vc[k], l, real(0));
     for (long k = 0; k < Field::own; ++k) go[k] = V{};
-    Field::vjp<V>(vt, vy, vo, shared, w, vc, gt, gy, go, ct_shared);
+    if (in_parts)
+      vjp_of<kParts<Field>>(vt, vy, vo, arrays.all, w, vd, vc, gt, gy, go, gradients.all);
+    else vjp_of<false>(vt, vy, vo, arrays.all, w, vd, vc, gt, gy, go, gradients.all);
+    scatter(vd, Field::dim, i, count, dy);
     scatter(&gt, 1, i, count, ct_t), scatter(gy, Field::dim, i, count, ct_y);
     scatter(go, Field::own, i, count, ct_own);
   }
+  gradients.flush();
 }
 #endif
 """
@@ -90,8 +120,9 @@ class Compiled:
 
     def __init__(self, source: str, width: int = 4) -> None:
         self.with_vjp = "void vjp(" in source
+        self.in_parts = "void pull(" in source
         text = ENTRIES % (source, width)
-        name = hashlib.sha256(text.encode()).hexdigest()[:24]
+        name = hashlib.sha256((text + build.headers()).encode()).hexdigest()[:24]
         FOLDER.mkdir(exist_ok=True)
         library = FOLDER / f"{name}.so"
         if not library.exists():
@@ -122,15 +153,23 @@ class Compiled:
         return dy
 
     def vjp(
-        self, t: Tensor, y: Tensor, own: Tensor, shared: list[Tensor], ct: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """Cotangents of t [B], y [B, dim], own [B, own] and the shared arrays."""
+        self,
+        t: Tensor,
+        y: Tensor,
+        own: Tensor,
+        shared: list[Tensor],
+        ct: Tensor,
+        *,
+        in_parts: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+        """The slope, and cotangents of t [B], y [B, dim], own [B, own] and the shared arrays."""
         t, y, own, ct = (x.detach().contiguous() for x in (t, y, own, ct))
         shared = [x.detach().contiguous() for x in shared]
-        out = [torch.full_like(x, float("nan")) for x in (t, y, own)]
+        out = [torch.full_like(x, float("nan")) for x in (y, t, y, own)]
         by_shared = [torch.zeros_like(x) for x in shared]
         arrays = [ctypes.c_void_p(x.data_ptr()) for x in (t, y, own)]
         self._library.run_vjp(
+            ctypes.c_long(in_parts),
             ctypes.c_long(len(y)),
             *arrays,
             _pointers(shared),
@@ -138,4 +177,4 @@ class Compiled:
             *(ctypes.c_void_p(x.data_ptr()) for x in out),
             _pointers(by_shared),
         )
-        return out[0], out[1], out[2], by_shared
+        return out[0], out[1], out[2], out[3], by_shared
