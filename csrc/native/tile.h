@@ -72,6 +72,7 @@ struct Tile {
   using real = typename Field::real;
   using V = Lanes<real, W>;
   using D = Lanes<double, W>;
+  using E = std::conditional_t<W == 1, D, V>;  // of error norms
   static constexpr long dim = Field::dim;
   static constexpr int stages = Method::stages, total = Method::total;
   static constexpr int evaluated = Method::late ? stages - 1 : stages;  // before the judgement
@@ -190,10 +191,11 @@ struct Tile {
   // ---- norms
   // -------------------------------------------------------------------------------------------------
 
-  // Root mean square (or maximum) of scaled(d) over the elements; of several segments the largest.
-  template <class Scaled>
-  CT_LANES static D norm(const Scaled& scaled) {
-    D largest{};
+  // Root mean square (or maximum) of scaled(d) over the elements, or its square; of several
+  // segments the largest.
+  template <bool kSquare = false, class Scaled>
+  CT_LANES static E norm(const Scaled& scaled) {
+    E largest{};
     for_constants<0, Method::segments>([&](auto s) __attribute__((always_inline)) {
       constexpr long begin = Method::segment[s], length = Method::segment[s + 1] - begin;
       if constexpr (length > 0) {
@@ -202,9 +204,13 @@ struct Tile {
           const V x = scaled(begin + d);
           total = Method::maximum ? larger(total, abs(x)) : total + x * x;
         });
-        const D part = convert<D>(total);
-        const D size = Method::maximum ? part : sqrt(part / static_cast<double>(length));
-        largest = Method::segments == 1 ? size : larger(largest, size);
+        E part = convert<E>(total);
+        if constexpr (Method::maximum && kSquare)
+          part = part * part;
+        else if constexpr (!Method::maximum)
+          part = part / static_cast<Number<E>>(length);
+        if constexpr (!Method::maximum && !kSquare) part = sqrt(part);
+        largest = Method::segments == 1 ? part : larger(largest, part);
       }
     });
     return rounded(largest);
@@ -217,7 +223,7 @@ struct Tile {
   }
 
   // In the precision of the state, as the kernels of the eager solver return it.
-  CT_LANES static D rounded(D x) { return convert<D>(convert<V>(x)); }
+  CT_LANES static E rounded(E x) { return convert<E>(convert<V>(x)); }
 
   // Numbers, or arrays for each element.
   struct Tolerances {
@@ -236,10 +242,14 @@ struct Tile {
     return error / tolerances.scale(d, select(before > after, before, after));
   }
 
-  CT_LANES D error_norm(const Tolerances& tolerances, D h) const {
+  // A root takes longer than a stage of a small field, and is not needed to judge a step.
+  static constexpr bool kSquares = W > 1;
+
+  // Its square, if kSquares.
+  CT_LANES E error_norm(const Tolerances& tolerances, D h) const {
     const V step = convert<V>(h);
-    return norm([&](long d)
-                    __attribute__((always_inline)) { return scaled_error(tolerances, step, d); });
+    return norm<kSquares>(
+        [&](long d) __attribute__((always_inline)) { return scaled_error(tolerances, step, d); });
   }
 };
 
