@@ -126,9 +126,6 @@ int64_t solve_samples(const Task& task) {
   const int64_t runs = (task.batch + run - 1) / run;
   auto* tape = static_cast<Tape<typename Field::real>*>(task.tape);
   if (tape != nullptr) tape->runs.resize(runs);
-  ask_for_large_pages(task.out, task.batch * task.rows * Field::dim * sizeof(typename Field::real));
-  ask_for_large_pages(task.counts, 3 * task.batch * sizeof(int64_t));
-  ask_for_large_pages(task.last, 3 * task.batch * sizeof(double));
   on_threads(runs, task.threads, [&](int64_t i) {
     using Worker = Queue<Field, Method, W>;
     auto* kept = tape == nullptr ? nullptr : &tape->runs[i];

@@ -2,8 +2,6 @@
 // one sample and `Method` the tableau, both made of constants.
 #pragma once
 
-#include <algorithm>
-
 #include "control.h"
 
 namespace ct::native {
@@ -95,7 +93,8 @@ struct Tile {
 
   // The slope, and what its derivative reads.
   __attribute__((noinline)) void record(V t, const V* state, V* to, V* slope) {
-    if (to != state) std::copy_n(state, dim, to);
+    if (to != state)
+      for (long d = 0; d < dim; ++d) to[d] = state[d];
     Field::record(t, state, own, shared, work, to + dim, slope);
   }
 
