@@ -8,23 +8,29 @@
 namespace ct::native {
 
 constexpr double kTinyError = 1e-300;              // its logarithm is finite
+constexpr double kTinySingle = 1e-37;              // the same in single precision
 constexpr double kLogLeast = -23.025850929940457;  // log 1e-10: less counts as this later
 constexpr double kLandingRoom = 1.001;             // a step that all but reaches the end lands
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Of h_next = h * clip(safety * e^last * e_1^past * e_2^before), where e, e_1, e_2 are the error
-// norms of the last three accepted steps.
+// norms of the last three accepted steps; or their squares, for which the order counts twice.
 struct Gains {
-  double last, past, before, safety, min_factor, max_factor;
+  double last, past, before, safety, min_factor, max_factor, log_least;
   bool integral, never_shrinks;
 
-  CT_BOTH Gains(const Task& task, double order)
+  CT_BOTH Gains(const Task& task, double order, bool squares = false)
+      : Gains(task, squares ? 2 * order : order, squares ? 2 * kLogLeast : kLogLeast) {}
+
+ private:
+  CT_BOTH Gains(const Task& task, double order, double log_least_)
       : last(-(task.p + task.i + task.d) / order),
         past((task.p + 2 * task.d) / order),
         before(-task.d / order),
         safety(task.safety),
         min_factor(task.min_factor),
         max_factor(task.max_factor),
+        log_least(log_least_),
         integral(task.p == 0 && task.d == 0),
         never_shrinks(task.never_shrinks != 0) {}
 };
@@ -41,14 +47,16 @@ CT_LANES D at_most(D x, D high) {
 // By how much the step changes. The powers are taken together, as one exponential.
 template <class D>
 CT_LANES D step_factor(const Gains& gains, D error, D log_error, D log_last, D log_before) {
+  using T = Number<D>;
   const Mask<D> accepted = error <= all<D>(1);
-  D power = gains.last * log_error;
+  D power = static_cast<T>(gains.last) * log_error;
   if (!gains.integral) {
     // the history of accepted steps says nothing on how to shorten a rejected one
-    const D history = gains.past * log_last + gains.before * log_before;
+    const D history =
+        static_cast<T>(gains.past) * log_last + static_cast<T>(gains.before) * log_before;
     power += select(accepted, history, D{});
   }
-  D factor = gains.safety * exp(power), least = all<D>(gains.min_factor);
+  D factor = static_cast<T>(gains.safety) * exp(power), least = all<D>(gains.min_factor);
   if (!gains.integral)
     factor = select(accepted, factor, at_most(factor, all<D>(gains.safety)));
   else if (gains.never_shrinks)
@@ -58,11 +66,12 @@ CT_LANES D step_factor(const Gains& gains, D error, D log_error, D log_last, D l
   return select(error < all<D>(kInfinity), factor, all<D>(gains.min_factor));
 }
 
-// Where a tile of samples stands, and its attempted step.
-template <class D>
+// Where a tile of samples stands, and its attempted step. Times are of type D, error norms of E.
+template <class D, class E = D>
 struct Clock {
-  D tau, end, direction, proposed, error, log_last, log_before, accepted, rejected;
+  D tau, end, direction, proposed, attempts, accepted;
   D length, stop;
+  E error, log_last, log_before;
   Mask<D> lands;
 
   CT_BOTH D t() const { return direction * tau; }
@@ -79,26 +88,29 @@ struct Clock {
     stop = select(active, stop, tau);
   }
 
-  // Which lanes accept the attempt, by its error norm; `tau` itself is not moved here.
-  CT_LANES Mask<D> judge(const Task& task, const Gains& gains, Mask<D> active, D norm) {
-    error = select(active, norm, error);
-    const Mask<D> finite = norm < all<D>(kInfinity);
-    // that of a least step which lands is longer by what is left over
-    const D least = select(lands, all<D>(kLandingRoom * task.min_step), all<D>(task.min_step));
-    const Mask<D> forced = finite & (length <= least);
-    const Mask<D> moved = active & ((norm <= all<D>(1)) | forced);
-    const D log_error = log(at_least(norm, all<D>(kTinyError)));
-    const D factor = step_factor(gains, norm, log_error, log_last, log_before);
-    D next = length * select(moved, factor, at_most(factor, all<D>(1)));
+  // Which lanes accept the attempt, by its error norm; `tau` itself is not moved here. What is
+  // noted of lanes that are not active is not read.
+  CT_LANES Mask<D> judge(const Task& task, const Gains& gains, Mask<D> active, E norm) {
+    constexpr double kTiny = sizeof(Number<E>) == 4 ? kTinySingle : kTinyError;
+    error = norm;
+    Mask<E> good = norm <= all<E>(1);
+    if (task.min_step > 0) {
+      // a least step which lands is longer by what is left over
+      const D least = select(lands, all<D>(kLandingRoom * task.min_step), all<D>(task.min_step));
+      good = good | ((norm < all<E>(kInfinity)) & mask_for<E>(length <= least));
+    }
+    const Mask<D> moved = active & mask_for<D>(good);
+    const E log_error = log_normal(at_least(norm, all<E>(kTiny)));
+    const E factor = step_factor(gains, norm, log_error, log_last, log_before);
+    D next = length * convert<D>(select(good, factor, at_most(factor, all<E>(1))));
     // a step cut short to end on a given time says little against the length tried before
     const Mask<D> cut = moved & lands & (proposed > next);
     next = select(cut, proposed, next);
-    log_before = select(moved, log_last, log_before);
-    log_last = select(moved, at_least(log_error, all<D>(kLogLeast)), log_last);
+    log_before = select(good, log_last, log_before);
+    log_last = select(good, at_least(log_error, all<E>(gains.log_least)), log_last);
     accepted += select(moved, all<D>(1), D{});
-    const Mask<D> refused = active & negated(moved);
-    rejected += select(refused, all<D>(1), D{});
-    proposed = select(active, next, proposed);
+    attempts += all<D>(1);
+    proposed = next;
     return moved;
   }
 };

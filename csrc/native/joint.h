@@ -281,7 +281,7 @@ class Joint {
     if (status != kMaxSteps && !finite) status = kNonfinite;
     task.counts[0] = evaluations;
     task.counts[task.batch] = static_cast<int64_t>(clock.accepted);
-    task.counts[2 * task.batch] = static_cast<int64_t>(clock.rejected);
+    task.counts[2 * task.batch] = static_cast<int64_t>(clock.attempts - clock.accepted);
     task.status[0] = status;
     task.last[0] = clock.t();
     task.last[task.batch] = clock.proposed;

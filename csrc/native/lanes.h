@@ -108,6 +108,22 @@ CT_LANES Number<V> get(V x, int lane) {
   return each[lane];
 }
 
+// Lanes of what is in memory in any case.
+template <class V>
+CT_LANES Number<V> peek(const V& x, int lane) {
+  Number<V> value;
+  std::memcpy(&value, reinterpret_cast<const char*>(&x) + lane * sizeof(value), sizeof(value));
+  return value;
+}
+
+template <class V>
+CT_LANES void put(V& x, int lane, Number<V> value) {
+  if constexpr (kWidth<V> == 1)
+    x = value;
+  else
+    std::memcpy(reinterpret_cast<char*>(&x) + lane * sizeof(value), &value, sizeof(value));
+}
+
 template <class V>
 CT_LANES void set(V& x, int lane, Number<V> value) {
   if constexpr (kWidth<V> == 1) {
@@ -122,27 +138,45 @@ CT_LANES void set(V& x, int lane, Number<V> value) {
   }
 }
 
-// The lanes in two halves, and these put together.
-template <class V>
-CT_LANES Lanes<Number<V>, kWidth<V> / 2> low_half(const V& x) {
-  Lanes<Number<V>, kWidth<V> / 2> half;
-  std::memcpy(&half, &x, sizeof(half));
-  return half;
+// The lanes in two halves, and these put together; in registers, for a load of what was just stored
+// in halves waits for both.
+template <int kFirst, class V, int... P>
+CT_LANES auto lanes_from(const V& x, const V& y, std::integer_sequence<int, P...>) {
+#if defined(CT_CUDA)
+  return x;
+#else
+  return __builtin_shufflevector(x, y, (kFirst + P)...);
+#endif
 }
 
 template <class V>
-CT_LANES Lanes<Number<V>, kWidth<V> / 2> high_half(const V& x) {
-  Lanes<Number<V>, kWidth<V> / 2> half;
-  std::memcpy(&half, reinterpret_cast<const char*>(&x) + sizeof(half), sizeof(half));
-  return half;
+CT_LANES auto low_half(const V& x) {
+  if constexpr (IsWide<V>::value)
+    return x.low;
+  else if constexpr (kWidth<V> == 2)
+    return x[0];
+  else
+    return lanes_from<0>(x, x, std::make_integer_sequence<int, kWidth<V> / 2>{});
+}
+
+template <class V>
+CT_LANES auto high_half(const V& x) {
+  if constexpr (IsWide<V>::value)
+    return x.high;
+  else if constexpr (kWidth<V> == 2)
+    return x[1];
+  else
+    return lanes_from<kWidth<V> / 2>(x, x, std::make_integer_sequence<int, kWidth<V> / 2>{});
 }
 
 template <class V, class Half>
 CT_LANES V joined(Half low, Half high) {
-  V x;
-  std::memcpy(&x, &low, sizeof(Half));
-  std::memcpy(reinterpret_cast<char*>(&x) + sizeof(Half), &high, sizeof(Half));
-  return x;
+  if constexpr (IsWide<V>::value)
+    return V{low, high};
+  else if constexpr (kWidth<V> == 2)
+    return V{low, high};
+  else
+    return lanes_from<0>(low, high, std::make_integer_sequence<int, kWidth<V>>{});
 }
 
 // Lanes of another number type.

@@ -141,6 +141,17 @@ CT_IN_REGISTERS(log1p)
 CT_IN_REGISTERS(erf)
 #undef CT_IN_REGISTERS
 
+// log of positive normal numbers; of infinity and NaN it is anything.
+template <class V>
+CT_LANES V log_normal(V x) {
+  if constexpr (kWidth<V> == 1)
+    return std::log(x);
+  else if constexpr (IsWide<V>::value)
+    return {log_normal(x.low), log_normal(x.high)};
+  else
+    return Vectors<V>::log_normal(x, V{});
+}
+
 template <class V>
 CT_LANES V tanh(V x) {
   if constexpr (kWidth<V> == 1) {

@@ -56,15 +56,29 @@ class Queue : Samples<Field, Method, W> {
       this->start();
       for (int lane = 0; lane < valid; ++lane) {
         const int64_t i = base + lane;
-        lengths[i] = get(clock.proposed, lane);
-        steps[i] = get(span, lane) / lengths[i];
-        for (long d = 0; d < dim; ++d) slopes[i * dim + d] = get(tile.k[0][d], lane);
+        lengths[i] = peek(clock.proposed, lane);
+        steps[i] = peek(span, lane) / lengths[i];
+        for (long d = 0; d < dim; ++d) slopes[i * dim + d] = peek(tile.k[0][d], lane);
         if (!(steps[i] < kInfinity)) steps[i] = kInfinity;
       }
     }
-    for (int64_t i = 0; i < count; ++i) order[i] = i;
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return steps[a] > steps[b]; });
+    order_by(steps);
+  }
+
+  // From many steps to few, to a sixteenth; those that are alike stay in their order.
+  void order_by(const std::vector<double>& steps) {
+    constexpr int kKeys = 512;  // 32 powers of 2
+    const auto key = [&](double x) {
+      const float least = 0.5f, value = x > least ? static_cast<float>(x) : least;
+      int32_t bits, zero;
+      std::memcpy(&bits, &value, sizeof(bits));
+      std::memcpy(&zero, &least, sizeof(zero));
+      return kKeys - 1 - std::min((bits - zero) >> 19, kKeys - 1);
+    };
+    int64_t place[kKeys + 1] = {};
+    for (double x : steps) ++place[key(x) + 1];
+    for (int k = 0; k < kKeys; ++k) place[k + 1] += place[k];
+    for (size_t i = 0; i < steps.size(); ++i) order[place[key(steps[i])]++] = i;
   }
 
   // The next samples, as far as there are any, to lanes.
@@ -74,11 +88,11 @@ class Queue : Samples<Field, Method, W> {
   }
 
   void refill_one(int lane) {
-    while (next < end && !get(active, lane)) {
+    while (next < end && !peek(active, lane)) {
       const int64_t i = order[next++ - begin];
       this->load(lane, begin + i);
-      for (long d = 0; d < dim; ++d) set(tile.k[0][d], lane, slopes[i * dim + d]);
-      set(clock.proposed, lane, lengths[i]);
+      for (long d = 0; d < dim; ++d) put(tile.k[0][d], lane, slopes[i * dim + d]);
+      put(clock.proposed, lane, lengths[i]);
       this->reset(lane, begin + i);
     }
   }
@@ -86,13 +100,13 @@ class Queue : Samples<Field, Method, W> {
   __attribute__((noinline)) void keep(uint32_t lanes, D t, D h) {
     for (int lane = 0; lane < W; ++lane)
       if (lanes >> lane & 1) {
-        const double stop = get(clock.stop, lane), direction = get(clock.direction, lane);
+        const double stop = peek(clock.stop, lane), direction = peek(clock.direction, lane);
         int64_t row = output[lane];
         while (row < task.rows && direction * this->goal_of(sample[lane], row) <= stop) ++row;
         const int64_t anchor = get(clock.lands, lane) ? task.rows - 1 : kFree;
-        real* to = kept->add(sample[lane], get(t, lane), get(h, lane), direction * stop, anchor,
+        real* to = kept->add(sample[lane], peek(t, lane), peek(h, lane), direction * stop, anchor,
                              output[lane], row, dim);
-        for (long d = 0; d < dim; ++d) to[d] = get(tile.y[d], lane);
+        for (long d = 0; d < dim; ++d) to[d] = peek(tile.y[d], lane);
       }
   }
 

@@ -11,15 +11,15 @@ CT_LANES void load_sample(const Task& task, T& tile, typename T::Tolerances& tol
   using real = typename T::real;
   const real* y0 = static_cast<const real*>(task.y0) + sample * T::dim;
   const real* own = static_cast<const real*>(task.own) + sample * T::Field::own;
-  for_each<T::dim>([&](long d) __attribute__((always_inline)) { set(tile.y[d], lane, y0[d]); });
+  for_each<T::dim>([&](long d) __attribute__((always_inline)) { put(tile.y[d], lane, y0[d]); });
   for_each<T::Field::own>([&](long j)
-                              __attribute__((always_inline)) { set(tile.own[j], lane, own[j]); });
+                              __attribute__((always_inline)) { put(tile.own[j], lane, own[j]); });
   if constexpr (T::Method::tolerances) {
     const real* rtol = static_cast<const real*>(task.rtols) + sample * T::dim;
     const real* atol = static_cast<const real*>(task.atols) + sample * T::dim;
     for (long d = 0; d < T::dim; ++d) {
-      set(tolerances.rtol[d], lane, rtol[d]);
-      set(tolerances.atol[d], lane, atol[d]);
+      put(tolerances.rtol[d], lane, rtol[d]);
+      put(tolerances.atol[d], lane, atol[d]);
     }
   }
 }
@@ -45,7 +45,7 @@ template <class T, class V>
 CT_LANES void store_sample(const Task& task, const V* state, int lane, int64_t sample,
                            int64_t row) {
   auto* to = output_row<T>(task, sample, row);
-  for_each<T::dim>([&](long d) __attribute__((always_inline)) { to[d] = get(state[d], lane); });
+  for_each<T::dim>([&](long d) __attribute__((always_inline)) { to[d] = peek(state[d], lane); });
 }
 
 }  // namespace ct::native

@@ -14,10 +14,14 @@ class Samples {
   using real = typename T::real;
   using V = typename T::V;
   using D = typename T::D;
+  using E = typename T::E;
   static constexpr long dim = T::dim;
 
-  CT_LANES explicit Samples(const Task& task_) : task(task_), gains(task_, Method::order) {
+  CT_LANES explicit Samples(const Task& task_)
+      : task(task_), gains(task_, Method::order, T::kSquares) {
     prepare_tile(task, tile, tolerances);
+    if (task.t_stride == 0)
+      for (int lane = 0; lane < W; ++lane) load_times(lane, 0);
   }
 
   // One sample, alone in its tile. keep(lanes, t, h) is told of accepted steps.
@@ -40,12 +44,16 @@ class Samples {
 
   CT_LANES void load(int lane, int64_t sample) {
     load_sample(task, tile, tolerances, lane, sample);
+    if (task.t_stride != 0) load_times(lane, sample);
+    put(clock.tau, lane, peek(clock.direction, lane) * goal_of(sample, 0));
+  }
+
+  CT_LANES void load_times(int lane, int64_t sample) {
     const double first = goal_of(sample, 0), last = goal_of(sample, task.rows - 1);
     const double direction = last < first ? -1 : 1;
-    set(clock.direction, lane, direction);
-    set(clock.tau, lane, direction * first);
-    set(clock.end, lane, task.overshoot ? kInfinity : direction * last);
-    set(span, lane, direction * (last - first));
+    put(clock.direction, lane, direction);
+    put(clock.end, lane, task.overshoot ? kInfinity : direction * last);
+    put(span, lane, direction * (last - first));
   }
 
   // First slopes and first steps of the loaded samples.
@@ -57,9 +65,9 @@ class Samples {
       return;
     }
     const auto norm = [&](const auto& of) __attribute__((always_inline)) {
-      return tile.norm([&](long d) __attribute__((always_inline)) {
+      return convert<D>(tile.norm([&](long d) __attribute__((always_inline)) {
         return of(d) / tolerances.scale(d, T::size_at(tile.y, d));
-      });
+      }));
     };
     const auto& k = tile.k;
     const D d0 = norm([&](long d) __attribute__((always_inline)) { return tile.y[d]; });
@@ -76,22 +84,23 @@ class Samples {
 
   // Begin with a sample whose state, slope and first step are in place.
   CT_LANES void reset(int lane, int64_t number) {
-    D* const zero[] = {&clock.log_last, &clock.log_before, &clock.accepted, &clock.rejected,
-                       &extended};
-    for (D* x : zero) set(*x, lane, 0);
-    set(clock.error, lane, std::numeric_limits<double>::quiet_NaN());
+    D* const zero[] = {&clock.attempts, &clock.accepted, &extended};
+    for (D* x : zero) put(*x, lane, 0);
+    put(clock.log_last, lane, 0);
+    put(clock.log_before, lane, 0);
+    put(clock.error, lane, std::numeric_limits<real>::quiet_NaN());
     sample[lane] = number;
-    set(active, lane, kYes);
-    mark = get(clock.tau, lane), last_goal = mark + get(span, lane);
+    put(active, lane, kYes);
+    mark = peek(clock.tau, lane), last_goal = mark + peek(span, lane);
     wild = 0;
     output[lane] = 0;
     advance(lane);
-    const double start = get(clock.tau, lane);
-    while (get(goal, lane) <= start) {
+    const double start = peek(clock.tau, lane);
+    while (peek(goal, lane) <= start) {
       write(lane, tile.y);
       advance(lane, 1);
     }
-    if (get(goal, lane) == kInfinity) finish(lane, kSuccess);
+    if (peek(goal, lane) == kInfinity) finish(lane, kSuccess);
   }
 
   // ---- rows
@@ -105,9 +114,9 @@ class Samples {
   CT_LANES void advance(int lane, int by = 0) {
     output[lane] += by;
     const double t = output[lane] < task.rows
-                         ? get(clock.direction, lane) * goal_of(sample[lane], output[lane])
+                         ? peek(clock.direction, lane) * goal_of(sample[lane], output[lane])
                          : kInfinity;
-    set(goal, lane, t);
+    put(goal, lane, t);
   }
 
   CT_LANES void read(Mask<D> pending, D t, D h, V end_time) {
@@ -149,9 +158,9 @@ class Samples {
     const D t = clock.t(), h = clock.h();
     const V end_time = beside(convert<V>(clock.t1()), convert<V>(t));
     tile.attempt(t, h, end_time);
-    const D norm = tile.error_norm(tolerances, h);
+    const E norm = tile.error_norm(tolerances, h);
     const Mask<D> moved = clock.judge(task, gains, active, norm);
-    Mask<D> ended = active & (clock.accepted + clock.rejected >= all<D>(task.max_steps));
+    Mask<D> ended = active & (clock.attempts >= all<D>(task.max_steps));
     if (any(moved)) {
       tile.evaluate_late(t, h, end_time);
       const Mask<D> pending = moved & (goal <= clock.stop);
@@ -178,10 +187,10 @@ class Samples {
 
   // Whether the solve creeps along the edge of the field's domain: tiny steps that do not move the
   // state have no error, grow, leave the domain, and are cut again. As the eager solver asks.
-  CT_LANES void watch(D norm) {
+  CT_LANES void watch(E norm) {
     if constexpr (W == 1) {
       wild += norm < kInfinity ? 0 : 1;
-      const int64_t attempts = static_cast<int64_t>(clock.accepted + clock.rejected);
+      const int64_t attempts = static_cast<int64_t>(clock.attempts);
       if (attempts % task.patience != 0) return;
       if (active && wild > task.patience / 5 && clock.tau - mark < 1e-3 * (last_goal - clock.tau))
         finish(0, kNonfinite);
@@ -191,15 +200,15 @@ class Samples {
 
   CT_LANES uint32_t leave(uint32_t lanes) {
     for (int lane = 0; lane < W; ++lane)
-      if (lanes >> lane & 1) finish(lane, get(goal, lane) == kInfinity ? kSuccess : kMaxSteps);
+      if (lanes >> lane & 1) finish(lane, peek(goal, lane) == kInfinity ? kSuccess : kMaxSteps);
     return lanes;
   }
 
   CT_LANES uint32_t give_up(uint32_t lanes) {
     for (int lane = 0; lane < W; ++lane)
       if (lanes >> lane & 1) {
-        bool finite = get(clock.error, lane) < kInfinity;
-        for (long d = 0; d < dim; ++d) finite &= std::isfinite(get(tile.k[0][d], lane));
+        bool finite = peek(clock.error, lane) < kInfinity;
+        for (long d = 0; d < dim; ++d) finite &= std::isfinite(peek(tile.k[0][d], lane));
         finish(lane, finite ? kUnderflow : kNonfinite);
       }
     return lanes;
@@ -209,25 +218,26 @@ class Samples {
     const int64_t i = sample[lane], batch = task.batch;
     bool finite = true;
     for_each<dim>([&](long d) __attribute__((always_inline)) {
-      finite &= std::isfinite(get(tile.y[d], lane));
+      finite &= std::isfinite(peek(tile.y[d], lane));
     });
     if (status != kMaxSteps && !finite) status = kNonfinite;
-    const int64_t accepted = static_cast<int64_t>(get(clock.accepted, lane));
-    const int64_t rejected = static_cast<int64_t>(get(clock.rejected, lane));
-    const int64_t first = task.first_step >= 0 || get(span, lane) == 0 ? 1 : 2;
-    task.counts[i] = first + (accepted + rejected) * (T::evaluated - 1) +
-                     (Method::late ? accepted : 0) + static_cast<int64_t>(get(extended, lane));
+    const int64_t accepted = static_cast<int64_t>(peek(clock.accepted, lane));
+    const int64_t attempts = static_cast<int64_t>(peek(clock.attempts, lane));
+    const int64_t first = task.first_step >= 0 || peek(span, lane) == 0 ? 1 : 2;
+    task.counts[i] = first + attempts * (T::evaluated - 1) + (Method::late ? accepted : 0) +
+                     static_cast<int64_t>(peek(extended, lane));
     task.counts[batch + i] = accepted;
-    task.counts[2 * batch + i] = rejected;
+    task.counts[2 * batch + i] = attempts - accepted;
     task.status[i] = status;
-    task.last[i] = get(clock.t(), lane);
-    task.last[batch + i] = get(clock.proposed, lane);
-    task.last[2 * batch + i] = get(clock.error, lane);
+    task.last[i] = peek(clock.t(), lane);
+    task.last[batch + i] = peek(clock.proposed, lane);
+    const double error = peek(clock.error, lane);
+    task.last[2 * batch + i] = T::kSquares ? std::sqrt(error) : error;
     for (; output[lane] < task.rows; ++output[lane]) {
       real* to = output_row<T>(task, i, output[lane]);
       for (long d = 0; d < dim; ++d) to[d] = std::numeric_limits<real>::quiet_NaN();
     }
-    set(active, lane, 0);
+    put(active, lane, 0);
   }
 
   static constexpr auto kYes = static_cast<Number<Mask<D>>>(-1);
@@ -236,7 +246,7 @@ class Samples {
   const Gains gains;
   T tile;
   typename T::Tolerances tolerances;
-  Clock<D> clock;
+  Clock<D, E> clock;
   Mask<D> active;
   D goal, span, extended;
   int64_t sample[W], output[W];

@@ -6,9 +6,7 @@
 #include <memory>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "pages.h"
 
 namespace ct::native {
 
@@ -67,22 +65,11 @@ struct Tape {
   char* record(size_t step, size_t bytes) {
     if ((step + 1) * bytes > kRecordBytes) return nullptr;
     if (step == records.size())
-      if (char* const array = large_array(bytes)) records.emplace_back(array, &std::free);
+      if (void* const array = std::aligned_alloc(64, (bytes + 63) / 64 * 64)) {
+        ask_for_large_pages(array, bytes);
+        records.emplace_back(static_cast<char*>(array), &std::free);
+      }
     return step < records.size() ? records[step].get() : nullptr;
-  }
-
- private:
-  // On pages that are few: else most of the time goes into the first touch of each.
-  static char* large_array(size_t bytes) {
-    char* const to = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-#if defined(__linux__)
-    constexpr uintptr_t kPage = 1 << 21;
-    if (to == nullptr) return to;
-    const uintptr_t first = (reinterpret_cast<uintptr_t>(to) + kPage - 1) / kPage * kPage;
-    const uintptr_t last = (reinterpret_cast<uintptr_t>(to) + bytes) / kPage * kPage;
-    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-    return to;
   }
 };
 

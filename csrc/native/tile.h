@@ -2,8 +2,6 @@
 // one sample and `Method` the tableau, both made of constants.
 #pragma once
 
-#include <algorithm>
-
 #include "control.h"
 #include "one_sample.h"
 #include "values.h"
@@ -74,6 +72,7 @@ struct Tile {
   using real = typename Field::real;
   using V = Lanes<real, W>;
   using D = Lanes<double, W>;
+  using E = std::conditional_t<W == 1, D, V>;  // of error norms
   static constexpr long dim = Field::dim;
   static constexpr int stages = Method::stages, total = Method::total;
   static constexpr int evaluated = Method::late ? stages - 1 : stages;  // before the judgement
@@ -98,7 +97,8 @@ struct Tile {
 
   // The slope, and what its derivative reads.
   __attribute__((noinline)) void record(V t, const V* state, V* to, V* slope) {
-    if (to != state) std::copy_n(state, dim, to);
+    if (to != state)
+      for (long d = 0; d < dim; ++d) to[d] = state[d];
     Field::record(t, state, own, shared.all, work, to + dim, slope);
   }
 
@@ -220,17 +220,18 @@ struct Tile {
     }
   }
 
-  // Root mean square (or maximum) of scaled(d) over the elements; of several segments the largest.
-  // Or what the user takes.
-  template <class Scaled>
-  CT_LANES D norm(const Scaled& scaled) const {
+  // Root mean square (or maximum) of scaled(d) over the elements, or its square; of several
+  // segments the largest. Or what the user takes.
+  template <bool kSquare = false, class Scaled>
+  CT_LANES E norm(const Scaled& scaled) const {
     if constexpr (Method::Norm::count > 0) {
       V ratio[dim], result;
       for_each<dim>([&](long d) __attribute__((always_inline)) { ratio[d] = scaled(d); });
       evaluate_values<typename Method::Norm>(V{}, ratio, norm_shared, &result);
-      return convert<D>(abs(result));
+      const E size = convert<E>(abs(result));
+      return kSquare ? size * size : size;
     }
-    D largest{};
+    E largest{};
     for_constants<0, Method::segments>([&](auto s) __attribute__((always_inline)) {
       constexpr long begin = Method::segment[s] / numbers;
       constexpr long length = Method::segment[s + 1] / numbers - begin;
@@ -239,9 +240,13 @@ struct Tile {
         for_each<length>([&](long e) __attribute__((always_inline)) {
           total = taken_in(total, scaled, begin + e);
         });
-        const D part = convert<D>(total);
-        const D size = Method::maximum ? part : sqrt(part / static_cast<double>(length));
-        largest = Method::segments == 1 ? size : larger(largest, size);
+        E part = convert<E>(total);
+        if constexpr (Method::maximum && kSquare)
+          part = part * part;
+        else if constexpr (!Method::maximum)
+          part = part / static_cast<Number<E>>(length);
+        if constexpr (!Method::maximum && !kSquare) part = sqrt(part);
+        largest = Method::segments == 1 ? part : larger(largest, part);
       }
     });
     return rounded(largest);
@@ -254,7 +259,7 @@ struct Tile {
   }
 
   // In the precision of the state, as the kernels of the eager solver return it.
-  CT_LANES static D rounded(D x) { return convert<D>(convert<V>(x)); }
+  CT_LANES static E rounded(E x) { return convert<E>(convert<V>(x)); }
 
   // Numbers, or arrays for each element.
   struct Tolerances {
@@ -273,10 +278,14 @@ struct Tile {
     return error / tolerances.scale(d, select(before > after, before, after));
   }
 
-  CT_LANES D error_norm(const Tolerances& tolerances, D h) const {
+  // A root takes longer than a stage of a small field, and is not needed to judge a step.
+  static constexpr bool kSquares = W > 1;
+
+  // Its square, if kSquares.
+  CT_LANES E error_norm(const Tolerances& tolerances, D h) const {
     const V step = convert<V>(h);
-    return norm([&](long d)
-                    __attribute__((always_inline)) { return scaled_error(tolerances, step, d); });
+    return norm<kSquares>(
+        [&](long d) __attribute__((always_inline)) { return scaled_error(tolerances, step, d); });
   }
 };
 
