@@ -82,6 +82,7 @@ class Adjoint {
       if (run.last[i - run.begin] < 0) {  // all its rows are y0
         real* to = static_cast<real*>(cotangents.y0) + i * dim;
         std::fill_n(to, dim, real(0));
+        std::fill_n(static_cast<real*>(cotangents.own) + i * Field::own, Field::own, real(0));
         first_rows(i, to);
         continue;
       }

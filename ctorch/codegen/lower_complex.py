@@ -273,6 +273,11 @@ def _vector_norm(z: Complex, *args: Any, **kwargs: Any) -> Expr:
     return _REAL_RULES["linalg_vector_norm"](_abs(z), *args, **kwargs)
 
 
+def _equal(a: Complex, b: Any) -> Expr:
+    (re, im), (other_re, other_im) = a.parts(), a.of(b).parts()
+    return re.same(other_re).call("and", im.same(other_im))
+
+
 def _made(re: Complex, im: Complex) -> Complex:
     return Complex(re.graph, re.re, im.re)
 
@@ -285,7 +290,10 @@ def _polar(size: Complex, angle: Complex) -> Complex:
 RULES: dict[str, Callable[..., Any]] = {
     **{name: _REAL_RULES[name] for name in _SAME},
     "mul": lambda a, b: a * b, "pow": lambda a, b: a**b, "angle": _angle,
-    "conj_physical": Complex.conj, "complex": _made, "polar": _polar,
+    "conj_physical": Complex.conj, "_conj_physical": Complex.conj, "eq": _equal,
+    "ne": lambda a, b: _equal(a, b).call("not"), "complex": _made, "polar": _polar,
+    "where": lambda condition, yes, no: _choose(condition.re, condition.of(yes), condition.of(no)),
+    "masked_fill": lambda z, mask, value: _choose(mask.re, z.of(value), z),
     "vdot": lambda a, b: _REAL_RULES["dot"](a.conj(), b),
     "linalg_vector_norm": _vector_norm, "norm": _vector_norm,
     "tanh_backward": lambda g, y: g * (y.of(1.0) - y * y).conj(),
@@ -294,7 +302,7 @@ RULES: dict[str, Callable[..., Any]] = {
 
 #: Operators that act on real and imaginary parts alike.
 PARTWISE = {
-    "sum", "mean", "cumsum", "trace", "where", "index_put", "_unsafe_index_put", "scatter_add",
+    "sum", "mean", "cumsum", "trace", "index_put", "_unsafe_index_put", "scatter_add",
     "scatter", "index_add",
 }  # fmt: skip
 #: Operators whose results are complex where their operands are real.

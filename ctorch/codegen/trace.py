@@ -287,7 +287,7 @@ def _finished(problem: Problem, guards: Guards, owned: tuple[bool, ...], rows: i
     error, derivative = "", None
     try:
         derivative = record_vjp(call, inputs, problem.dtype, lifted)
-    except Untraceable as reason:
+    except (Untraceable, RuntimeError) as reason:  # autograd may fail where the value does not
         error = str(reason)
     counters = guards.changed(Guards(problem.root))
     dim, own = count_of(inputs.y), count_of(inputs.own)

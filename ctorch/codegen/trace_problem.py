@@ -61,9 +61,8 @@ class Problem:
         """What problems with the same trace agree in, cheap to compare."""
         shapes = tuple(tuple(x.shape[1:] if self.batched else x.shape) for x in self.y)
         inputs = tuple((x.dtype, x.dim()) for x in self.tensors)
-        env = (torch.get_default_dtype(), torch.is_autocast_enabled("cpu"))
         sample = (shapes, self.state_dtype, self.y_spec, self.batched)
-        return (code_of(self.func), sample, inputs, self.args_spec, env)
+        return (code_of(self.func), sample, inputs, self.args_spec, environment())
 
     def call(self, owned: Sequence[bool], rows: int | None) -> Callable[[Inputs], list[Tensor]]:
         """The function on ``Inputs`` of ``rows`` samples (None: on the whole state)."""
@@ -129,6 +128,11 @@ class Problem:
         own = [first(x) for x, mine in zip(self.tensors, owned, strict=True) if mine]
         shared = [near(x) for x, mine in zip(self.tensors, owned, strict=True) if not mine]
         return Inputs(time, y, own, shared)
+
+
+def environment() -> tuple[Any, ...]:
+    """The settings of PyTorch that a trace is made under."""
+    return torch.get_default_dtype(), torch.is_autocast_enabled("cpu")
 
 
 def _dtype(leaves: Sequence[Any]) -> torch.dtype:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ctorch import codegen
 from ctorch._eager import eager
-from ctorch.codegen.trace_problem import Problem
+from ctorch.codegen.graph import as_reals
+from ctorch.codegen.trace_problem import Problem, environment
 from ctorch.ode import arguments, methods, native
 from ctorch.ode.layout import Layout
 from ctorch.ode.native_task import Task
@@ -67,7 +68,7 @@ class CompiledSolve:
             )
         if not isinstance(t, Tensor):
             t = arguments.check_times(t, y0.device, strict=False, batched=self.batched)
-        key = (y0.shape, y0.dtype, y0.device, t.shape)
+        key = (y0.shape, y0.dtype, y0.device, t.shape, environment())
         prepared = self._known.get(key)
         if prepared is None or not prepared.valid(y0, t, args):
             prepared = self._known[key] = self._prepare(y0, t, args)
@@ -142,7 +143,7 @@ class _Prepared:
                 "gradients of compiled solves are not built yet: call it under torch.no_grad()."
             )
         task = Task.from_buffer_copy(self.task)
-        flat = y0.reshape(batch, -1).contiguous()
+        flat = as_reals(y0).reshape(batch, -1).contiguous()
         outcome = native.execute(
             self.function, task, flat, t,
             native.plain(own, self.dtype, y0.device),
@@ -155,7 +156,8 @@ class _Prepared:
             )
         else:
             run = native.joint_run(self.problem, outcome.rows.view(self.rows, *shape), outcome)
-        solution = Solution(t, run.rows, run.stats, run.status)
+        rows = torch.view_as_complex(run.rows) if y0.is_complex() else run.rows
+        solution = Solution(t, rows, run.stats, run.status)
         if run.failure is not None:
             solution.message = run.failure.message
             run.failure.raise_(solution)

@@ -311,7 +311,7 @@ def _finished(share: _Share, t: Any, size: int, is_whole: bool, throw: bool) -> 
     status, nfe, accepted, rejected = share.numbers
     result = share.results.result()
     y, reduced = (result, None) if is_whole else (None, result)
-    stats = Stats(nfe, accepted, rejected)  # type: ignore[arg-type]
+    stats = Stats(nfe, accepted, rejected)
     solution = EnsembleSolution(t, y, reduced, status, stats, share.indices)
     failed = solution.failed
     if len(failed):

@@ -497,7 +497,7 @@ _CAUSES = {
 def batched_run(problem: Problem, rows: Tensor, outcome: Outcome) -> Run:
     """The outcome of a solve in which every sample stepped on its own."""
     nfe, accepted, rejected, status = outcome.numbers[:4]
-    run = Run(rows, [], rows, Stats(nfe, accepted, rejected), status)  # type: ignore[arg-type]
+    run = Run(rows, [], rows, Stats(nfe, accepted, rejected), status)
     if outcome.failed:
         sample = int(status.ne(0).nonzero()[0])
         t, h, error = outcome.numbers[4:, sample].view(torch.float64).tolist()

@@ -27,7 +27,8 @@ class Stats:
     """Work done by a solve.
 
     Attributes:
-        nfe: evaluations of the vector field (in a batched solve, of the whole batch).
+        nfe: evaluations of the vector field. A batched solve evaluates the whole batch at once, and
+            counts that as one; a native one evaluates samples by themselves: [B] int64.
         accepted, rejected: steps; int, or [B] int64 in a batched solve.
         vjps: vector-Jacobian products of the vector field in the backward pass (0 until it has
             run).
@@ -35,7 +36,7 @@ class Stats:
         jacobians: Jacobian matrices formed by an implicit method.
     """
 
-    nfe: int = 0
+    nfe: Any = 0
     accepted: Any = 0
     rejected: Any = 0
     vjps: int = 0

@@ -78,6 +78,15 @@ def test_a_field_that_jumps_is_differentiated_on_the_side_it_was_taken() -> None
         torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_solve_that_stands_still_has_no_gradient_in_what_samples_own(batched: bool) -> None:
+    net, y0, gain = inputs(40)
+    for _ in range(5):
+        torch.full((40, 1), 7.0, dtype=F64)  # memory that gradients may find again
+        found = gradients(net, y0, gain, torch.zeros(3, dtype=F64), native=True, batched=batched)
+        assert torch.equal(found[1], torch.zeros_like(gain))
+
+
 def test_double_backward_has_the_eager_values() -> None:
     net, y0, gain = inputs(3)
     found = []

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -29,7 +31,7 @@ def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def drawn(*shape: int, dtype: torch.dtype = F64, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed + 7 * len(shape))
-    return torch.randn(*shape, dtype=dtype, generator=generator).requires_grad_()
+    return torch.randn(shape, dtype=dtype, generator=generator).requires_grad_()
 
 
 def solved(func: Any, y0: Any, args: Any, t: Tensor = T, **how: Any) -> tuple[Any, list[Tensor]]:
@@ -132,3 +134,115 @@ def test_another_structure_is_another_trace() -> None:
     agree(swapped, {"a": a, "b": b}, ())
     agree(swapped, (a, b), ())
     agree(swapped, [a, b], ())
+
+
+# -- complex numbers
+# ------------------------------------------------------------------------------------------
+
+
+class Driven(torch.nn.Module):
+    """A quantum system in a field, with a phase for its parts: what it holds is complex, too."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        matrix = drawn(3, 3, dtype=dtype, seed=4).detach()
+        self.hamiltonian = torch.nn.Parameter(matrix + matrix.mH)
+        self.register_buffer("phase", torch.polar(torch.ones(3), torch.arange(3.0)).to(dtype))
+
+    def forward(self, t: Tensor, psi: Tensor, drive: Tensor, coupling: Tensor) -> Tensor:
+        turned = -1j * torch.cos(drive * t) * (psi @ self.hamiltonian.mT)
+        pushed = coupling * torch.exp(1j * psi.real) * self.phase.conj()
+        return turned + pushed - 1j * psi / (1 + psi.abs() ** 2)
+
+
+COMPLEX: dict[str, dict[str, Any]] = {
+    "joint": {},
+    "batched": {"batched": True},
+    "fixed steps": {"method": "rk4", "dt0": 0.1},
+    "the largest error": {"method": "vern7", "options": {"norm": "max"}},
+    "tolerances": {"rtol": torch.tensor([1e-3, 1e-5, 1e-7], dtype=F64), "atol": 1e-7},
+}
+
+
+@pytest.mark.parametrize("how", COMPLEX.values(), ids=list(COMPLEX))
+@pytest.mark.parametrize("batch", [1, 11])
+def test_complex_states(batch: int, how: dict[str, Any]) -> None:
+    field = Driven(torch.complex128)
+    psi = drawn(batch, 3, dtype=torch.complex128)
+    args = (drawn(seed=5), drawn(batch, 1, dtype=torch.complex128, seed=6))
+    agree(field, psi, args, 1e-8, **how)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_complex64(batched: bool) -> None:
+    field = Driven(torch.complex64)
+    psi, drive = drawn(5, 3, dtype=torch.complex64), drawn(dtype=F32, seed=5)
+    args = (drive, drawn(5, 1, dtype=torch.complex64, seed=6))
+    agree(field, psi, args, 2e-4, batched=batched, rtol=1e-3, atol=1e-3)
+
+
+def test_parameters_that_are_complex_have_gradients_and_may_change() -> None:
+    field, psi = Driven(torch.complex128), drawn(4, 3, dtype=torch.complex128)
+    args = (torch.tensor(1.3, dtype=F64), torch.tensor(0.1 + 0.2j, dtype=torch.complex128))
+    for _ in range(2):
+        found = []
+        for native in (True, False):
+            sol = ctorch.solve_ode(field, psi, T, args=args, native=native, batched=True)
+            (grad,) = torch.autograd.grad(sol.y.real.sum(), [field.hamiltonian])
+            found.append(grad)
+        torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+        with torch.no_grad():
+            field.hamiltonian.mul_(0.5 + 0.1j)
+
+
+def test_a_pytree_of_real_and_complex_tensors() -> None:
+    def func(t: Tensor, y: dict[str, Tensor], k: Tensor) -> dict[str, Tensor]:
+        a, b = y["a"], y["b"]
+        return {"a": -k * a.conj() + b.sum(-1, keepdim=True), "b": 1j * b * a.abs() * torch.cos(t)}
+
+    for batch, batched in ((4, True), (4, False)):
+        y0 = {"a": drawn(batch, 1), "b": drawn(batch, 2, dtype=torch.complex128)}
+        agree(func, y0, (drawn(seed=3),), 1e-8, batched=batched)
+
+
+def test_the_norm_of_a_complex_error_takes_moduli() -> None:
+    def turning(t: Tensor, y: Tensor) -> Tensor:
+        return 9j * t * y  # real and imaginary parts pass through zero
+
+    y0 = torch.ones(1, dtype=torch.complex128)
+    for options in ({}, {"norm": "max"}):
+        agree(turning, y0, (), rtol=1e-7, atol=1e-12, options=options)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(1, 9), st.sampled_from(["tsit5", "rk4"]), st.booleans(), st.floats(-1, 1))
+def test_drawn_complex_problems(batch: int, method: str, batched: bool, end: float) -> None:
+    field = Driven(torch.complex128)
+    psi = drawn(batch, 3, dtype=torch.complex128, seed=batch)
+    args = (drawn(seed=5), drawn(batch, 1, dtype=torch.complex128, seed=6))
+    how: dict[str, Any] = {"method": method, "t": end * T}
+    how |= {"dt0": 0.1} if method == "rk4" else {"batched": batched}
+    agree(field, psi, args, 1e-8, **how)
+
+
+def test_a_compiled_solve_of_complex_numbers() -> None:
+    y0 = drawn(4, 2, dtype=torch.complex128).detach()
+    for batched in (True, False):
+        solve = ctorch.ode.compile(lambda t, y: 1j * t * y, batched=batched)
+        eager = ctorch.solve_ode(lambda t, y: 1j * t * y, y0, T, batched=batched)
+        for _ in range(2):
+            torch.testing.assert_close(solve(y0, T).y, eager.y, rtol=1e-9, atol=1e-9)
+
+
+def test_a_compiled_solve_follows_the_default_dtype() -> None:
+    def func(t: Tensor, y: Tensor) -> Tensor:
+        return y * (0.1 if torch.tensor(1.0).dtype == F32 else 0.2)
+
+    solve, y0 = ctorch.ode.compile(func), torch.ones(1, dtype=F64)
+    try:
+        for dtype, rate in ((F32, 0.1), (F64, 0.2), (F32, 0.1)):
+            torch.set_default_dtype(dtype)
+            exact = torch.exp(rate * T)[:, None]
+            torch.testing.assert_close(solve(y0, T).y, exact, rtol=1e-5, atol=0)
+    finally:
+        torch.set_default_dtype(F32)
