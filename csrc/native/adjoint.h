@@ -149,10 +149,7 @@ class Adjoint {
         return;
       }
     }
-    if (resume[lane] >= 0) {
-      for (long d = 0; d < dim; ++d) set(carried[d], lane, 0);
-      return go_to(lane, resume[lane]);
-    }
+    if (resume[lane] >= 0) return go_to(lane, resume[lane]);
     const int64_t i = sample[lane];
     real* to = static_cast<real*>(cotangents.y0) + i * dim;
     for (long d = 0; d < dim; ++d) to[d] = get(yb[d], lane);

@@ -60,9 +60,13 @@ def test_slopes_on_both_sides_of_a_jump(method: str, batch: int) -> None:
         compare(gradient)
 
 
+#: steps that do not hang on rounding
+FROZEN: dict[str, Any] = {
+    "rtol": 1e3, "atol": 1e3, "dt0": 0.21, "options": {"max_step": 0.21, "jump_t": [0.7]},
+}  # fmt: skip
 DENSE: dict[str, dict[str, Any]] = {
-    "dopri5": {"options": {"jump_t": [0.7]}},
-    "vern7": {"method": "vern7", "options": {"jump_t": [0.7]}},
+    "dopri5": FROZEN,
+    "vern7": {"method": "vern7", **FROZEN},
     "rk4": {"method": "rk4", "dt0": 0.11},
 }
 
