@@ -42,22 +42,23 @@ void derivative_forward(const Net& net, const Tensor& x, const Tensor& v, int or
   // what is kept is laid out by the blocks of the backward pass
   const Blocks blocks = derivative_blocks(net, order, sizeof(T), kept != nullptr);
   const int64_t planes = order + 1, room = planes * blocks.size * net.widest;
-  const int64_t ends = 2 * blocks.size * net.inputs;
   const auto& loop = loops<T>();
-  for_blocks<T>(blocks, 2 * room + ends, [&](int64_t block, T* scratch) {
+  for_blocks<T>(blocks, 2 * room, [&](int64_t block, T* scratch) {
     const int64_t begin = blocks.first(block), r = blocks.samples(block), d = net.inputs;
-    T *z = scratch, *h = scratch + room, *seed = h + room;
+    T *z = scratch, *h = scratch + room;
     T* keep = kept == nullptr ? nullptr : data<T>(*kept) + begin * places.row;
-    std::copy_n(data<T>(x) + begin * d, r * d, seed);
-    if (order > 0) std::copy_n(data<T>(v) + begin * d, r * d, seed + r * d);
-    const T* rows = seed;
     for (int l = 0; l + 1 < net.depth; ++l) {
       const Layer<T>& layer = layers[l];
       const int degree = places.degree(l);
       if (keep != nullptr) z = keep + places.begin[l] * r;
-      layer.factor.product((degree + 1) * r, rows, z);
-      add_bias(z, layer.bias, r, layer.out);
       const int64_t plane = r * layer.out;
+      if (l > 0) {
+        layer.factor.product((order + 1) * r, h, z);
+      } else {
+        layer.factor.product(r, data<T>(x) + begin * d, z);
+        if (order > 0) layer.factor.product(r, data<T>(v) + begin * d, z + plane);
+      }
+      add_bias(z, layer.bias, r, layer.out);
       JetTask<T> task{net.activation,
                       static_cast<T>(net.param),
                       order,
@@ -69,7 +70,6 @@ void derivative_forward(const Net& net, const Tensor& x, const Tensor& v, int or
                       {},
                       {}};
       loop.jet(task);
-      rows = h;
     }
     const Layer<T>& last = layers.back();
     T* to = data<T>(out) + begin * last.out;

@@ -53,6 +53,9 @@ void pack_across(const PackTask<T>& task, int64_t column, T* to, int64_t width) 
   const T* from = task.from + column * task.terms;
   for (int64_t t = 0; t < task.terms; t += kLanes) {
     const int terms = lanes_from<T>(t, task.terms);
+    // short pieces of many rows: left to itself, the machine does not fetch them in time
+    CT_MLP_EACH for (int i = 0; i < kLanes; ++i)
+        __builtin_prefetch(from + i * task.terms + t + 3 * kLanes);
     Vector<T> square[kLanes];
     CT_MLP_EACH for (int i = 0; i < kLanes; ++i) square[i] =
         i < count ? load<T>(from + i * task.terms + t, terms) : Vector<T>{};

@@ -140,14 +140,19 @@ _HOOKS = (
 
 def _untouched(module: nn.Module) -> bool:
     """Whether a module computes what its class says and nothing more."""
-    own = module.__dict__  # asked at each call of an operator: no generators, no look-ups by torch
-    for name in _HOOKS:
-        if own.get(name):
-            return False
-    if "forward" in own or "__call__" in own or "_call_impl" in own:
+    get = module.__dict__.get  # asked at each call of an operator: no loops, no look-ups by torch
+    if (
+        get("_forward_hooks")
+        or get("_forward_pre_hooks")
+        or get("_backward_hooks")
+        or get("_backward_pre_hooks")
+        or get("forward")
+        or get("__call__")
+        or get("_call_impl")
+    ):
         return False
     if type(module) is nn.Linear:  # pruning and old-style norms leave tensors that hooks fill
-        parameters = own["_parameters"]
+        parameters = module.__dict__["_parameters"]
         return parameters.keys() == _LINEAR and isinstance(parameters["weight"], Tensor)
     return True
 
