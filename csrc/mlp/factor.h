@@ -37,7 +37,7 @@ class Factor {
   }
 
  private:
-  static constexpr int64_t kLeastRows = 48, kLeastColumns = 12;
+  static constexpr int64_t kLeastRows = 192, kLeastColumns = 12;
 
   const T* w_;
   As as_;
