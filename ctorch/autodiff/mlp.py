@@ -140,19 +140,20 @@ _HOOKS = (
 
 def _untouched(module: nn.Module) -> bool:
     """Whether a module computes what its class says and nothing more."""
-    get = module.__dict__.get  # asked at each call of an operator: no loops, no look-ups by torch
+    own = module.__dict__  # asked at each call of an operator: no loops, no look-ups by torch
+    get = own.get
     if (
         get("_forward_hooks")
         or get("_forward_pre_hooks")
         or get("_backward_hooks")
         or get("_backward_pre_hooks")
-        or get("forward")
-        or get("__call__")
-        or get("_call_impl")
+        or "forward" in own
+        or "__call__" in own
+        or "_call_impl" in own
     ):
         return False
     if type(module) is nn.Linear:  # pruning and old-style norms leave tensors that hooks fill
-        parameters = module.__dict__["_parameters"]
+        parameters = own["_parameters"]
         return parameters.keys() == _LINEAR and isinstance(parameters["weight"], Tensor)
     return True
 
