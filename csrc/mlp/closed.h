@@ -40,13 +40,14 @@ void closed_mix(const std::vector<Layer<T>>& layers, T* ends, T* mix) {
 template <typename T>
 void closed_forward(const Net& net, const Tensor& x, Tensor& value, Tensor& trace, T* kept, T* ends,
                     T* mix) {
-  const auto layers = net.layers<T>();
+  const auto layers = net.layers<T>(As::kTransposed, 1);
   const Layer<T>&one = layers[0], &two = layers[1], &last = layers[2];
   const ClosedPlaces places(net);
   const Blocks blocks = closed_blocks(net, sizeof(T));
   const int64_t room = blocks.size * net.widest;
   const auto& loop = loops<T>();
   closed_mix(layers, ends, mix);
+  const Factor<T> mixing(mix, As::kTransposed, one.out, two.out, net.batch);
   for_blocks<T>(blocks, 5 * room, [&](int64_t block, T* scratch) {
     const int64_t begin = blocks.first(block), r = blocks.samples(block);
     T *h = scratch, *slope = h + room, *z1 = slope + room, *z2 = z1 + room, *mixed = z2 + room;
@@ -59,16 +60,16 @@ void closed_forward(const Net& net, const Tensor& x, Tensor& value, Tensor& trac
     task.activation = net.activation, task.param = static_cast<T>(net.param);
     task.samples = r, task.n = one.out;
     task.z = z1, task.bias = one.bias, task.value = h, task.slope = slope;
-    multiply_transposed<T>(r, one.out, one.in, data<T>(x) + begin * one.in, one.weight, z1);
+    one.factor.product(r, data<T>(x) + begin * one.in, z1);
     loop.traced(task);
-    multiply_transposed<T>(r, two.out, one.out, h, two.weight, z2);
-    multiply_transposed<T>(r, two.out, one.out, slope, mix, mixed);
+    two.factor.product(r, h, z2);
+    mixing.product(r, slope, mixed);
     task.n = two.out;
     task.z = z2, task.bias = two.bias, task.slope = nullptr;
     task.beside = mixed, task.trace = data<T>(trace) + begin;
     loop.traced(task);
     T* to = data<T>(value) + begin * last.out;
-    multiply_transposed<T>(r, last.out, last.in, h, last.weight, to);
+    last.factor.product(r, h, to);
     add_bias(to, last.bias, r, last.out);
   });
 }
@@ -102,7 +103,7 @@ template <typename T>
 void closed_backward(const Net& net, const Tensor& x, const T* kept, const Tensor* g_value,
                      const Tensor& g_trace, Tensor* x_bar, Tensor& mix_bar,
                      std::vector<Tensor>& parameters) {
-  const auto layers = net.layers<T>();
+  const auto layers = net.layers<T>(As::kGiven, 1);
   const Layer<T>&one = layers[0], &two = layers[1], &last = layers[2];
   const ClosedPlaces places(net);
   const Blocks blocks = closed_blocks(net, sizeof(T));
@@ -111,6 +112,7 @@ void closed_backward(const Net& net, const Tensor& x, const T* kept, const Tenso
   Scratch<T> mixed_weights(places.one * places.two);
   T* mix = mixed_weights.get();
   for (int64_t i = 0; i < places.one * places.two; ++i) mix[i] = two.weight[i] * ends[i];
+  const Factor<T> mixing(mix, As::kGiven, two.out, one.out, net.batch);
   std::vector<Tensor*> into;
   for (Tensor& p : parameters) into.push_back(&p);
   into.push_back(&mix_bar);
@@ -133,15 +135,15 @@ void closed_backward(const Net& net, const Tensor& x, const T* kept, const Tenso
       loop.traced_derivative(task);
     } else {
       const T* bar = data<T>(*g_value) + begin * last.out;
-      multiply<T>(r, last.in, last.out, bar, last.weight, h_bar);
+      last.factor.product(r, bar, h_bar);
       task.value_bar = h_bar;
       loop.traced_derivative(task);
       sums.add_product(lane, 4, last.out, last.in, r, bar, h);
       if (last.bias != nullptr) add_rows(sums.of(lane, 5), bar, r, last.out);
     }
     if (two.bias != nullptr) add_rows(sums.of(lane, 3), z2_bar, r, two.out);
-    multiply<T>(r, one.out, two.out, mixed_bar, mix, slope_bar);
-    multiply<T>(r, one.out, two.out, z2_bar, two.weight, h_bar);
+    mixing.product(r, mixed_bar, slope_bar);
+    two.factor.product(r, z2_bar, h_bar);
     task.n = one.out;
     task.z = z + begin * one.out, task.value_bar = h_bar;
     task.beside = slope_bar, task.slope = slope;
@@ -151,8 +153,7 @@ void closed_backward(const Net& net, const Tensor& x, const T* kept, const Tenso
     sums.add_product(lane, 6, two.out, one.out, r, mixed_bar, slope);
     sums.add_product(lane, 0, one.out, one.in, r, z1_bar, from);
     if (one.bias != nullptr) add_rows(sums.of(lane, 1), z1_bar, r, one.out);
-    if (x_bar != nullptr)
-      multiply<T>(r, one.in, one.out, z1_bar, one.weight, data<T>(*x_bar) + begin * one.in);
+    if (x_bar != nullptr) one.factor.product(r, z1_bar, data<T>(*x_bar) + begin * one.in);
   });
   closed_mix_derivative(layers, ends, data<T>(mix_bar), parameters.data());
 }

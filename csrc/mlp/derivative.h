@@ -37,27 +37,28 @@ T factorial(int n) {
 template <typename T>
 void derivative_forward(const Net& net, const Tensor& x, const Tensor& v, int order, Tensor& out,
                         Tensor* kept) {
-  const auto layers = net.layers<T>();
+  const auto layers = net.layers<T>(As::kTransposed, order + 1);
   const KeptJets places(net, order);
   // what is kept is laid out by the blocks of the backward pass
   const Blocks blocks = derivative_blocks(net, order, sizeof(T), kept != nullptr);
   const int64_t planes = order + 1, room = planes * blocks.size * net.widest;
-  const int64_t ends = 2 * blocks.size * net.inputs;
   const auto& loop = loops<T>();
-  for_blocks<T>(blocks, 2 * room + ends, [&](int64_t block, T* scratch) {
+  for_blocks<T>(blocks, 2 * room, [&](int64_t block, T* scratch) {
     const int64_t begin = blocks.first(block), r = blocks.samples(block), d = net.inputs;
-    T *z = scratch, *h = scratch + room, *seed = h + room;
+    T *z = scratch, *h = scratch + room;
     T* keep = kept == nullptr ? nullptr : data<T>(*kept) + begin * places.row;
-    std::copy_n(data<T>(x) + begin * d, r * d, seed);
-    if (order > 0) std::copy_n(data<T>(v) + begin * d, r * d, seed + r * d);
-    const T* rows = seed;
     for (int l = 0; l + 1 < net.depth; ++l) {
       const Layer<T>& layer = layers[l];
       const int degree = places.degree(l);
       if (keep != nullptr) z = keep + places.begin[l] * r;
-      multiply_transposed<T>((degree + 1) * r, layer.out, layer.in, rows, layer.weight, z);
-      add_bias(z, layer.bias, r, layer.out);
       const int64_t plane = r * layer.out;
+      if (l > 0) {
+        layer.factor.product((order + 1) * r, h, z);
+      } else {
+        layer.factor.product(r, data<T>(x) + begin * d, z);
+        if (order > 0) layer.factor.product(r, data<T>(v) + begin * d, z + plane);
+      }
+      add_bias(z, layer.bias, r, layer.out);
       JetTask<T> task{net.activation,
                       static_cast<T>(net.param),
                       order,
@@ -69,11 +70,10 @@ void derivative_forward(const Net& net, const Tensor& x, const Tensor& v, int or
                       {},
                       {}};
       loop.jet(task);
-      rows = h;
     }
     const Layer<T>& last = layers.back();
     T* to = data<T>(out) + begin * last.out;
-    multiply_transposed<T>(r, last.out, last.in, h, last.weight, to, factorial<T>(order));
+    last.factor.product(r, h, to, factorial<T>(order));
     if (order == 0) add_bias(to, last.bias, r, last.out);
   });
 }
@@ -82,7 +82,7 @@ template <typename T>
 void derivative_backward(const Net& net, const Tensor& x, const Tensor& v, int order,
                          const Tensor& g, const Tensor& kept, Tensor& x_bar, Tensor& v_bar,
                          std::vector<Tensor>& parameters) {
-  const auto layers = net.layers<T>();
+  const auto layers = net.layers<T>(As::kGiven, order + 1);
   const KeptJets places(net, order);
   const Blocks blocks = derivative_blocks(net, order, sizeof(T), true);
   const int64_t room = (order + 1) * blocks.size * net.widest;
@@ -96,7 +96,7 @@ void derivative_backward(const Net& net, const Tensor& x, const Tensor& v, int o
     T *h = scratch, *h_bar = h + room, *z_bar = h_bar + room, *next_bar = z_bar + room;
     const T *keep = data<T>(kept) + begin * places.row, *of_out = data<T>(g) + begin * net.outputs;
     const T scale = factorial<T>(order);
-    multiply<T>(r, layers[last].in, net.outputs, of_out, layers[last].weight, h_bar, scale);
+    layers[last].factor.product(r, of_out, h_bar, scale);
     if (order == 0 && layers[last].bias != nullptr)
       add_rows(sums.of(lane, 2 * last + 1), of_out, r, net.outputs);
     for (int l = last - 1; l >= 0; --l) {
@@ -120,7 +120,7 @@ void derivative_backward(const Net& net, const Tensor& x, const Tensor& v, int o
         sums.add_product(lane, 2 * (l + 1), layers[l + 1].out, layer.out, (order + 1) * r, next_bar,
                          h);
       if (layer.bias != nullptr) add_rows(sums.of(lane, 2 * l + 1), z_bar, r, layer.out);
-      if (l > 0) multiply<T>((order + 1) * r, layer.in, layer.out, z_bar, layer.weight, h_bar);
+      if (l > 0) layer.factor.product((order + 1) * r, z_bar, h_bar);
       std::swap(z_bar, next_bar);
     }
     const Layer<T>& layer = layers[0];  // its cotangents are in next_bar
@@ -129,7 +129,7 @@ void derivative_backward(const Net& net, const Tensor& x, const Tensor& v, int o
     for (int k = 0; k <= places.degree(0); ++k) {
       const T* bar = next_bar + k * r * layer.out;
       sums.add_product(lane, 0, layer.out, d, r, bar, rows[k]);
-      multiply<T>(r, d, layer.out, bar, layer.weight, data<T>(*bars[k]) + begin * d);
+      layer.factor.product(r, bar, data<T>(*bars[k]) + begin * d);
     }
     if (order == 0) std::fill_n(data<T>(v_bar) + begin * d, r * d, T(0));
   });

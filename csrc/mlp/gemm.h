@@ -65,12 +65,11 @@ class OneBlasThread {
 
 // All matrices are stored by rows.
 
-// c [m, n] = alpha a [m, k] w^T, w [n, k]
+// c [m, n] = alpha a [m, k] w^T + beta c, w [n, k]
 template <typename T>
-void multiply_transposed(int64_t m, int64_t n, int64_t k, const T* a, const T* w, T* c,
-                         T alpha = 1) {
-  const T zero = 0;
-  gemm_routine<T>()("T", "N", &n, &m, &k, &alpha, w, &k, a, &k, &zero, c, &n);
+void multiply_transposed(int64_t m, int64_t n, int64_t k, const T* a, const T* w, T* c, T alpha = 1,
+                         T beta = 0) {
+  gemm_routine<T>()("T", "N", &n, &m, &k, &alpha, w, &k, a, &k, &beta, c, &n);
 }
 
 // c [m, n] = alpha a [m, k] w [k, n] + beta c

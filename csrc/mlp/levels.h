@@ -59,6 +59,14 @@
 namespace ct::mlp {
 namespace {
 
+// Whether products are our own where they can be: the loops for any machine, which know little of
+// it, leave them to the BLAS, but for tests of both.
+#if defined(CT_MLP_HAS_LEVELS) || defined(CT_SANITIZE)
+constexpr bool kOwnProducts = true;
+#else
+constexpr bool kOwnProducts = false;
+#endif
+
 // Whether there are loops for this machine.
 inline bool has_loops() {
 #if defined(CT_MLP_HAS_LEVELS)

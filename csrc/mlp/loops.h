@@ -6,6 +6,7 @@
 #include "steps.h"
 #include "rows.h"
 #include "traced.h"
+#include "products.h"
 // clang-format on
 
 namespace ct::mlp::CT_MLP_LEVEL {
@@ -13,9 +14,19 @@ namespace {
 
 template <typename T>
 Loops<T> loops() {
-  return {&jet_forward<T>,     &jet_derivative<T>,   &series,  &step<T>,
-          &step_derivative<T>, &slopes<T>,           &rows<T>, &rows_derivative<T>,
-          &traced<T>,          &traced_derivative<T>};
+  return {&jet_forward<T>,
+          &jet_derivative<T>,
+          &series,
+          &step<T>,
+          &step_derivative<T>,
+          &slopes<T>,
+          &rows<T>,
+          &rows_derivative<T>,
+          &traced<T>,
+          &traced_derivative<T>,
+          &padded<T>,
+          &pack<T>,
+          &product<T>};
 }
 
 }  // namespace

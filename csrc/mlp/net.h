@@ -5,17 +5,14 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <memory>
-#include <new>
 #include <sstream>
 #include <stdexcept>
 #include <utility>
 #include <vector>
 
 #include "../core/dispatch.h"
-#include "gemm.h"
-#include "levels.h"
+#include "factor.h"
 
 namespace ct::mlp {
 namespace {
@@ -49,6 +46,7 @@ template <typename T>
 struct Layer {
   const T *weight, *bias;  // [out, in], [out] or null
   int64_t in, out;
+  Factor<T> factor;  // the weight's transpose on the way forward, the weight on the way back
 };
 
 // The arguments that all operators share, checked: they are called with contiguous tensors of one
@@ -91,14 +89,20 @@ struct Net {
     for (int64_t size : sizes) require(x.size(d++) == size, op, ": ", name, " has the wrong shape");
   }
 
+  // `planes`: how many rows a sample has in most products.
   template <typename T>
-  std::vector<Layer<T>> layers() const {
+  std::vector<Layer<T>> layers(As as, int64_t planes) const {
     require(gemm_routine<T>() != nullptr, op, ": this torch exports no BLAS");
-    std::vector<Layer<T>> out;
-    for (size_t l = 0; l < weights.size(); ++l)
-      out.push_back({data<T>(weights[l]), biases[l].size(0) ? data<T>(biases[l]) : nullptr,
-                     weights[l].size(1), weights[l].size(0)});
-    return out;
+    std::vector<Layer<T>> layers;
+    for (size_t l = 0; l < weights.size(); ++l) {
+      const int64_t in = weights[l].size(1), out = weights[l].size(0);
+      const bool forward = as == As::kTransposed;
+      const T* weight = data<T>(weights[l]);
+      layers.push_back(
+          {weight, biases[l].size(0) ? data<T>(biases[l]) : nullptr, in, out,
+           Factor<T>(weight, as, forward ? in : out, forward ? out : in, planes * batch)});
+    }
+    return layers;
   }
 
   const char* op;
@@ -124,57 +128,6 @@ struct Blocks {
   int64_t samples(int64_t block) const { return std::min(size, batch - block * size); }
 
   int64_t batch, size, count;
-};
-
-// Pieces of aligned memory that a thread puts by for its next scratch: what goes back to the system
-// at each call has to be zeroed by it at the next.
-class Spare {
- public:
-  struct Piece {
-    void* data = nullptr;
-    size_t bytes = 0;
-  };
-
-  ~Spare() {
-    for (const Piece& piece : pieces_) std::free(piece.data);
-  }
-  // A piece of at least so many bytes.
-  Piece take(size_t bytes) {
-    for (Piece& piece : pieces_)
-      if (piece.bytes >= bytes && piece.data != nullptr) return std::exchange(piece, Piece{});
-    return {std::aligned_alloc(64, bytes), bytes};
-  }
-  void put(Piece piece) {
-    if (piece.bytes <= kMost)
-      for (Piece& other : pieces_)
-        if (other.bytes < piece.bytes) std::swap(piece, other);
-    std::free(piece.data);
-  }
-  static Spare& of_thread() {
-    static thread_local Spare spare;
-    return spare;
-  }
-
- private:
-  static constexpr size_t kMost = 4 << 20;
-  Piece pieces_[2];
-};
-
-// Aligned scratch memory.
-template <typename T>
-class Scratch {
- public:
-  explicit Scratch(int64_t count)
-      : piece_(Spare::of_thread().take((count * sizeof(T) + 127) / 64 * 64)) {
-    if (piece_.data == nullptr) throw std::bad_alloc();
-  }
-  ~Scratch() { Spare::of_thread().put(piece_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  T* get() { return static_cast<T*>(piece_.data); }
-
- private:
-  Spare::Piece piece_;
 };
 
 // body(block, scratch) for all blocks, each thread with scratch memory of its own.

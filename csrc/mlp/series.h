@@ -30,7 +30,7 @@ inline Blocks series_blocks(const Net& net, int orders, int64_t series, int64_t 
 
 template <typename T>
 void series_forward(const Net& net, const Tensor& x, int order, Tensor& out, Tensor* kept) {
-  const auto layers = net.layers<T>();
+  const auto layers = net.layers<T>(As::kTransposed, order);
   const KeptSeries places(net, order);
   const auto& loop = loops<T>();
   const int count = loop.series(net.activation), hidden = net.depth - 1;
@@ -53,14 +53,14 @@ void series_forward(const Net& net, const Tensor& x, int order, Tensor& out, Ten
           series[kU] = series[kY] + order * plane;
         }
         T* z = series[kZ] + k * plane;
-        multiply_transposed<T>(r, layer.out, layer.in, h, layer.weight, z);
+        layer.factor.product(r, h, z);
         if (k == 0) add_bias(z, layer.bias, r, layer.out);
         loop.step({net.activation, static_cast<T>(net.param), k, plane, plane, series});
         h = series[kY] + k * plane;
       }
       const Layer<T>& last = layers.back();
       T* next = to + (k + 1) * step + begin * d;
-      multiply_transposed<T>(r, d, last.in, h, last.weight, next, T(1) / T(k + 1));
+      last.factor.product(r, h, next, T(1) / T(k + 1));
       if (k == 0) add_bias(next, last.bias, r, d);
     }
   });
@@ -92,10 +92,9 @@ struct SeriesAdjoint {
     for (int l = last; l >= 0; --l) {
       const Layer<T>& layer = layers[l];
       const T* bar = z_bar(l) + k * r * layer.out;
-      if (l == 0)
-        return multiply<T>(r, layer.in, layer.out, bar, layer.weight, x_bar + k * ends, 1, 1);
+      if (l == 0) return layer.factor.product(r, bar, x_bar + k * ends, 1, true);
       const int64_t plane = r * layer.in;
-      multiply<T>(r, layer.in, layer.out, bar, layer.weight, y_bar(l - 1) + k * plane);
+      layer.factor.product(r, bar, y_bar(l - 1) + k * plane);
       loop.step_derivative(
           {k, order, plane, plane, y(l - 1) + order * plane, y_bar(l - 1), z_bar(l - 1)});
     }
@@ -105,7 +104,7 @@ struct SeriesAdjoint {
 template <typename T>
 void series_backward(const Net& net, const Tensor& out, int order, const Tensor& g,
                      const Tensor& kept, Tensor& x_bar, std::vector<Tensor>& parameters) {
-  const auto layers = net.layers<T>();
+  const auto layers = net.layers<T>(As::kGiven, order);
   const KeptSeries places(net, order);
   const auto& loop = loops<T>();
   const Blocks blocks = series_blocks(net, order, kBarSeries, sizeof(T));

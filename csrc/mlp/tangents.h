@@ -76,7 +76,7 @@ template <typename T>
 void tangents_forward(const Tangents& t, const Tensor& x, const Tensor& rows, const Tensor* close,
                       Tensor& value, Tensor& moved, Tensor& second, Tensor* kept) {
   const Net& net = t.net;
-  const auto layers = net.layers<T>();
+  const auto layers = net.layers<T>(As::kTransposed, t.planes());
   // what is kept is laid out by the blocks of the backward pass
   const Blocks blocks = t.blocks(sizeof(T), kept != nullptr);
   const int64_t room = t.planes() * blocks.size * net.widest, slope = blocks.size * net.widest;
@@ -90,8 +90,7 @@ void tangents_forward(const Tangents& t, const Tensor& x, const Tensor& rows, co
     for (int l = 0; l + 1 < net.depth; ++l) {
       const Layer<T>& layer = layers[l];
       if (keep != nullptr) z = keep + t.begin[l] * r;
-      multiply_transposed<T>((l == 0 ? 1 : t.planes()) * r, layer.out, layer.in, from, layer.weight,
-                             z);
+      layer.factor.product((l == 0 ? 1 : t.planes()) * r, from, z);
       add_bias(z, layer.bias, r, layer.out);
       loop.slopes({net.activation, static_cast<T>(net.param), r * layer.out, z, h, slopes,
                    slopes + r * layer.out, nullptr});
@@ -102,7 +101,7 @@ void tangents_forward(const Tangents& t, const Tensor& x, const Tensor& rows, co
       from = h;
     }
     const Layer<T>& last = layers.back();
-    multiply_transposed<T>(t.last_planes() * r, last.out, last.in, h, last.weight, ends);
+    last.factor.product(t.last_planes() * r, h, ends);
     add_bias(ends, last.bias, r, last.out);
     T *to_value = data<T>(value), *to_moved = t.all ? data<T>(moved) : nullptr,
       *to_second = data<T>(second);
@@ -126,7 +125,7 @@ template <typename T>
 void tangents_backward(const Tangents& t, const Tensor& x, const Tensor& rows, const Tensor* close,
                        const Tensor& kept, TangentsBars& bars) {
   const Net& net = t.net;
-  const auto layers = net.layers<T>();
+  const auto layers = net.layers<T>(As::kGiven, t.planes());
   const Blocks blocks = t.blocks(sizeof(T), true);
   const int64_t room = t.planes() * blocks.size * net.widest, slope = blocks.size * net.widest;
   const int64_t ends = t.last_planes() * blocks.size * net.outputs;
@@ -150,8 +149,7 @@ void tangents_backward(const Tangents& t, const Tensor& x, const Tensor& rows, c
                           : data<T>(*bars.moved) + (sample * t.count + p - 1) * o;
       std::copy_n(from, o, to);
     });
-    multiply<T>(t.last_planes() * r, layers[last].in, net.outputs, out_bar, layers[last].weight,
-                h_bar);
+    layers[last].factor.product(t.last_planes() * r, out_bar, h_bar);
     if (layers[last].bias != nullptr)
       add_rows(sums.of(lane, 2 * last + 1), out_bar, r, net.outputs);
     for (int l = last - 1; l >= 0; --l) {
@@ -180,12 +178,12 @@ void tangents_backward(const Tangents& t, const Tensor& x, const Tensor& rows, c
       else
         sums.add_product(lane, 2 * (l + 1), layers[l + 1].out, n, t.planes() * r, above, h);
       if (layer.bias != nullptr) add_rows(sums.of(lane, 2 * l + 1), z_bar, r, n);
-      if (l > 0) multiply<T>(t.planes() * r, layer.in, n, z_bar, layer.weight, h_bar);
+      if (l > 0) layer.factor.product(t.planes() * r, z_bar, h_bar);
       std::swap(z_bar, above);
     }
     const Layer<T>& layer = layers[0];  // its cotangent is in `above`
     sums.add_product(lane, 0, layer.out, layer.in, r, above, data<T>(x) + begin * layer.in);
-    multiply<T>(r, layer.in, layer.out, above, layer.weight, data<T>(bars.x) + begin * layer.in);
+    layer.factor.product(r, above, data<T>(bars.x) + begin * layer.in);
   });
 }
 

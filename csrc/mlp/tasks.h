@@ -183,6 +183,26 @@ struct TracedTask {
   T* z_bar;            // out: f' value_bar + scale f'' beside
 };
 
+// A matrix to be laid out in panels of columns, see products.h.
+template <typename T>
+struct PackTask {
+  const T* from;  // [columns, terms] if transposed, else [terms, columns]
+  bool transposed;
+  int64_t terms, columns;
+  T* to;
+};
+
+// out = alpha a b, or that is added to out; b is in panels.
+template <typename T>
+struct ProductTask {
+  int64_t rows, terms, columns;
+  const T* a;  // [rows, terms]
+  const T* panels;
+  T* out;  // [rows, columns]
+  T alpha;
+  bool add;
+};
+
 // The loops for one instruction set.
 template <typename T>
 struct Loops {
@@ -196,6 +216,9 @@ struct Loops {
   void (*rows_derivative)(const RowsDerivativeTask<T>&);
   void (*traced)(const TracedTask<T>&);
   void (*traced_derivative)(const TracedTask<T>&);
+  int64_t (*padded)(int64_t);  // columns of a matrix in panels
+  void (*pack)(const PackTask<T>&);
+  void (*product)(const ProductTask<T>&);
 };
 
 }  // namespace ct::mlp

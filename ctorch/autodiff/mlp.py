@@ -140,11 +140,17 @@ _HOOKS = (
 
 def _untouched(module: nn.Module) -> bool:
     """Whether a module computes what its class says and nothing more."""
-    own = module.__dict__  # asked at each call of an operator: no generators, no look-ups by torch
-    for name in _HOOKS:
-        if own.get(name):
-            return False
-    if "forward" in own or "__call__" in own or "_call_impl" in own:
+    own = module.__dict__  # asked at each call of an operator: no loops, no look-ups by torch
+    get = own.get
+    if (
+        get("_forward_hooks")
+        or get("_forward_pre_hooks")
+        or get("_backward_hooks")
+        or get("_backward_pre_hooks")
+        or "forward" in own
+        or "__call__" in own
+        or "_call_impl" in own
+    ):
         return False
     if type(module) is nn.Linear:  # pruning and old-style norms leave tensors that hooks fill
         parameters = own["_parameters"]

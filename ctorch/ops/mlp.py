@@ -52,8 +52,9 @@ class MLP:
     param: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", tuple(self.weights))
-        object.__setattr__(self, "biases", tuple(self.biases))
+        for name, given in (("weights", self.weights), ("biases", self.biases)):
+            if type(given) is not tuple:
+                object.__setattr__(self, name, tuple(given))
         if not self.weights or len(self.biases) != len(self.weights):
             got = f"{len(self.weights)} and {len(self.biases)}"
             raise ValueError(f"weights and biases must be one each a layer, got {got}")
