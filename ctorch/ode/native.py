@@ -146,8 +146,6 @@ def _objection(request: Request, problem: Problem) -> str:
         return f"a state of {layout.user_dtype}"
     if layout.device.type not in ("cpu", "cuda"):
         return f"a state on {layout.device}"
-    if layout.device.type == "cuda" and not layout.batched:
-        return f"a state on {layout.device} without batched=True"
     if not layout.is_tensor:
         return "a state of several tensors"
     if request.events:
@@ -347,7 +345,8 @@ class Call:
         self._held: list[Any] = []  # what the task points to
         knots = request.knots(problem)
         if knots is not None:
-            grid = torch.tensor([time for time, _ in knots()], dtype=torch.float64)
+            times = [time for time, _ in knots()]
+            grid = torch.tensor(times, dtype=torch.float64, device=layout.device)
             self.task.knots, self.task.knot_count = grid.data_ptr(), len(grid)
             self._held.append(grid)
         if self.form.tolerances:
@@ -360,11 +359,6 @@ class Call:
         t, inputs = self.problem.t, [self.problem.y0, own, *self.traced.shared]
         if not (t.requires_grad or any(x.requires_grad for x in inputs)):
             return False
-        if self.request.layout.device.type != "cpu":
-            raise Unsupported(
-                f"a gradient on {self.request.layout.device} is not built natively yet: use"
-                ' native=False, or gradient="none".'
-            )
         error = self.traced.field.derivative_error
         if error:
             raise Unsupported(f"the gradient is not built natively, for {error}")

@@ -66,7 +66,12 @@ extern "C" void ct_pull_back(const ct::native::Task* task, const ct::native::Cot
 
 
 def cuda_source(field: str, form: Form) -> str:
-    """The kernels for ``field``: ``ct_solve`` and ``ct_eval``, one thread for each sample."""
+    """The kernels for ``field``, one thread for each sample.
+
+    ``ct_solve``, for "solve_joint" ``ct_judge`` too, ``ct_eval``, and for the gradient
+    ``ct_pull_back`` and ``ct_add_up``.
+    """
+    solve = _CUDA_JOINT if form.entry == "solve_joint" else _CUDA_SOLVE.format(entry=form.entry)
     return "\n".join(
         [
             "#define CT_CUDA",
@@ -75,23 +80,40 @@ def cuda_source(field: str, form: Form) -> str:
             field,
             method_source(form),
             "}  // namespace",
-            _CUDA_ENTRIES,
+            solve,
+            _CUDA_EVAL,
+            *[_CUDA_GRADIENT] * form.gradient,
         ]
     )
 
 
-_CUDA_ENTRIES = """namespace {
-__device__ int64_t sample_of_thread() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+_CUDA_SOLVE = """extern "C" __global__ void ct_solve(const ct::native::Task* task) {{
+  ct::native::{entry}<Field, Method>(*task);
+}}
+"""
+_CUDA_JOINT = """extern "C" __global__ void ct_solve(const ct::native::Task* task,
+                                    ct::native::JointState* state, void* samples,
+                                    double* partials) {
+  ct::native::solve_joint<Field, Method>(
+      *task, {state, static_cast<Field::real*>(samples), partials});
 }
-}  // namespace
-extern "C" __global__ void ct_solve(const ct::native::Task* task) {
-  ct::native::solve_sample<Field, Method>(*task, sample_of_thread());
+extern "C" __global__ void ct_judge(const ct::native::Task* task, ct::native::JointState* state,
+                                    double* partials) {
+  ct::native::judge_joint<Field, Method>(*task, {state, nullptr, partials});
 }
-extern "C" __global__ void ct_eval(const int64_t* numbers, const double* t, const void* y,
+"""
+_CUDA_EVAL = """extern "C" __global__ void ct_eval(const int64_t* numbers, const double* t, const void* y,
                                    const void* own, void* dy) {
   const auto shared = reinterpret_cast<const void* const*>(numbers + 1);
-  ct::native::evaluate_sample<Field>(sample_of_thread(), numbers[0], t, y, own, shared, dy);
+  ct::native::evaluate_sample<Field>(numbers[0], t, y, own, shared, dy);
+}
+"""
+_CUDA_GRADIENT = """extern "C" __global__ void ct_pull_back(const ct::native::Task* task,
+                                        const ct::native::CudaCotangents* given) {
+  ct::native::pull_back_samples<Field, Method>(*task, *given);
+}
+extern "C" __global__ void ct_add_up(const ct::native::CudaSums* sums) {
+  ct::native::add_up<Field::real>(*sums);
 }
 """
 
