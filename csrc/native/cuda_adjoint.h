@@ -87,9 +87,9 @@ class SampleAdjoint {
     const bool inside = read_rows(taken);
     make_stages(taken, fresh, inside);
     for_constants<0, stages>([&](auto i) {
-      if constexpr (Method::b[decltype(i)::value] != 0)
-        for (long d = 0; d < dim; ++d)
-          kb[i][d] += h * static_cast<real>(Method::b[decltype(i)::value]) * yb[d];
+      constexpr double b = Method::b[decltype(i)::value];
+      if constexpr (b != 0)
+        for (long d = 0; d < dim; ++d) kb[i][d] += h * static_cast<real>(b) * yb[d];
     });
     if constexpr (Method::fsal)
       for (long d = 0; d < dim; ++d) kb[stages - 1][d] += carried[d];
