@@ -4,7 +4,6 @@
 // decide stays on the GPU: the CPU only asks now and then whether the solve is done.
 #pragma once
 
-#include "cuda_block.h"
 #include "cuda_tape.h"
 #include "rows.h"
 
@@ -264,8 +263,7 @@ class JointJudge {
       state.mark = clock.tau, state.wild = 0;
     }
     clock.plan(task, true);
-    if (!(clock.stop > clock.tau))
-      return close(clock.error < kInfinity ? kUnderflow : kNonfinite);
+    if (!(clock.stop > clock.tau)) return close(clock.error < kInfinity ? kUnderflow : kNonfinite);
     ++state.attempts;
     state.phase = kAttempt;
   }
