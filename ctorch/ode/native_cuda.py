@@ -175,7 +175,9 @@ class Library:
         slots = _slots(batch, ends[-1] * self.dtype.itemsize)
         sums = torch.zeros(ends[-1] * slots, dtype=self.dtype, device=self.device)
         starts = self._numbers(*ends)
-        mine = _Cotangents(given.out, given.y0, given.own, sums.data_ptr(), slots, starts.data_ptr())
+        mine = _Cotangents(
+            given.out, given.y0, given.own, sums.data_ptr(), slots, starts.data_ptr()
+        )
         numbers = torch.frombuffer(bytearray(bytes(mine)), dtype=torch.uint8).to(self.device)
         cuda.launch(self.kernels["ct_pull_back"], slots, [memory, numbers])
         for to, start, size in zip(wanted, ends, sizes, strict=False):

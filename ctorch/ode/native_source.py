@@ -102,8 +102,8 @@ extern "C" __global__ void ct_judge(const ct::native::Task* task, ct::native::Jo
   ct::native::judge_joint<Field, Method>(*task, {state, nullptr, partials});
 }
 """
-_CUDA_EVAL = """extern "C" __global__ void ct_eval(const int64_t* numbers, const double* t, const void* y,
-                                   const void* own, void* dy) {
+_CUDA_EVAL = """extern "C" __global__ void ct_eval(const int64_t* numbers, const double* t,
+                                   const void* y, const void* own, void* dy) {
   const auto shared = reinterpret_cast<const void* const*>(numbers + 1);
   ct::native::evaluate_sample<Field>(numbers[0], t, y, own, shared, dy);
 }

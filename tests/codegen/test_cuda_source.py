@@ -77,23 +77,31 @@ def mlp(width: int) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda t, y: net(y)
 
 
+#: vector field, numbers of its state, method, entry; "functions" has no gradient
+CASES: dict[str, tuple[Callable[..., Tensor], int, str, str]] = {
+    "lotka_volterra": (lotka_volterra, 2, "tsit5", "solve_joint"),
+    "van_der_pol": (van_der_pol, 2, "midpoint", "solve_fixed"),
+    "lorenz": (lorenz, 3, "dopri5", "solve_samples"),
+    "mlp": (mlp(64), 2, "bosh3", "solve_samples"),
+    "functions": (functions, 11, "adaptive_heun", "solve_samples"),
+}
+
+
 def kernels(case: str) -> str:
     """CUDA source."""
+    func, dim, method, entry = CASES[case]
     dtype = torch.float32 if case in ("mlp", "lorenz", "functions") else torch.float64
-    func, dim, method = {
-        "lotka_volterra": (lotka_volterra, 2, "tsit5"),
-        "van_der_pol": (van_der_pol, 2, "bosh3"),
-        "lorenz": (lorenz, 3, "dopri5"),
-        "mlp": (mlp(64), 2, "dopri5"),
-        "functions": (functions, 11, "adaptive_heun"),
-    }[case]
     args = (torch.ones(5, 1, dtype=dtype),) if func is van_der_pol else ()
     y, t = torch.ones(5, dim, dtype=dtype), torch.tensor([0.0, 1.0], dtype=torch.float64)
     traced = codegen.trace(func, y, t, args, batched=True)
-    return cuda_source(traced.source, Form(method, "best", "solve_samples", 1, (dim,)))
+    form = Form(method, "best", entry, 1, (dim,), gradient=case != "functions")
+    return cuda_source(traced.source, form)
 
 
-CASES = ("lotka_volterra", "van_der_pol", "lorenz", "mlp", "functions")
+def names(case: str) -> list[bytes]:
+    judged, back = CASES[case][3] == "solve_joint", case != "functions"
+    parts = [b"ct_solve", b"ct_eval", *[b"ct_judge"] * judged]
+    return [*parts, *[b"ct_pull_back", b"ct_add_up"] * back]
 
 
 @needs_nvcc
@@ -107,7 +115,7 @@ def test_nvcc_compiles(case: str, tmp_path: Path) -> None:
     command = [str(nvcc()), "-fatbin", *targets, *flags, str(path), "-o", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[:4000]
-    for name in (b"ct_solve", b"ct_eval"):
+    for name in names(case):
         assert name in out.read_bytes()
 
 
@@ -118,7 +126,7 @@ def test_nvcc_compiles(case: str, tmp_path: Path) -> None:
 def test_nvrtc_compiles(case: str, architecture: str) -> None:
     code = cuda.compiled(kernels(case), architecture)
     assert code.startswith(b"\x7fELF")
-    assert all(name in code for name in (b"ct_solve", b"ct_eval"))
+    assert all(name in code for name in names(case))
 
 
 @needs_nvrtc

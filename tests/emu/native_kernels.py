@@ -60,7 +60,8 @@ def emulated(source: str, names: Sequence[str], folder: Path) -> Mapping[str, Ke
     library = path.with_suffix(".so")
     if not library.exists():
         path.write_text(text)
-        flags = "-std=c++20 -O1 -march=native -fPIC -shared -pthread -Wall -Wextra -Werror".split()
+        flags = ["-std=c++20", "-O1", "-march=native", "-fPIC", "-shared", "-pthread"]
+        flags += ["-Wall", "-Wextra", "-Werror"]
         include = [f"-I{HERE}", f"-I{build.include_folder()}"]
         command = ["g++", *flags, *include, str(path), "-o", str(library)]
         done = subprocess.run(command, capture_output=True, text=True)

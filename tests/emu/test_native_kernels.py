@@ -187,9 +187,7 @@ def test_a_joint_solve_fails_as_on_the_cpu(on_device: Callable[..., Solution]) -
 
 def test_no_step_is_made_where_all_times_are_the_first(on_device: Callable[..., Solution]) -> None:
     how = {"args": (0.1 * stiffness(),), "batched": False, **ONE_STEP["joint"]}
-    mine, expected = (
-        solve(van_der_pol, states(2), T[:2], **how) for solve in (on_device, on_cpu)
-    )
+    mine, expected = (solve(van_der_pol, states(2), T[:2], **how) for solve in (on_device, on_cpu))
     same(mine, expected)
 
 
