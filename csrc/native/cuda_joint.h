@@ -53,14 +53,25 @@ class JointSample {
   static constexpr long dim = T::dim;
   static constexpr int segments = Method::segments;
 
-  CT_BOTH JointSample(const Task& task_, const JointState& state_, real* memory_, int64_t sample_)
-      : task(task_), state(state_), memory(memory_ + sample_), sample(sample_) {
+  // A thread without a sample goes along with its block.
+  CT_BOTH JointSample(const Task& task_, const JointState& state_, real* memory_, int64_t number)
+      : task(task_),
+        state(state_),
+        there(number < task_.batch),
+        sample(std::min(number, task_.batch - 1)),
+        memory(memory_ + sample) {
     prepare_tile(task, tile, tolerances);
     load_sample(task, tile, tolerances, 0, sample);
   }
 
   // One phase; `parts` are its parts of the norms.
   CT_BOTH void run(double* parts) {
+    go(parts);
+    for (int s = 0; s < 2 * segments && !there; ++s) parts[s] = 0;
+  }
+
+ private:
+  CT_BOTH void go(double* parts) {
     if (state.phase == kBegin) return begin(parts);
     load(0, tile.y);
     load(2, tile.k[0]);
@@ -72,12 +83,15 @@ class JointSample {
       close(parts);
   }
 
- private:
   CT_BOTH void load(int array, real* to) const {
     for (long d = 0; d < dim; ++d) to[d] = memory[(array * dim + d) * task.batch];
   }
   CT_BOTH void store(int array, const real* from) const {
-    for (long d = 0; d < dim; ++d) memory[(array * dim + d) * task.batch] = from[d];
+    for (long d = 0; d < dim && there; ++d) memory[(array * dim + d) * task.batch] = from[d];
+  }
+
+  CT_BOTH void write(const real* row, int64_t number) const {
+    if (there) store_sample<T>(task, row, 0, sample, number);
   }
 
   template <class Scaled>
@@ -101,7 +115,7 @@ class JointSample {
   CT_BOTH void begin(double* parts) {
     const double direction = task.t[task.rows - 1] < task.t[0] ? -1 : 1;
     for (int64_t r = 0; r < task.rows && direction * task.t[r] <= direction * task.t[0]; ++r)
-      store_sample<T>(task, tile.y, 0, sample, r);
+      write(tile.y, r);
     tile.evaluate(static_cast<real>(task.t[0]), tile.y, tile.k[0]);
     store(0, tile.y);
     store(2, tile.k[0]);
@@ -141,14 +155,14 @@ class JointSample {
     for (int64_t r = state.first_row; r < state.end_row; ++r) {
       const double goal = direction * task.t[r];
       if (goal == state.stop) {
-        store_sample<T>(task, tile.y1, 0, sample, r);
+        write(tile.y1, r);
         continue;
       }
       if (!extended) tile.extend(state.t, state.h, end_time);
       extended = true;
       const double theta = std::min((goal - state.tau) / (state.stop - state.tau), 1.0);
       tile.interpolate(theta, static_cast<real>(state.h));
-      store_sample<T>(task, tile.at, 0, sample, r);
+      write(tile.at, r);
     }
     for (long d = 0; d < dim; ++d) tile.y[d] = tile.y1[d], tile.k[0][d] = tile.k[T::stages - 1][d];
     store(0, tile.y);
@@ -157,7 +171,7 @@ class JointSample {
 
   CT_BOTH void keep(double t1) {
     const auto* tape = static_cast<const CudaTape*>(task.tape);
-    if (tape == nullptr || tape->begins == nullptr) return;
+    if (!there || tape == nullptr || tape->begins == nullptr) return;
     Keeper<real> keeper(*tape, sample, task.batch);
     keeper.skip(state.accepted - 1);
     real* to = keeper.add(sample, state.t, state.h, t1, state.first_row, state.end_row, dim);
@@ -168,6 +182,7 @@ class JointSample {
     bool finite = true;
     for (long d = 0; d < dim; ++d) finite &= std::isfinite(tile.y[d]);
     parts[0] = finite ? 0 : 1;
+    if (!there) return;
     for (int64_t r = state.output; r < task.rows; ++r)
       for (long d = 0; d < dim; ++d)
         output_row<T>(task, sample, r)[d] = std::numeric_limits<real>::quiet_NaN();
@@ -177,8 +192,9 @@ class JointSample {
 
   const Task& task;
   const JointState& state;
-  real* const memory;
+  const bool there;
   const int64_t sample;
+  real* const memory;
   T tile;
   typename T::Tolerances tolerances;
 };

@@ -3,9 +3,9 @@
 
 #include "cuda_adjoint.h"
 #include "cuda_joint.h"
+#include "cuda_linear.h"
 #include "evaluate.h"
 #include "fixed.h"
-#include "linear.h"
 #include "samples.h"
 #include "sweep.h"
 
@@ -13,8 +13,6 @@ namespace ct::native {
 
 // of memory for one thread, of which there are very many
 constexpr int kMostBytes = 16 << 10, kMostAdjointBytes = 64 << 10;
-
-constexpr int kThreads = 64;  // of a block: as ctorch/codegen/cuda.py launches
 
 // All the threads' values in one, always in the same order.
 template <class Combine>
@@ -39,6 +37,12 @@ __device__ double of_memory(const Value* values, int64_t count, const Combine& c
   return of_block(total, combine);
 }
 
+#if defined(CT_TOGETHER)
+constexpr bool kTogether = true;
+#else
+constexpr bool kTogether = false;
+#endif
+
 __device__ inline int64_t thread_number() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
@@ -58,25 +62,32 @@ class KeptSample : Samples<Field, Method, 1> {
 
   CT_BOTH explicit KeptSample(const Task& task_) : S(task_) {}
 
-  CT_BOTH void run(int64_t number, Keeper<real>* keeper) {
-    S::run(number, [&](uint32_t, double t, double h) {
-      if (keeper == nullptr) return;
+  // A thread without a sample goes along with its block.
+  CT_LANES void run(int64_t number, Keeper<real>* keeper) {
+    this->load(0, std::min(number, task.batch - 1));
+    this->start();
+    active = false, goal = kInfinity;
+    if (number < task.batch) this->reset(0, number);
+    const auto keep = [&](uint32_t moved, double t, double h) {
+      if (keeper == nullptr || !moved) return;
       int64_t row = output[0];
       while (row < task.rows && clock.direction * this->goal_of(number, row) <= clock.stop) ++row;
       real* to = keeper->add(number, t, h, clock.t1(), output[0], row, dim);
       for (long d = 0; d < dim; ++d) to[d] = tile.y[d];
-    });
+    };
+    while (any(active)) this->step(keep);
   }
 
  private:
-  using S::clock, S::output, S::task, S::tile;
+  using S::active, S::clock, S::goal, S::output, S::task, S::tile;
 };
 
 // run(keeper) of sample `i`, whose steps are counted, or kept, if a tape is there.
 template <class Field, class Run>
 CT_BOTH void with_keeper(const Task& task, int64_t i, const Run& run) {
   using K = Keeper<typename Field::real>;
-  const auto* tape = static_cast<const CudaTape*>(task.tape);
+  const bool there = i < task.batch;
+  const auto* tape = there ? static_cast<const CudaTape*>(task.tape) : nullptr;
   if (tape != nullptr && tape->begins != nullptr) {
     K keeper(*tape, i, task.batch);
     run(&keeper);
@@ -94,7 +105,7 @@ __device__ void solve_samples(const Task& task) {
   using Worker = KeptSample<Field, Method>;
   check_size<Worker>();
   const int64_t i = thread_number();
-  if (i >= task.batch) return;
+  if (!kTogether && i >= task.batch) return;
   with_keeper<Field>(task, i, [&](auto* keeper) { Worker(task).run(i, keeper); });
 }
 
@@ -104,8 +115,10 @@ __device__ void solve_fixed(const Task& task) {
   using Worker = Fixed<Field, Method, 1, K>;
   check_size<Worker>();
   const int64_t i = thread_number();
-  if (i >= task.batch) return;
-  with_keeper<Field>(task, i, [&](K* keeper) { Worker(task, keeper).run(i, 1); });
+  if (!kTogether && i >= task.batch) return;
+  with_keeper<Field>(task, i, [&](K* keeper) {
+    Worker(task, keeper).run(std::min(i, task.batch), i < task.batch);
+  });
 }
 
 // One phase of all samples.
@@ -118,7 +131,7 @@ __device__ void solve_joint(const Task& task, const JointMemory<Field, Method>& 
   constexpr int kSums = JointMemory<Field, Method>::kSums;
   double parts[kSums] = {};
   const int64_t i = thread_number();
-  if (i < task.batch) Worker(task, state, memory.samples, i).run(parts);
+  if (kTogether || i < task.batch) Worker(task, state, memory.samples, i).run(parts);
   for (int s = 0; s < kSums; ++s) {
     const double part = of_block(parts[s], NormPart<Method>{});
     if (threadIdx.x == 0) memory.partials[s * gridDim.x + blockIdx.x] = part;
@@ -143,10 +156,8 @@ __device__ void judge_joint(const Task& task, const JointMemory<Field, Method>& 
 template <class Field>
 __device__ void evaluate_sample(int64_t batch, const double* t, const void* y, const void* own,
                                 const void* const* shared, void* dy) {
-  const int64_t i = thread_number();
-  if (i >= batch) return;
   Evaluation<Field, 1> evaluation;
-  evaluation.run(i, batch, t, y, own, shared, dy);
+  evaluation.run(thread_number(), batch, t, y, own, shared, dy);
 }
 
 // A thread goes through the samples slot, slot + slots, ..., and adds to sums of its own.

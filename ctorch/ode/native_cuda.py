@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctorch.codegen import Traced, cuda
 from ctorch.ode.coefficients import coefficients
-from ctorch.ode.native_source import Form, cuda_source
+from ctorch.ode.native_source import Form, cuda_gradient_source, cuda_source
 from ctorch.ode.native_task import Cotangents, Task
 
 UNCOUNTED = -1
@@ -205,10 +205,11 @@ def library(traced: Traced, form: Form) -> Library:
         ctorch.codegen.Untraceable: they differ from the vector field.
     """
     device = torch.device(form.device)
-    names = ["ct_solve", "ct_eval"]
-    names += ["ct_judge"] * (form.entry == "solve_joint")
-    names += ["ct_pull_back", "ct_add_up"] * form.gradient
-    kernels = cuda.load(cuda_source(traced.source, form), names, device)
+    names = ["ct_solve", "ct_eval", *["ct_judge"] * (form.entry == "solve_joint")]
+    kernels = dict(cuda.load(cuda_source(traced.source, form), names, device))
+    if form.gradient:
+        source = cuda_gradient_source(traced.source, form)
+        kernels |= cuda.load(source, ["ct_pull_back", "ct_add_up"], device)
     y = traced.problem.y[0]
     made = Library(kernels, form, traced.dim, y.dtype, len(traced.shared), y.device)
     traced.verify(made.evaluate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 
 from ctorch.ode.coefficients import coefficients
@@ -66,27 +67,34 @@ extern "C" void ct_pull_back(const ct::native::Task* task, const ct::native::Cot
 
 
 def cuda_source(field: str, form: Form) -> str:
-    """The kernels for ``field``, one thread for each sample.
+    """The kernels ``ct_solve`` and ``ct_eval`` for ``field``, and for "solve_joint" ``ct_judge``.
 
-    ``ct_solve``, for "solve_joint" ``ct_judge`` too, ``ct_eval``, and for the gradient
-    ``ct_pull_back`` and ``ct_add_up``.
+    A thread takes a sample. Where the field has large matrices, the threads of a block multiply
+    them together.
     """
+    products = re.findall(r"\blinear<(\d+), (\d+)", field)
+    together = any(int(n) * int(k) >= _LARGE_PRODUCT for n, k in products)
     solve = _CUDA_JOINT if form.entry == "solve_joint" else _CUDA_SOLVE.format(entry=form.entry)
-    return "\n".join(
-        [
-            "#define CT_CUDA",
-            '#include "native/cuda_kernels.h"',
-            "namespace {",
-            field,
-            method_source(form),
-            "}  // namespace",
-            solve,
-            _CUDA_EVAL,
-            *[_CUDA_GRADIENT] * form.gradient,
-        ]
-    )
+    return _cuda_unit(field, form, "#define CT_TOGETHER\n" * together, solve + _CUDA_EVAL)
 
 
+def cuda_gradient_source(field: str, form: Form) -> str:
+    """The kernels ``ct_pull_back`` and ``ct_add_up`` for ``field``, a thread for each sample."""
+    return _cuda_unit(field, form, "", _CUDA_GRADIENT)
+
+
+def _cuda_unit(field: str, form: Form, settings: str, entries: str) -> str:
+    return f"""#define CT_CUDA
+{settings}#include "native/cuda_kernels.h"
+namespace {{
+{field}
+{method_source(form)}
+}}  // namespace
+{entries}"""
+
+
+#: kLeastProduct of csrc/native/cuda_linear.h
+_LARGE_PRODUCT = 1024
 _CUDA_SOLVE = """extern "C" __global__ void ct_solve(const ct::native::Task* task) {{
   ct::native::{entry}<Field, Method>(*task);
 }}

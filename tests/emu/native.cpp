@@ -3,6 +3,7 @@
 #include "cuda_emu.h"
 
 #define CT_CUDA
+#define CT_TOGETHER
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -61,6 +62,15 @@ void judge(const Task* task, JointMemory<Field, Method> memory) {
 }
 void pull_back(const Task* task, const CudaCotangents* given) {
   pull_back_samples<Field, Method>(*task, *given);
+}
+// Products of a matrix with the inputs of a block's samples, and of its transpose with the outputs.
+constexpr long kOutputs = 37, kInputs = 45;
+void multiply(const double* w, const double* b, const double* x, double* y, double* back) {
+  const long sample = threadIdx.x;
+  y += sample * kOutputs;
+  linear<kOutputs, kInputs, kInputs, 1>(w, b, x + sample * kInputs, y);
+  linear<kInputs, kOutputs, 1, kInputs, Sum::kAdd>(w, static_cast<const double*>(nullptr), y,
+                                                   back + sample * kInputs);
 }
 void total(const CudaSums* sums) { add_up<double>(*sums); }
 
@@ -148,9 +158,31 @@ void check(bool joint) {
   expect("gradient of the rate", 0, rate, exact_rate);
 }
 
+void check_products() {
+  std::vector<double> w(kOutputs * kInputs), b(kOutputs), x(kThreads * kInputs);
+  for (size_t i = 0; i < w.size(); ++i) w[i] = std::sin(0.7 * i);
+  for (size_t i = 0; i < b.size(); ++i) b[i] = 0.1 * i;
+  for (size_t i = 0; i < x.size(); ++i) x[i] = std::cos(1.1 * i);
+  std::vector<double> y(kThreads * kOutputs), back(kThreads * kInputs, 3.0);
+  emu::launch(multiply, 1, kThreads, w.data(), b.data(), x.data(), y.data(), back.data());
+  for (long s = 0; s < kThreads; ++s) {
+    for (long o = 0; o < kOutputs; ++o) {
+      double sum = b[o];
+      for (long i = 0; i < kInputs; ++i) sum += w[o * kInputs + i] * x[s * kInputs + i];
+      expect("product", s, y[s * kOutputs + o], sum);
+    }
+    for (long i = 0; i < kInputs; ++i) {
+      double sum = 3;
+      for (long o = 0; o < kOutputs; ++o) sum += w[o * kInputs + i] * y[s * kOutputs + o];
+      expect("transposed product", s, back[s * kInputs + i], sum);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
+  check_products();
   check(false);
   check(true);
   std::printf(failures ? "%d failures\n" : "ok\n", failures);

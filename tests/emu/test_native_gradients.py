@@ -104,6 +104,22 @@ def test_parameters_without_a_gradient_get_none(folder: Path) -> None:
     torch.testing.assert_close([x.grad for x in wanted], list(expected), rtol=1e-8, atol=1e-10)
 
 
+def test_a_field_that_jumps_is_differentiated_on_the_side_it_was_taken(folder: Path) -> None:
+    def jumping(t: Tensor, y: Tensor, gain: Tensor) -> Tensor:
+        return torch.where(t < 1.0, gain, 3 * gain) * y
+
+    _, y0, gain = inputs()
+    t = torch.tensor([0.0, 1.0, 2.0], dtype=F64)
+    # a step ends on the jump, and the next one takes over the slope from before it
+    how = {"rtol": 1e3, "atol": 1e3, "dt0": 0.25, "options": {"max_step": 0.25}, "args": (gain,)}
+    found = []
+    for native in (True, False):
+        with emulated_device(folder):
+            sol = ctorch.solve_ode(jumping, y0, t, native=native, batched=True, **how)
+        found.append(torch.autograd.grad(sol.y[..., -1].sum(), [y0, gain]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
 def test_samples_that_failed_pull_back_what_they_reached(folder: Path) -> None:
     y0 = torch.linspace(0.1, 0.9, 9, dtype=F64)[:, None].requires_grad_()
     how: dict[str, Any] = {"batched": True, "throw": False, "max_steps": 300, "native": True}

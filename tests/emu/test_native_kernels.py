@@ -170,6 +170,34 @@ def test_all_samples_take_one_step(how: dict[str, Any], on_device: Callable[...,
         same(mine, expected)
 
 
+TOGETHER: dict[str, dict[str, Any]] = {
+    "batched": {},
+    "joint": {"batched": False},
+    "fixed": {"batched": False, "method": "midpoint", "dt0": 0.11},
+}
+
+
+@pytest.mark.parametrize("how", TOGETHER.values(), ids=list(TOGETHER))
+def test_a_block_multiplies_large_matrices_together(
+    how: dict[str, Any], on_device: Callable[..., Solution], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All threads of a block meet at the barriers, whatever the steps of their samples."""
+    sources = []
+    generate = native_cuda.cuda_source
+    monkeypatch.setattr(
+        native_cuda, "cuda_source", lambda *given: sources.append(generate(*given)) or sources[-1]
+    )
+    net, y0 = fields.Net(F64, 40), states(2)
+    how = {"args": (0.1 * stiffness(),), "batched": True, "rtol": 1e-5, "atol": 1e-5, **how}
+    mine = on_device(net, y0, T, **how)
+    assert "CT_TOGETHER" in sources[0]
+    eager = ctorch.solve_ode(net, y0, T, gradient="none", **how)
+    torch.testing.assert_close(mine.y, eager.y, rtol=1e-8, atol=1e-8)
+    for name in ("accepted", "rejected"):
+        counts = [torch.as_tensor(getattr(sol.stats, name)) for sol in (mine, eager)]
+        assert torch.equal(*counts), name
+
+
 def test_a_joint_solve_fails_as_on_the_cpu(on_device: Callable[..., Solution]) -> None:
     how = {"args": (0.1 * stiffness(),), "batched": False, "throw": False, **ONE_STEP["joint"]}
     wild = states(2)
