@@ -1,5 +1,5 @@
-// The bodies of the CUDA kernels: one thread for each sample. With CT_TOGETHER all threads of a block
-// reach every evaluation of the field, those without a sample too.
+// The bodies of the CUDA kernels: one thread for each sample. With CT_TOGETHER all threads of a
+// block reach every evaluation of the field, those without a sample too.
 #pragma once
 
 #include "cuda_adjoint.h"
