@@ -53,7 +53,7 @@ class JointSample {
   static constexpr long dim = T::dim;
   static constexpr int segments = Method::segments;
 
-  // A thread without a sample goes along with its block.
+  // A thread without a sample goes along with its block, from zeros.
   CT_BOTH JointSample(const Task& task_, const JointState& state_, real* memory_, int64_t number)
       : task(task_),
         state(state_),
@@ -84,7 +84,7 @@ class JointSample {
   }
 
   CT_BOTH void load(int array, real* to) const {
-    for (long d = 0; d < dim; ++d) to[d] = memory[(array * dim + d) * task.batch];
+    for (long d = 0; d < dim; ++d) to[d] = there ? memory[(array * dim + d) * task.batch] : real(0);
   }
   CT_BOTH void store(int array, const real* from) const {
     for (long d = 0; d < dim && there; ++d) memory[(array * dim + d) * task.batch] = from[d];
