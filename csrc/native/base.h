@@ -4,6 +4,7 @@
 #pragma once
 
 #if !defined(__CUDACC_RTC__)
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>

@@ -1,30 +1,193 @@
-// The bodies of the CUDA kernels: one thread for each sample.
+// The bodies of the CUDA kernels: one thread for each sample. With CT_TOGETHER all threads of a
+// block reach every evaluation of the field, those without a sample too.
 #pragma once
 
+#include "cuda_adjoint.h"
+#include "cuda_joint.h"
+#include "cuda_linear.h"
 #include "evaluate.h"
+#include "fixed.h"
 #include "pending.h"
 #include "samples.h"
 #include "sweep.h"
 
 namespace ct::native {
 
-constexpr int kMostBytes = 16 << 10;  // of memory for one thread, of which there are very many
+// of memory for one thread, of which there are very many
+constexpr int kMostBytes = 16 << 10, kMostAdjointBytes = 64 << 10;
 
-// Sample `i` of a solve, if there is one.
-template <class Field, class Method>
-CT_BOTH void solve_sample(const Task& task, int64_t i) {
-  using Worker = Samples<Field, Method, 1>;
-  static_assert(sizeof(Worker) <= kMostBytes, "a sample of this field is too large for one thread");
-  if (i >= task.batch) return;
-  Worker(task).run(i, [](uint32_t, double, double) {});
+// All the threads' values in one, always in the same order.
+template <class Combine>
+__device__ double of_block(double value, const Combine& combine) {
+  __shared__ double values[kThreads];
+  __syncthreads();  // what an earlier call left has been read
+  const int i = static_cast<int>(threadIdx.x);
+  values[i] = value;
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (i < half) values[i] = combine(values[i], values[i + half]);
+  }
+  __syncthreads();
+  return values[0];
 }
 
+// The same of count values in memory; nothing is 0.
+template <class Value, class Combine>
+__device__ double of_memory(const Value* values, int64_t count, const Combine& combine) {
+  double total = 0;
+  for (int64_t i = threadIdx.x; i < count; i += kThreads) total = combine(total, values[i]);
+  return of_block(total, combine);
+}
+
+#if defined(CT_TOGETHER)
+constexpr bool kTogether = true;
+#else
+constexpr bool kTogether = false;
+#endif
+
+__device__ inline int64_t thread_number() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+
+template <class Worker>
+constexpr void check_size() {
+  static_assert(sizeof(Worker) <= kMostBytes, "a sample of this field is too large for one thread");
+}
+
+// A sample that steps on its own, and keeps its steps if it is to.
+template <class Field, class Method>
+class KeptSample : Samples<Field, Method, 1> {
+ public:
+  using S = Samples<Field, Method, 1>;
+  using real = typename S::real;
+  static constexpr long dim = S::dim;
+
+  CT_BOTH explicit KeptSample(const Task& task_) : S(task_) {}
+
+  // A thread without a sample goes along with its block.
+  CT_LANES void run(int64_t number, Keeper<real>* keeper) {
+    this->load(0, std::min(number, task.batch - 1));
+    this->start();
+    active = false, goal = kInfinity;
+    if (number < task.batch) this->reset(0, number);
+    const auto keep = [&](uint32_t moved, double t, double h) {
+      if (keeper == nullptr || !moved) return;
+      int64_t row = output[0];
+      while (row < task.rows && clock.direction * this->goal_of(number, row) <= clock.stop) ++row;
+      real* to = keeper->add(number, t, h, clock.t1(), kFree, output[0], row, dim);
+      for (long d = 0; d < dim; ++d) to[d] = tile.y[d];
+    };
+    while (any(active)) this->step(keep);
+  }
+
+ private:
+  using S::active, S::clock, S::goal, S::output, S::task, S::tile;
+};
+
+// run(keeper) of sample `i`, whose steps are counted, or kept, if a tape is there.
+template <class Field, class Run>
+CT_BOTH void with_keeper(const Task& task, int64_t i, const Run& run) {
+  using K = Keeper<typename Field::real>;
+  const bool there = i < task.batch;
+  const auto* tape = there ? static_cast<const CudaTape*>(task.tape) : nullptr;
+  if (tape != nullptr && tape->begins != nullptr) {
+    K keeper(*tape, i, task.batch);
+    run(&keeper);
+  } else {
+    run(static_cast<K*>(nullptr));
+  }
+  if (tape != nullptr) tape->accepted[i] = task.counts[task.batch + i];
+}
+
+// ---- solves
+// ------------------------------------------------------------------------------------------------------
+
+template <class Field, class Method>
+__device__ void solve_samples(const Task& task) {
+  using Worker = KeptSample<Field, Method>;
+  check_size<Worker>();
+  const int64_t i = thread_number();
+  if (!kTogether && i >= task.batch) return;
+  with_keeper<Field>(task, i, [&](auto* keeper) { Worker(task).run(i, keeper); });
+}
+
+template <class Field, class Method>
+__device__ void solve_fixed(const Task& task) {
+  using K = Keeper<typename Field::real>;
+  using Worker = Fixed<Field, Method, 1, K>;
+  check_size<Worker>();
+  const int64_t i = thread_number();
+  if (!kTogether && i >= task.batch) return;
+  with_keeper<Field>(task, i, [&](K* keeper) {
+    Worker(task, keeper).run(std::min(i, task.batch), i < task.batch);
+  });
+}
+
+// One phase of all samples.
+template <class Field, class Method>
+__device__ void solve_joint(const Task& task, const JointMemory<Field, Method>& memory) {
+  using Worker = JointSample<Field, Method>;
+  check_size<Worker>();
+  const JointState& state = *memory.state;
+  if (state.phase == kDone) return;
+  constexpr int kSums = JointMemory<Field, Method>::kSums;
+  double parts[kSums] = {};
+  const int64_t i = thread_number();
+  if (kTogether || i < task.batch) Worker(task, state, memory.samples, i).run(parts);
+  for (int s = 0; s < kSums; ++s) {
+    const double part = of_block(parts[s], NormPart<Method>{});
+    if (threadIdx.x == 0) memory.partials[s * gridDim.x + blockIdx.x] = part;
+  }
+}
+
+// What comes of it; for one block.
+template <class Field, class Method>
+__device__ void judge_joint(const Task& task, const JointMemory<Field, Method>& memory) {
+  if (memory.state->phase == kDone) return;
+  constexpr int kSums = JointMemory<Field, Method>::kSums;
+  const int64_t blocks = (task.batch + kThreads - 1) / kThreads;
+  double parts[kSums];
+  for (int s = 0; s < kSums; ++s)
+    parts[s] = of_memory(memory.partials + s * blocks, blocks, NormPart<Method>{});
+  if (threadIdx.x == 0) JointJudge<Field, Method>(task, *memory.state).run(parts);
+}
+
+// ---- the field, and gradients
+// ------------------------------------------------------------------------------------
+
 template <class Field>
-CT_BOTH void evaluate_sample(int64_t i, int64_t batch, const double* t, const void* y,
-                             const void* own, const void* const* shared, void* dy) {
-  if (i >= batch) return;
+__device__ void evaluate_sample(int64_t batch, const double* t, const void* y, const void* own,
+                                const void* const* shared, void* dy) {
   Evaluation<Field, 1> evaluation;
-  evaluation.run(i, batch, t, y, own, shared, dy);
+  evaluation.run(thread_number(), batch, t, y, own, shared, dy);
+}
+
+// A thread goes through the samples slot, slot + slots, ..., and adds to sums of its own.
+template <class Field, class Method>
+__device__ void pull_back_samples(const Task& task, const CudaCotangents& given) {
+  using Worker = SampleAdjoint<Field, Method>;
+  static_assert(sizeof(Worker) <= kMostAdjointBytes,
+                "a sample of this field is too large for one thread");
+  const int64_t slot = thread_number();
+  if (slot >= given.slots) return;
+  Worker worker(task, given, slot);
+  for (int64_t i = slot; i < task.batch; i += given.slots) worker.run(i);
+}
+
+// The threads' sums of an array, and where their totals go.
+struct CudaSums {
+  int64_t slots;
+  const void* sums;  // real [numbers, slots]
+  void* to;          // real [numbers]
+};
+
+// The total of the block's number.
+template <class Real>
+__device__ void add_up(const CudaSums& of) {
+  const auto add = [](double a, double b) { return a + b; };
+  const Real* sums = static_cast<const Real*>(of.sums) + blockIdx.x * of.slots;
+  const double total = of_memory(sums, of.slots, add);
+  if (threadIdx.x == 0) static_cast<Real*>(of.to)[blockIdx.x] = static_cast<Real>(total);
 }
 
 }  // namespace ct::native

@@ -1,15 +1,19 @@
 // Solves with given steps, the same for all samples: tiles are independent of each other.
 #pragma once
 
+#include "rows.h"
+
+#if !defined(CT_CUDA)
 #include <algorithm>
 #include <memory>
 
-#include "rows.h"
 #include "runs.h"
+#endif
 
 namespace ct::native {
 
-template <class Field, class Method, int W>
+// Kept: where the steps are kept for the gradient.
+template <class Field, class Method, int W, class Kept>
 class Fixed {
  public:
   using T = Tile<Field, Method, W>;
@@ -18,7 +22,7 @@ class Fixed {
   using D = typename T::D;
   static constexpr long dim = T::dim;
 
-  CT_LANES explicit Fixed(const Task& task_, Run<real>* kept_) : task(task_), kept(kept_) {}
+  CT_LANES explicit Fixed(const Task& task_, Kept* kept_) : task(task_), kept(kept_) {}
 
   // The samples first, ..., first + valid - 1.
   CT_LANES void run(int64_t first_, int valid_) {
@@ -70,7 +74,7 @@ class Fixed {
     for_each<dim>([&](long d) __attribute__((always_inline)) { tile.y[d] = tile.y1[d]; });
   }
 
-  void keep(double t, double t1, int64_t anchor) {
+  CT_LANES void keep(double t, double t1, int64_t anchor) {
     int64_t row = output;
     while (row < task.rows && direction * task.t[row] <= direction * t1) ++row;
     for (int lane = 0; lane < valid; ++lane) {
@@ -99,12 +103,12 @@ class Fixed {
     }
     for (; output < task.rows; ++output)
       for (int lane = 0; lane < valid; ++lane)
-        std::fill_n(output_row<T>(task, first + lane, output), dim,
-                    std::numeric_limits<real>::quiet_NaN());
+        for (long d = 0; d < dim; ++d)
+          output_row<T>(task, first + lane, output)[d] = std::numeric_limits<real>::quiet_NaN();
   }
 
   const Task& task;
-  Run<real>* const kept;
+  Kept* const kept;
   T tile;
   typename T::Tolerances tolerances;
   double direction;
@@ -112,11 +116,13 @@ class Fixed {
   int valid;
 };
 
+#if !defined(CT_CUDA)
+
 // Returns how many samples failed.
 template <class Field, class Method, int W>
 int64_t solve_fixed(const Task& task) {
-  using Worker = Fixed<Field, Method, W>;
   using real = typename Field::real;
+  using Worker = Fixed<Field, Method, W, Run<real>>;
   auto* tape = static_cast<Tape<real>*>(task.tape);
   if (tape != nullptr) open_runs<real>(task, W);
   const int64_t runs = tape == nullptr ? (task.batch + W - 1) / W : tape->runs.size();
@@ -130,5 +136,7 @@ int64_t solve_fixed(const Task& task) {
   });
   return task.batch - std::count(task.status, task.status + task.batch, kSuccess);
 }
+
+#endif
 
 }  // namespace ct::native

@@ -248,7 +248,11 @@ CT_LANES uint32_t bits_of(M mask) {
 }
 
 // Whether any lane is set.
+#if defined(CT_TOGETHER)
+__device__ inline bool any(bool mask) { return __syncthreads_or(mask); }
+#else
 CT_LANES bool any(bool mask) { return mask; }
+#endif
 template <class M>
 CT_LANES bool any(M mask) {
   return bits_of(mask) != 0;

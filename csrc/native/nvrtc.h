@@ -65,6 +65,11 @@ constexpr bool is_arithmetic_v = is_same_v<T, float> || is_same_v<T, double> ||
 template <class T>
 T&& declval();
 
+template <class T>
+constexpr T min(T a, T b) {
+  return b < a ? b : a;
+}
+
 template <class T, T... I>
 struct integer_sequence {};
 template <class T, long kCount, T... I>

@@ -180,10 +180,11 @@ class Gradients<Field, 1> {
 #endif
 
 // The gradient P += sum over lanes of u[o] x[i]; of one sample later, from `place` in `shared`.
-template <class P, class V, class T>
-CT_LANES void add_outer(const V* u, const V* x, T* const* shared, [[maybe_unused]] long place) {
-  T* const w = shared[P::array] + P::start;
-  if constexpr (kWidth<V> == 1 && kRegister<T> > 1)
+// Sums: where numbers are added up, as `real*`.
+template <class P, class V, class Sums>
+CT_LANES void add_outer(const V* u, const V* x, const Sums* shared, [[maybe_unused]] long place) {
+  const Sums w = shared[P::array] + P::start;
+  if constexpr (kWidth<V> == 1 && kRegister<Number<V>> > 1)
     P::put(u, x, w, shared[place]);
   else
     outer<P::N, P::K, P::kRow, P::kColumn>(u, x, w);

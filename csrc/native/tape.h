@@ -7,12 +7,9 @@
 #include <vector>
 
 #include "pages.h"
+#include "task.h"
 
 namespace ct::native {
-
-// On what the end of a step hangs, but for the output times, which have their numbers: on nothing
-// (its length is a frozen number), or on a constant.
-constexpr int64_t kFree = -1, kConstant = -2;
 
 struct Taped {
   double t, h, stop;

@@ -6,6 +6,10 @@
 
 namespace ct::native {
 
+// On what the end of a step hangs, but for the output times, which have their numbers: on nothing
+// (its length is a frozen number), or on a constant.
+constexpr int64_t kFree = -1, kConstant = -2;
+
 struct Task {
   int64_t batch, rows;  // samples, output times
   const double* t;      // [rows], or [batch, rows]

@@ -57,9 +57,9 @@ constexpr long kRecord = [] {
 }();
 
 // Scratch of the slope.
-template <class Field>
+template <class Field, class Method>
 constexpr long kScratch = [] {
-  if constexpr (kRecords<Field>)
+  if constexpr (kRecords<Field> && Method::gradient)
     return Field::work > Field::record_work ? Field::work : Field::record_work;
   else
     return Field::work;
@@ -79,7 +79,7 @@ struct Tile {
 
   V y[dim], y1[dim], k[total][dim], at[dim];
   V own[Field::own > 0 ? Field::own : 1];
-  alignas(kRegisterBytes) alignas(V) V work[kScratch<Field> > 0 ? kScratch<Field> : 1];
+  alignas(kRegisterBytes) alignas(V) V work[kScratch<Field, Method> + 1];
   Arrays<Field, W> shared;
   V* records = nullptr;  // [stages, kRecord] where the evaluations of a step are kept, or null
   const void* const* norm_shared;

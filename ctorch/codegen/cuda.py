@@ -116,9 +116,9 @@ def _compiler() -> ctypes.CDLL:
     toolkit = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     folders = ["", *glob.glob(f"{packages}/nvidia/*/lib/"), f"{toolkit}/lib64/"]
     for folder in folders:
-        for helper in sorted(glob.glob(f"{folder}libnvrtc-builtins.so*")) if folder else []:
-            ctypes.CDLL(helper, mode=ctypes.RTLD_GLOBAL)  # NVRTC looks for it by name alone
         try:
+            for helper in sorted(glob.glob(f"{folder}libnvrtc-builtins.so*")) if folder else []:
+                ctypes.CDLL(helper, mode=ctypes.RTLD_GLOBAL)  # NVRTC looks for it by name alone
             return ctypes.CDLL(f"{folder}libnvrtc.so.{major}")
         except OSError:
             continue

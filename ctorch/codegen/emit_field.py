@@ -16,11 +16,13 @@ _EVAL = """  template <class V>
                            [[maybe_unused]] const V* own,
                            [[maybe_unused]] const real* const* shared,
                            [[maybe_unused]] V* work, V* dy) {"""
-_VJP = """  template <class V>
-  static void vjp([[maybe_unused]] V t, [[maybe_unused]] const V* y, [[maybe_unused]] const V* own,
-                  [[maybe_unused]] const real* const* shared, [[maybe_unused]] V* work,
-                  [[maybe_unused]] const V* ct, V& ct_t, V* ct_y, [[maybe_unused]] V* ct_own,
-                  [[maybe_unused]] real* const* ct_shared) {"""
+# Sums: where numbers are added up, as `real*`
+_VJP = """  template <class V, class Sums>
+  CT_BOTH static void vjp([[maybe_unused]] V t, [[maybe_unused]] const V* y,
+                          [[maybe_unused]] const V* own,
+                          [[maybe_unused]] const real* const* shared, [[maybe_unused]] V* work,
+                          [[maybe_unused]] const V* ct, V& ct_t, V* ct_y,
+                          [[maybe_unused]] V* ct_own, [[maybe_unused]] const Sums* ct_shared) {"""
 # The same in two parts: with the slope what the second part needs of it, and the rest.
 _RECORD = """  template <class V>
   static void record([[maybe_unused]] V t, [[maybe_unused]] const V* y,

@@ -157,13 +157,13 @@ def _objection(request: Request, problem: Problem) -> str:
         return f"a state of {layout.user_dtype}"
     if layout.device.type not in ("cpu", "cuda"):
         return f"a state on {layout.device}"
-    if layout.device.type == "cuda" and not layout.batched:
-        return f"a state on {layout.device} without batched=True"
     observed = looked_at_for(request, problem)
     if observed and layout.batched:
         return f"{observed} with batched=True"
-    if problem.norm is not None and layout.device.type != "cpu":
-        return f'a function as options["norm"] on {layout.device}'
+    if problem.norm is not None:
+        observed = observed or 'a function as options["norm"]'
+    if observed and layout.device.type != "cpu":
+        return f"{observed} on {layout.device}"
     if problem.callbacks:
         return "a callback"
     if not y0.numel():
@@ -373,7 +373,9 @@ def execute(
         pointers = _array_of(len(shared))(*[x.data_ptr() for x in shared])
         task.shared = ctypes.addressof(pointers)
     failed = function(ctypes.byref(task))
-    return Outcome(out, numbers, failed if failed >= 0 else int(numbers[3].count_nonzero()))
+    if failed < 0:
+        failed = int(torch.as_tensor(numbers[3]).count_nonzero())
+    return Outcome(out, numbers, failed)
 
 
 _Seven = ctypes.c_int64 * 7
@@ -409,6 +411,11 @@ class Call:
         self.shared = [plain(x.detach(), layout.dtype, layout.device) for x in traced.shared]
         self.norm = self._norm()
         self.form = self._form()
+        if self.form.device != "cpu" and self.gradient and problem.t.requires_grad:
+            raise Unsupported(
+                f"a gradient in times is not built natively on {self.form.device}: use"
+                " native=False, or times that do not require grad."
+            )
         self.library = library_of(traced, self.form)
         self.task = settings(request, problem)
         if self.norm is not None:
@@ -439,8 +446,9 @@ class Call:
 
     def _give_knots(self, knots: Callable[[], Iterator[tuple[float, int]]]) -> None:
         ends, given = zip(*knots(), strict=True)
-        grid = torch.tensor(ends, dtype=torch.float64)
-        anchors = torch.tensor(given, dtype=torch.int64)
+        device = self.y0.device
+        grid = torch.tensor(ends, dtype=torch.float64, device=device)
+        anchors = torch.tensor(given, dtype=torch.int64, device=device)
         self.task.knots, self.task.knot_count = grid.data_ptr(), len(grid)
         self.task.anchors = anchors.data_ptr()
         self._held += [grid, anchors]
@@ -449,11 +457,6 @@ class Call:
         inputs = (self.problem.y0, self.problem.t, own, *self.traced.shared)
         if not any(x.requires_grad for x in inputs):
             return False
-        if self.request.layout.device.type != "cpu":
-            raise Unsupported(
-                f"a gradient on {self.request.layout.device} is not built natively yet: use"
-                ' native=False, or gradient="none".'
-            )
         error = self.traced.field.derivative_error
         if error:
             raise Unsupported(f"the gradient is not built natively, for {error}")

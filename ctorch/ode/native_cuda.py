@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,11 +11,33 @@ import torch
 from torch import Tensor
 
 from ctorch.codegen import Traced, cuda
-from ctorch.ode.native_source import Form, cuda_source
-from ctorch.ode.native_task import Task
+from ctorch.ode.coefficients import coefficients
+from ctorch.ode.native_source import Form, cuda_gradient_source, cuda_source
+from ctorch.ode.native_task import Cotangents, Task
 
-_NAMES = ("ct_solve", "ct_eval")
 UNCOUNTED = -1
+#: steps of a joint solve that are launched before it is asked whether it is done
+_FIRST_LAUNCHES, _MOST_LAUNCHES = 8, 128
+_DONE = 4  # Phase of csrc/native/cuda_joint.h
+_STATE, _STEP = 512, 40  # bytes: of JointState at most, of KeptStep
+#: bytes of the sums that threads have for themselves in the gradient
+_MOST_SUMS = 256 << 20
+
+
+class _Tape(ctypes.Structure):
+    """``CudaTape`` of csrc/native/cuda_tape.h."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("accepted", "begins", "steps", "states")]
+
+
+class _Cotangents(ctypes.Structure):
+    """``CudaCotangents`` of csrc/native/cuda_adjoint.h."""
+
+    _fields_ = [
+        *[(name, ctypes.c_void_p) for name in ("out", "y0", "own", "sums")],
+        ("slots", ctypes.c_int64),
+        ("starts", ctypes.c_void_p),
+    ]
 
 
 class Library:
@@ -22,35 +45,156 @@ class Library:
 
     Args:
         kernels: by name.
+        form: what they are made for.
+        dim: numbers of the state of a sample.
+        dtype: of these.
         shared: how many shared arrays the vector field reads.
         device: where the arrays are.
     """
 
     def __init__(
-        self, kernels: Mapping[str, cuda.Kernel], shared: int, device: torch.device
+        self,
+        kernels: Mapping[str, cuda.Kernel],
+        form: Form,
+        dim: int,
+        dtype: torch.dtype,
+        shared: int,
+        device: torch.device,
     ) -> None:
-        self.kernels, self.shared, self.device = kernels, shared, device
-
-    def ct_solve(self, reference: Any) -> int:
-        """Launch the solve that ``ctypes.byref(task)`` tells of; UNCOUNTED: failures are not."""
-        task = Task.from_buffer_copy(reference._obj)
-        size = ctypes.sizeof(Task)
-        pointers = ctypes.string_at(task.shared, 8 * self.shared) if self.shared else b""
-        memory = torch.empty(size + len(pointers), dtype=torch.uint8, device=self.device)
-        task.shared = memory.data_ptr() + size
-        memory.copy_(torch.frombuffer(bytearray(bytes(task) + pointers), dtype=torch.uint8))
-        cuda.launch(self.kernels["ct_solve"], task.batch, [memory])
-        return UNCOUNTED
+        self.kernels, self.form, self.dim, self.dtype = kernels, form, dim, dtype
+        self.shared, self.device = shared, device
+        self._names = itertools.count(1)
+        self._accepted: dict[int, Tensor] = {}  # by tape: how many steps each sample took
 
     def evaluate(self, t: Tensor, y: Tensor, own: Tensor, shared: list[Tensor]) -> Tensor:
         """The vector field: t [B], y [B, dim], own [B, own] -> [B, dim]."""
         arrays = [x.to(self.device, y.dtype).contiguous() for x in shared]
         slope = torch.empty_like(y, memory_format=torch.contiguous_format)
-        numbers = [len(y), *(x.data_ptr() for x in arrays)]
-        memory = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        memory = self._numbers(len(y), *(x.data_ptr() for x in arrays))
         args = [memory, t.double().contiguous(), y.contiguous(), own.contiguous(), slope]
         cuda.launch(self.kernels["ct_eval"], len(y), args)
         return slope
+
+    # -- solves
+
+    def ct_solve(self, reference: Any) -> int:
+        """Launch the solve that ``ctypes.byref(task)`` tells of; UNCOUNTED: failures are not."""
+        task = Task.from_buffer_copy(reference._obj)
+        if not task.tape:
+            return self._solve(task, None)
+        accepted = self._accepted[task.tape] = self._empty(task.batch, torch.int64)
+        return self._solve(task, _Tape(accepted=accepted.data_ptr()))
+
+    def _solve(self, task: Task, tape: _Tape | None) -> int:
+        memory = self._on_device(task, tape)
+        if self.form.entry == "solve_joint":
+            return self._solve_joint(task.batch, memory)
+        cuda.launch(self.kernels["ct_solve"], task.batch, [memory])
+        return UNCOUNTED
+
+    def _solve_joint(self, batch: int, memory: Tensor) -> int:
+        blocks, segments = -(-batch // cuda.BLOCK), len(self.form.segments)
+        arrays = 2 + coefficients(self.form.method, self.form.interpolant).total
+        state = torch.zeros(_STATE // 8, dtype=torch.int64, device=self.device)
+        samples = self._empty(arrays * self.dim * batch, self.dtype)
+        partials = self._empty(2 * segments * blocks, torch.float64)
+        launches = _FIRST_LAUNCHES
+        while True:
+            for _ in range(launches):
+                args = [memory, state, samples, partials]
+                cuda.launch(self.kernels["ct_solve"], batch, args)
+                cuda.launch(self.kernels["ct_judge"], 1, [memory, state, partials])
+            phase, status = state[:2].tolist()
+            if phase == _DONE:
+                return int(status != 0)
+            launches = min(2 * launches, _MOST_LAUNCHES)
+
+    def _on_device(self, task: Task, tape: _Tape | None) -> Tensor:
+        """The task, and behind it what it points to on the CPU."""
+        size = ctypes.sizeof(Task)
+        pointers = ctypes.string_at(task.shared, 8 * self.shared) if self.shared else b""
+        memory = self._empty(size + len(pointers) + ctypes.sizeof(_Tape), torch.uint8)
+        task.shared = memory.data_ptr() + size
+        task.tape = None if tape is None else task.shared + len(pointers)
+        parts = bytes(task) + pointers + bytes(tape or _Tape())
+        memory.copy_(torch.frombuffer(bytearray(parts), dtype=torch.uint8))
+        return memory
+
+    def _empty(self, size: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(size, dtype=dtype, device=self.device)
+
+    def _numbers(self, *numbers: int) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int64, device=self.device)
+
+    # -- gradients
+
+    def ct_tape(self) -> int:
+        """The name of a new tape."""
+        return next(self._names)
+
+    def ct_free(self, tape: int) -> None:
+        """Forget a tape."""
+        self._accepted.pop(tape, None)
+
+    def ct_pull_back(self, task_reference: Any, given_reference: Any) -> None:
+        """Make the solve again, with room for its steps, and pull back the rows' cotangents.
+
+        Args:
+            task_reference: ``ctypes.byref`` of the ``Task`` that was solved.
+            given_reference: of the ``Cotangents``.
+        """
+        task = Task.from_buffer_copy(task_reference._obj)
+        shared = task.shared
+        accepted = self._accepted[task.tape]
+        begins = torch.zeros(task.batch + 1, dtype=torch.int64, device=self.device)
+        torch.cumsum(accepted, 0, out=begins[1:])
+        count = int(begins[-1]) + 1  # and one for what must not happen
+        again = torch.empty_like(accepted)
+        steps = self._empty(count * _STEP, torch.uint8)
+        states = self._empty(count * self.dim, self.dtype)
+        # what the first solve returned is the caller's
+        rows = self._empty(task.batch * task.rows * self.dim, self.dtype)
+        numbers = torch.empty((7, task.batch), dtype=torch.int64, device=self.device)
+        task.out, task.counts = rows.data_ptr(), numbers.data_ptr()
+        task.status, task.last = numbers[3].data_ptr(), numbers[4].data_ptr()
+        tape = _Tape(*[x.data_ptr() for x in (again, begins, steps, states)])
+        self._solve(task, tape)
+        if not torch.equal(again, accepted):
+            raise RuntimeError(
+                "the solve is made again for its gradient, and took other steps than before: times"
+                " or tolerances were changed in place since."
+            )
+        task.shared = shared
+        self._sweep(self._on_device(task, tape), task.batch, given_reference._obj)
+
+    def _sweep(self, memory: Tensor, batch: int, given: Cotangents) -> None:
+        wanted: list[int | None] = _array(ctypes.c_void_p, given.shared, self.shared)
+        sizes = _array(ctypes.c_int64, given.sizes, self.shared)
+        sizes = [size if to else 0 for to, size in zip(wanted, sizes, strict=True)]
+        ends = [0, *itertools.accumulate(sizes)]
+        slots = _slots(batch, ends[-1] * self.dtype.itemsize)
+        sums = torch.zeros(ends[-1] * slots, dtype=self.dtype, device=self.device)
+        starts = self._numbers(*ends)
+        mine = _Cotangents(
+            given.out, given.y0, given.own, sums.data_ptr(), slots, starts.data_ptr()
+        )
+        numbers = torch.frombuffer(bytearray(bytes(mine)), dtype=torch.uint8).to(self.device)
+        cuda.launch(self.kernels["ct_pull_back"], slots, [memory, numbers])
+        for to, start, size in zip(wanted, ends, sizes, strict=False):
+            if to and size:
+                begin = sums.data_ptr() + start * slots * self.dtype.itemsize
+                where = self._numbers(slots, begin, to)
+                cuda.launch(self.kernels["ct_add_up"], size * cuda.BLOCK, [where])
+
+
+def _slots(batch: int, size: int) -> int:
+    """How many threads go through the samples, if each has sums of so many bytes for itself."""
+    blocks = max(1, _MOST_SUMS // (cuda.BLOCK * max(size, 1)))
+    return min(batch, blocks * cuda.BLOCK)
+
+
+def _array(kind: Any, address: int, count: int) -> list[Any]:
+    return list((kind * count).from_address(address)) if count else []
 
 
 def library(traced: Traced, form: Form) -> Library:
@@ -61,7 +205,12 @@ def library(traced: Traced, form: Form) -> Library:
         ctorch.codegen.Untraceable: they differ from the vector field.
     """
     device = torch.device(form.device)
-    kernels = cuda.load(cuda_source(traced.source, form), _NAMES, device)
-    made = Library(kernels, len(traced.shared), traced.problem.y[0].device)
+    names = ["ct_solve", "ct_eval", *["ct_judge"] * (form.entry == "solve_joint")]
+    kernels = dict(cuda.load(cuda_source(traced.source, form), names, device))
+    if form.gradient:
+        source = cuda_gradient_source(traced.source, form)
+        kernels |= cuda.load(source, ["ct_pull_back", "ct_add_up"], device)
+    y = traced.problem.y[0]
+    made = Library(kernels, form, traced.dim, traced.field.dtype, len(traced.shared), y.device)
     traced.verify(made.evaluate)
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 
 from ctorch.ode.coefficients import coefficients
@@ -75,32 +76,62 @@ extern "C" void ct_pull_back(const ct::native::Task* task, const ct::native::Cot
 
 
 def cuda_source(field: str, form: Form) -> str:
-    """The kernels for ``field``: ``ct_solve`` and ``ct_eval``, one thread for each sample."""
-    return "\n".join(
-        [
-            "#define CT_CUDA",
-            '#include "native/cuda_kernels.h"',
-            "namespace {",
-            field,
-            method_source(form),
-            "}  // namespace",
-            _CUDA_ENTRIES,
-        ]
-    )
+    """The kernels ``ct_solve`` and ``ct_eval`` for ``field``, and for "solve_joint" ``ct_judge``.
+
+    A thread takes a sample. Where the field has large matrices, the threads of a block multiply
+    them together.
+    """
+    products = re.findall(r"\blinear<(\d+), (\d+)", field)
+    together = any(int(n) * int(k) >= _LARGE_PRODUCT for n, k in products)
+    solve = _CUDA_JOINT if form.entry == "solve_joint" else _CUDA_SOLVE.format(entry=form.entry)
+    return _cuda_unit(field, form, "#define CT_TOGETHER\n" * together, solve + _CUDA_EVAL)
 
 
-_CUDA_ENTRIES = """namespace {
-__device__ int64_t sample_of_thread() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+def cuda_gradient_source(field: str, form: Form) -> str:
+    """The kernels ``ct_pull_back`` and ``ct_add_up`` for ``field``, a thread for each sample."""
+    return _cuda_unit(field, form, "", _CUDA_GRADIENT)
+
+
+def _cuda_unit(field: str, form: Form, settings: str, entries: str) -> str:
+    # the steps keep nothing for the gradient but their states
+    return f"""#define CT_CUDA
+{settings}#include "native/cuda_kernels.h"
+namespace {{
+{field}
+{method_source(dataclasses.replace(form, gradient=False))}
+}}  // namespace
+{entries}"""
+
+
+#: kLeastProduct of csrc/native/cuda_linear.h
+_LARGE_PRODUCT = 1024
+_CUDA_SOLVE = """extern "C" __global__ void ct_solve(const ct::native::Task* task) {{
+  ct::native::{entry}<Field, Method>(*task);
+}}
+"""
+_CUDA_JOINT = """extern "C" __global__ void ct_solve(const ct::native::Task* task,
+                                    ct::native::JointState* state, void* samples,
+                                    double* partials) {
+  ct::native::solve_joint<Field, Method>(
+      *task, {state, static_cast<Field::real*>(samples), partials});
 }
-}  // namespace
-extern "C" __global__ void ct_solve(const ct::native::Task* task) {
-  ct::native::solve_sample<Field, Method>(*task, sample_of_thread());
+extern "C" __global__ void ct_judge(const ct::native::Task* task, ct::native::JointState* state,
+                                    double* partials) {
+  ct::native::judge_joint<Field, Method>(*task, {state, nullptr, partials});
 }
-extern "C" __global__ void ct_eval(const int64_t* numbers, const double* t, const void* y,
-                                   const void* own, void* dy) {
+"""
+_CUDA_EVAL = """extern "C" __global__ void ct_eval(const int64_t* numbers, const double* t,
+                                   const void* y, const void* own, void* dy) {
   const auto shared = reinterpret_cast<const void* const*>(numbers + 1);
-  ct::native::evaluate_sample<Field>(sample_of_thread(), numbers[0], t, y, own, shared, dy);
+  ct::native::evaluate_sample<Field>(numbers[0], t, y, own, shared, dy);
+}
+"""
+_CUDA_GRADIENT = """extern "C" __global__ void ct_pull_back(const ct::native::Task* task,
+                                        const ct::native::CudaCotangents* given) {
+  ct::native::pull_back_samples<Field, Method>(*task, *given);
+}
+extern "C" __global__ void ct_add_up(const ct::native::CudaSums* sums) {
+  ct::native::add_up<Field::real>(*sums);
 }
 """
 

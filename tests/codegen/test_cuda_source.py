@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ctorch import codegen
 from ctorch.codegen import build, cache, cuda
-from ctorch.ode.native_source import Form, cuda_source
+from ctorch.ode.native_source import Form, cuda_gradient_source, cuda_source
 
 ARCHITECTURES = ("sm_80", "sm_90")
 
@@ -77,38 +77,45 @@ def mlp(width: int) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda t, y: net(y)
 
 
-def kernels(case: str) -> str:
-    """CUDA source."""
+#: vector field, numbers of its state, method, entry; "functions" has no gradient, and "mlp" is
+#: multiplied by blocks
+CASES: dict[str, tuple[Callable[..., Tensor], int, str, str]] = {
+    "lotka_volterra": (lotka_volterra, 2, "tsit5", "solve_joint"),
+    "van_der_pol": (van_der_pol, 2, "midpoint", "solve_fixed"),
+    "lorenz": (lorenz, 3, "dopri5", "solve_samples"),
+    "mlp": (mlp(64), 2, "bosh3", "solve_samples"),
+    "functions": (functions, 11, "adaptive_heun", "solve_samples"),
+}
+
+
+def sources(case: str) -> list[tuple[str, list[bytes]]]:
+    """CUDA sources, and the kernels in each."""
+    func, dim, method, entry = CASES[case]
     dtype = torch.float32 if case in ("mlp", "lorenz", "functions") else torch.float64
-    func, dim, method = {
-        "lotka_volterra": (lotka_volterra, 2, "tsit5"),
-        "van_der_pol": (van_der_pol, 2, "bosh3"),
-        "lorenz": (lorenz, 3, "dopri5"),
-        "mlp": (mlp(64), 2, "dopri5"),
-        "functions": (functions, 11, "adaptive_heun"),
-    }[case]
     args = (torch.ones(5, 1, dtype=dtype),) if func is van_der_pol else ()
     y, t = torch.ones(5, dim, dtype=dtype), torch.tensor([0.0, 1.0], dtype=torch.float64)
-    traced = codegen.trace(func, y, t, args, batched=True)
-    return cuda_source(traced.source, Form(method, "best", "solve_samples", 1, (dim,)))
-
-
-CASES = ("lotka_volterra", "van_der_pol", "lorenz", "mlp", "functions")
+    field = codegen.trace(func, y, t, args, batched=True).source
+    form = Form(method, "best", entry, 1, (dim,), gradient=True)
+    solve = [b"ct_solve", b"ct_eval", *[b"ct_judge"] * (entry == "solve_joint")]
+    made = [(cuda_source(field, form), solve)]
+    if case != "functions":
+        made.append((cuda_gradient_source(field, form), [b"ct_pull_back", b"ct_add_up"]))
+    return made
 
 
 @needs_nvcc
 @pytest.mark.parametrize("case", CASES)
 def test_nvcc_compiles(case: str, tmp_path: Path) -> None:
     path, out = tmp_path / "solve.cu", tmp_path / "solve.fatbin"
-    path.write_text(kernels(case))
     targets = [f"-gencode=arch=compute_{a[3:]},code={a}" for a in ARCHITECTURES]
     strict = ["-Werror=all-warnings", "-diag-suppress=177"]
     flags = ["-std=c++20", "--expt-relaxed-constexpr", *strict, f"-I{build.include_folder()}"]
-    command = [str(nvcc()), "-fatbin", *targets, *flags, str(path), "-o", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[:4000]
-    for name in (b"ct_solve", b"ct_eval"):
-        assert name in out.read_bytes()
+    for source, kernels in sources(case):
+        path.write_text(source)
+        command = [str(nvcc()), "-fatbin", *targets, *flags, str(path), "-o", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[:4000]
+        assert all(name in out.read_bytes() for name in kernels)
 
 
 @needs_nvrtc
@@ -116,9 +123,10 @@ def test_nvcc_compiles(case: str, tmp_path: Path) -> None:
     ("case", "architecture"), [(case, ARCHITECTURES[i % 2]) for i, case in enumerate(CASES)]
 )
 def test_nvrtc_compiles(case: str, architecture: str) -> None:
-    code = cuda.compiled(kernels(case), architecture)
-    assert code.startswith(b"\x7fELF")
-    assert all(name in code for name in (b"ct_solve", b"ct_eval"))
+    for source, kernels in sources(case):
+        code = cuda.compiled(source, architecture)
+        assert code.startswith(b"\x7fELF")
+        assert all(name in code for name in kernels)
 
 
 @needs_nvrtc

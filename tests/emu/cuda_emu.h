@@ -42,8 +42,10 @@ struct Block {
   explicit Block(int threads) : together(threads) {
     for (int first = 0; first < threads; first += kWarp)
       warps.push_back(std::make_unique<Warp>(threads - first < kWarp ? threads - first : kWarp));
+    votes.resize(threads);
   }
   std::barrier<> together;
+  std::vector<char> votes;
   std::vector<std::unique_ptr<Warp>> warps;
 };
 
@@ -73,6 +75,16 @@ inline void __syncthreads() {
 #ifndef EMU_WITHOUT_BARRIER  // the tests leave it out to see that the race is found
   emu::block->together.arrive_and_wait();
 #endif
+}
+
+inline int __syncthreads_or(int vote) {
+  emu::Block& block = *emu::block;
+  block.votes[threadIdx.x] = vote != 0;
+  block.together.arrive_and_wait();
+  int any = 0;
+  for (char each : block.votes) any |= each;
+  block.together.arrive_and_wait();
+  return any;
 }
 
 namespace emu {

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import dataclasses
+import hashlib
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
 
-from ctorch.codegen import build
+from ctorch.codegen import build, cuda
 from ctorch.codegen.cuda import Kernel
+from ctorch.ode import native, native_quick
 
 HERE = Path(__file__).resolve().parent
-LAUNCHERS = """
-extern "C" void launch_ct_solve(int grid, int block, void** args) {
-  CT_LAUNCH(ct_solve, grid, block, 0, nullptr, static_cast<ct::native::Task*>(args[0]));
+# All arguments of a kernel are pointers.
+LAUNCH = """
+template <class... Args, size_t... I>
+void launch(void (*kernel)(Args...), int grid, int block, void** args, std::index_sequence<I...>) {
+  CT_LAUNCH(kernel, grid, block, 0, nullptr, static_cast<Args>(args[I])...);
 }
-extern "C" void launch_ct_eval(int grid, int block, void** args) {
-  CT_LAUNCH(ct_eval, grid, block, 0, nullptr, static_cast<int64_t*>(args[0]),
-            static_cast<double*>(args[1]), args[2], args[3], args[4]);
+template <class... Args>
+void launch(void (*kernel)(Args...), int grid, int block, void** args) {
+  launch(kernel, grid, block, args, std::index_sequence_for<Args...>{});
 }
+"""
+LAUNCHER = """extern "C" void launch_{name}(int grid, int block, void** args) {{
+  launch({name}, grid, block, args);
+}}
 """
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -41,24 +52,38 @@ class _Emulated:
         )
 
 
-def emulated(source: str, folder: Path) -> Mapping[str, Kernel]:
-    """The kernels in generated CUDA source, for tensors of the CPU."""
-    number = len(list(folder.glob("*.cpp")))
-    path, library = folder / f"kernels{number}.cpp", folder / f"kernels{number}.so"
-    path.write_text(f'#include "cuda_emu.h"\n{source}{LAUNCHERS}')
-    flags = [
-        "-std=c++20",
-        "-O1",
-        "-march=native",
-        "-fPIC",
-        "-shared",
-        "-pthread",
-        "-Wall",
-        "-Wextra",
-    ]
-    include = [f"-I{HERE}", f"-I{build.include_folder()}"]
-    command = ["g++", *flags, "-Werror", *include, str(path), "-o", str(library)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[:4000]
+def emulated(source: str, names: Sequence[str], folder: Path) -> Mapping[str, Kernel]:
+    """The kernels of that name in generated CUDA source, for tensors of the CPU."""
+    text = f'#include "cuda_emu.h"\n{source}{LAUNCH}'
+    text += "".join(LAUNCHER.format(name=name) for name in names)
+    path = folder / f"kernels{hashlib.sha256(text.encode()).hexdigest()[:16]}.cpp"
+    library = path.with_suffix(".so")
+    if not library.exists():
+        path.write_text(text)
+        flags = ["-std=c++20", "-O1", "-march=native", "-fPIC", "-shared", "-pthread"]
+        flags += ["-Wall", "-Wextra", "-Werror"]
+        include = [f"-I{HERE}", f"-I{build.include_folder()}"]
+        command = ["g++", *flags, *include, str(path), "-o", str(library)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[:4000]
     loaded = ctypes.CDLL(str(library))
-    return {name: _Emulated(loaded, name) for name in ("ct_solve", "ct_eval")}
+    return {name: _Emulated(loaded, name) for name in names}
+
+
+@contextlib.contextmanager
+def emulated_device(folder: Path) -> Iterator[None]:
+    """Native solves of tensors of the CPU by emulated kernels."""
+    form_of = native.form_of
+
+    def load(source: str, names: Sequence[str], device: Any) -> Mapping[str, Kernel]:
+        return emulated(source, names, folder)
+
+    def device_form(*args: Any) -> Any:
+        return dataclasses.replace(form_of(*args), registers=0, device="cuda")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "load", load)
+        patch.setattr(native, "form_of", device_form)
+        patch.setattr(native, "_libraries", {})
+        patch.setattr(native_quick, "_recipes", {})
+        yield

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from torch import Tensor
 import ctorch
 from ctorch import codegen
 from ctorch.codegen import cuda
-from ctorch.ode import Solution, native, native_cuda, native_quick
+from ctorch.ode import Solution, native, native_cuda
 from ctorch.ode.native_task import Task
-from tests.emu.native_kernels import emulated, needs_compiler
+from tests.emu.native_kernels import emulated, emulated_device, needs_compiler
 from tests.ode import native_fields as fields
 
 pytestmark = needs_compiler
@@ -66,44 +65,37 @@ CASES: dict[str, Callable[[], tuple[Any, Tensor, tuple[Tensor, ...]]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def quick_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CTORCH_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
+@pytest.fixture(autouse=True, scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """For compiled code of this module, by a compiler that does not try hard."""
+    made = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CTORCH_CACHE_DIR", str(made))
+        patch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
+        yield made
 
 
 @pytest.fixture
-def on_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Solution]:
+def on_device(folder: Path) -> Callable[..., Solution]:
     """``solve_ode`` with the kernels in the emulator in the place of those on a device."""
 
-    def load(source: str, names: Any, device: torch.device) -> Any:
-        return emulated(source, tmp_path)
-
-    form_of = native.form_of
-
-    def device_form(*args: Any) -> Any:
-        return dataclasses.replace(form_of(*args), registers=0, device="cuda")
-
-    def solve(func: Any, y0: Tensor, t: Tensor, **how: Any) -> Solution:
-        with monkeypatch.context() as patch:
-            patch.setattr(cuda, "load", load)
-            patch.setattr(native, "form_of", device_form)
-            patch.setattr(native, "_libraries", {})
-            patch.setattr(native_quick, "_recipes", {})
-            return ctorch.solve_ode(func, y0, t, native=True, gradient="none", batched=True, **how)
+    def solve(*args: Any, **how: Any) -> Solution:
+        with emulated_device(folder):
+            return on_cpu(*args, **how)
 
     return solve
 
 
-def on_cpu(func: Any, y0: Tensor, t: Tensor, **how: Any) -> Solution:
-    return ctorch.solve_ode(func, y0, t, native=True, gradient="none", batched=True, **how)
+def on_cpu(func: Any, y0: Tensor, t: Tensor, batched: bool = True, **how: Any) -> Solution:
+    return ctorch.solve_ode(func, y0, t, native=True, gradient="none", batched=batched, **how)
 
 
 def same(mine: Solution, expected: Solution, rtol: float = 1e-9) -> None:
     torch.testing.assert_close(mine.y, expected.y, rtol=rtol, atol=rtol, equal_nan=True)
     for name in ("nfe", "accepted", "rejected"):
-        assert torch.equal(getattr(mine.stats, name), getattr(expected.stats, name)), name
-    assert torch.equal(mine.status, expected.status)
+        counts = [torch.as_tensor(getattr(sol.stats, name)) for sol in (mine, expected)]
+        assert torch.equal(*counts), name
+    assert torch.equal(torch.as_tensor(mine.status), torch.as_tensor(expected.status))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -158,12 +150,91 @@ def test_a_sample_that_fails_leaves_the_others_alone(on_device: Callable[..., So
         on_device(fields.blow_up, y0, t, max_steps=300)
 
 
+ONE_STEP: dict[str, dict[str, Any]] = {
+    "joint": {"rtol": 1e-6, "atol": 1e-5},
+    "late and further stages": {"method": "vern7"},
+    "largest error, tolerances": {
+        "rtol": torch.tensor([1e-4, 1e-6], dtype=F64),
+        "options": {"norm": "max", "first_step": 1e-3, "max_step": 0.2},
+    },
+    "fixed": {"method": "rk4", "dt0": 0.11},
+    "perturbed": {"method": "midpoint", "dt0": 0.11, "options": {"perturb": True}},
+}
+
+
+@pytest.mark.parametrize("how", ONE_STEP.values(), ids=list(ONE_STEP))
+def test_all_samples_take_one_step(how: dict[str, Any], on_device: Callable[..., Solution]) -> None:
+    y0, how = states(2), {"args": (0.1 * stiffness(),), "batched": False, **how}
+    for t in (T, T.flip(0)):
+        mine, expected = (solve(van_der_pol, y0, t, **how) for solve in (on_device, on_cpu))
+        same(mine, expected)
+
+
+TOGETHER: dict[str, dict[str, Any]] = {
+    "batched": {},
+    "joint": {"batched": False},
+    "fixed": {"batched": False, "method": "midpoint", "dt0": 0.11},
+}
+
+
+@pytest.mark.parametrize("how", TOGETHER.values(), ids=list(TOGETHER))
+def test_a_block_multiplies_large_matrices_together(
+    how: dict[str, Any], on_device: Callable[..., Solution], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All threads of a block meet at the barriers, whatever the steps of their samples."""
+    sources = []
+    generate = native_cuda.cuda_source
+    monkeypatch.setattr(
+        native_cuda, "cuda_source", lambda *given: sources.append(generate(*given)) or sources[-1]
+    )
+    net, y0 = fields.Net(F64, 40), states(2)
+    how = {"args": (0.1 * stiffness(),), "batched": True, "rtol": 1e-5, "atol": 1e-5, **how}
+    mine = on_device(net, y0, T, **how)
+    assert "CT_TOGETHER" in sources[0]
+    eager = ctorch.solve_ode(net, y0, T, gradient="none", **how)
+    torch.testing.assert_close(mine.y, eager.y, rtol=1e-8, atol=1e-8)
+    for name in ("accepted", "rejected"):
+        counts = [torch.as_tensor(getattr(sol.stats, name)) for sol in (mine, eager)]
+        assert torch.equal(*counts), name
+
+
+def test_a_joint_solve_fails_as_on_the_cpu(on_device: Callable[..., Solution]) -> None:
+    how = {"args": (0.1 * stiffness(),), "batched": False, "throw": False, **ONE_STEP["joint"]}
+    wild = states(2)
+    wild[-1] = 1e200
+    for y0, most in ((wild, None), (states(2), 7)):
+        mine, expected = (
+            solve(van_der_pol, y0, T, max_steps=most, **how) for solve in (on_device, on_cpu)
+        )
+        same(mine, expected)
+        assert mine.status != 0
+        assert mine.y[-1].isnan().all()
+    with pytest.raises(ctorch.SolveError, match="max_steps"):
+        on_device(van_der_pol, states(2), T, **{**how, "max_steps": 7, "throw": True})
+
+
+def test_no_step_is_made_where_all_times_are_the_first(on_device: Callable[..., Solution]) -> None:
+    how = {"args": (0.1 * stiffness(),), "batched": False, **ONE_STEP["joint"]}
+    mine, expected = (solve(van_der_pol, states(2), T[:2], **how) for solve in (on_device, on_cpu))
+    same(mine, expected)
+
+
+def test_a_field_that_mixes_samples_is_one_system(on_device: Callable[..., Solution]) -> None:
+    def pulled(t: Tensor, y: Tensor) -> Tensor:
+        return y.mean(0) - y**3
+
+    y0 = states(2)[:6].clone()
+    mine, expected = (solve(pulled, y0, T, batched=False) for solve in (on_device, on_cpu))
+    same(mine, expected)
+
+
 def test_threads_without_a_sample_do_nothing(tmp_path: Path) -> None:
     y0 = states(2)
     traced = codegen.trace(fields.lotka_volterra, y0, T, (), batched=True)
     form = native.Form("tsit5", "best", "solve_samples", 1, (2,))
-    kernels = emulated(native_cuda.cuda_source(traced.source, form), tmp_path)
-    library = native_cuda.Library(kernels, 0, y0.device)
+    source = native_cuda.cuda_source(traced.source, form)
+    kernels = emulated(source, ["ct_solve", "ct_eval"], tmp_path)
+    library = native_cuda.Library(kernels, form, 2, F64, 0, y0.device)
     few, mark = 3, -7.0
     y0[few:], rows = mark, torch.full((SAMPLES, 2, 2), mark, dtype=F64)
     numbers = torch.full((7, SAMPLES), -7)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 import ctorch
-from ctorch.ode import native
 
 from . import native_fields as fields
 
@@ -33,11 +35,44 @@ def test_equals_the_cpu() -> None:
         assert torch.equal(mine.status.cpu(), expected.status)
 
 
-def test_what_is_not_built_is_refused() -> None:
-    y0 = torch.rand(5, 2, dtype=torch.float64, device="cuda")
-    with pytest.raises(native.Unsupported, match="batched=True"):
-        ctorch.solve_ode(fields.lotka_volterra, y0, T.cuda(), native=True)
-    with pytest.raises(native.Unsupported, match="gradient"):
-        ctorch.solve_ode(
-            fields.lotka_volterra, y0.requires_grad_(), T.cuda(), batched=True, native=True
-        )
+ONE_STEP: dict[str, dict[str, Any]] = {
+    "joint": {"rtol": 1e-6, "atol": 1e-6},
+    "vern7": {"method": "vern7"},
+    "rk4": {"method": "rk4", "dt0": 0.11},
+}
+
+
+@pytest.mark.parametrize("how", ONE_STEP.values(), ids=list(ONE_STEP))
+def test_one_step_for_all_is_that_of_the_cpu(how: dict[str, Any]) -> None:
+    y0 = 1 + 0.5 * torch.rand(500, 2, dtype=torch.float64)
+    how = {"native": True, "gradient": "none", **how}
+    expected = ctorch.solve_ode(fields.lotka_volterra, y0, T, **how)
+    mine = ctorch.solve_ode(fields.lotka_volterra, y0.cuda(), T.cuda(), **how)
+    torch.testing.assert_close(mine.y.cpu(), expected.y, rtol=1e-8, atol=1e-8)
+    assert mine.stats == expected.stats
+
+
+@pytest.mark.parametrize("how", [{"batched": True}, *ONE_STEP.values()], ids=["batched", *ONE_STEP])
+def test_the_gradient_is_that_of_the_cpu_and_repeats(how: dict[str, Any]) -> None:
+    y0 = 1 + 0.5 * torch.rand(500, 2, dtype=torch.float64)
+    gain = 0.5 + torch.rand(500, 1, dtype=torch.float64)
+
+    def gradients(device: str) -> list[Tensor]:
+        net = fields.Net(torch.float64).to(device)
+        inputs = [x.to(device).requires_grad_() for x in (y0, gain)]
+        sol = ctorch.solve_ode(net, inputs[0], T.to(device), args=(inputs[1],), native=True, **how)
+        found = torch.autograd.grad(sol.y.square().sum(), [*inputs, *net.parameters()])
+        return [x.cpu() for x in found]
+
+    mine = gradients("cuda")
+    torch.testing.assert_close(mine, gradients("cpu"), rtol=1e-7, atol=1e-7)
+    assert all(map(torch.equal, mine, gradients("cuda")))
+
+
+def test_one_system_of_all_samples() -> None:
+    y0 = torch.rand(6, 2, dtype=torch.float64)
+    found = [
+        ctorch.solve_ode(lambda t, y: y.mean(0) - y**3, y.to(device), T.to(device), native=True).y
+        for device, y in (("cpu", y0), ("cuda", y0))
+    ]
+    torch.testing.assert_close(found[1].cpu(), found[0], rtol=1e-9, atol=1e-9)
