@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import dataclasses
 import hashlib
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from ctorch.codegen import build, cuda
@@ -73,7 +75,7 @@ def emulated(source: str, names: Sequence[str], folder: Path) -> Mapping[str, Ke
 @contextlib.contextmanager
 def emulated_device(folder: Path) -> Iterator[None]:
     """Native solves of tensors of the CPU by emulated kernels."""
-    form_of = native.form_of
+    form_of, objection = native.form_of, native._objection
 
     def load(source: str, names: Sequence[str], device: Any) -> Mapping[str, Kernel]:
         return emulated(source, names, folder)
@@ -81,8 +83,15 @@ def emulated_device(folder: Path) -> Iterator[None]:
     def device_form(*args: Any) -> Any:
         return dataclasses.replace(form_of(*args), registers=0, device="cuda")
 
+    def device_objection(request: Any, problem: Any) -> str:
+        request = copy.copy(request)
+        request.layout = copy.copy(request.layout)
+        request.layout.device = torch.device("cuda")
+        return objection(request, problem)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "load", load)
+        patch.setattr(native, "_objection", device_objection)
         patch.setattr(native, "form_of", device_form)
         patch.setattr(native, "_libraries", {})
         patch.setattr(native_quick, "_recipes", {})

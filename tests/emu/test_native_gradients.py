@@ -13,6 +13,7 @@ from torch import Tensor
 import ctorch
 from ctorch.codegen import cuda
 from ctorch.ode import native_cuda
+from ctorch.ode.native import Unsupported
 from tests.emu.native_kernels import emulated_device, needs_compiler
 from tests.ode import native_fields as fields
 
@@ -135,6 +136,95 @@ def test_samples_that_failed_pull_back_what_they_reached(folder: Path) -> None:
         torch.testing.assert_close(gradient(), expected, rtol=1e-8, atol=1e-8)
 
 
+def test_rows_before_a_failure_have_gradients(folder: Path) -> None:
+    """The steps behind them lead up to where the field has no derivative."""
+    y0 = torch.tensor([[1.0], [-8.0], [-6.0]], dtype=F64, requires_grad=True)
+    gain = torch.tensor(1.0, dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 0.1, 2.0], dtype=F64)
+    found = []
+    for native in (True, False):
+        with emulated_device(folder):
+            sol = ctorch.solve_ode(
+                lambda t, y: gain * (torch.sqrt(1.5 - y) + 1), y0, t, batched=True, throw=False,
+                native=native,
+            )  # fmt: skip
+        assert sol.status.ne(0).tolist() == [True, False, False]
+        found.append(torch.autograd.grad(sol.y[:, 1].sum() + sol.y[1, 2].sum(), [y0, gain]))
+    assert bool(found[0][0].isfinite().all())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-8)
+
+
+def test_a_slope_without_a_cotangent_needs_no_derivative(folder: Path) -> None:
+    def stopping(t: Tensor, y: Tensor) -> Tensor:
+        return torch.sqrt((0.99 - t).clamp(min=0) * y)
+
+    y0 = torch.rand(5, 2, dtype=F64).add_(1).requires_grad_()
+    t = torch.tensor([0.0, 1.0], dtype=F64)
+    # the root is zero in the last stage alone, which y1 does not read
+    how = {"method": "bosh3", "rtol": 1e3, "atol": 1e3, "dt0": 0.25, "options": {"max_step": 0.25}}
+    with emulated_device(folder):
+        sol = ctorch.solve_ode(stopping, y0, t, native=True, batched=True, **how)
+    mine = torch.autograd.grad(sol.y[:, 1].sum(), y0)
+    sol = ctorch.solve_ode(stopping, y0, t, native=True, batched=True, **how)
+    torch.testing.assert_close(mine, torch.autograd.grad(sol.y[:, 1].sum(), y0))
+    assert bool(mine[0].isfinite().all())
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_solve_that_stands_still_has_no_gradient_in_what_samples_own(
+    batched: bool, folder: Path
+) -> None:
+    net, y0, gain = inputs()
+    with emulated_device(folder):
+        torch.full((SAMPLES, 1), 7.0, dtype=F64)  # memory that gradients may find again
+        found = gradients(net, y0, gain, torch.zeros(3, dtype=F64), native=True, batched=batched)
+    assert torch.equal(found[0], loss_rows(y0, batched))
+    assert all(not x.any() for x in found[1:])
+
+
+def loss_rows(y0: Tensor, batched: bool) -> Tensor:
+    """The gradient of the loss where all rows are y0."""
+    rows = torch.stack([y0, y0, y0], 1 if batched else 0)
+    return torch.autograd.grad(loss(rows), y0)[0]
+
+
+COMPLEX: dict[str, dict[str, Any]] = {
+    "batched": {"batched": True},
+    "joint": {},
+    "joint, largest error": {"options": {"norm": "max"}},
+}
+
+
+def turning(t: Tensor, y: Any, gain: Tensor) -> Any:
+    """Of complex numbers, in one tensor or two."""
+    if isinstance(y, Tensor):
+        return 1j * gain * y - 0.1 * y * y.conj().flip(-1)
+    z, w = y
+    return 1j * gain * z - 0.1 * w.sum(-1, keepdim=True), 0.5 * w * z.conj()
+
+
+@pytest.mark.parametrize("how", COMPLEX.values(), ids=list(COMPLEX))
+def test_complex_states(how: dict[str, Any], folder: Path) -> None:
+    generator = torch.Generator().manual_seed(5)
+    leaves = [
+        torch.randn(SAMPLES, n, dtype=torch.complex128, generator=generator).requires_grad_()
+        for n in (1, 2)
+    ]
+    y0 = tuple(leaves) if "batched" in how else leaves[1]
+    gain = inputs()[2]
+    how = {"args": (gain,), "rtol": 1e-5, "atol": 1e-6, **how}
+    found = []
+    for native in (True, False):
+        with emulated_device(folder):
+            sol = ctorch.solve_ode(turning, y0, T[:4], native=native, **how)
+        rows = sol.y if isinstance(sol.y, tuple) else (sol.y,)
+        numbers = torch.cat([torch.view_as_real(x).flatten() for x in rows])
+        counts = [torch.as_tensor(x) for x in (sol.stats.accepted, sol.stats.rejected)]
+        wanted = [*(y0 if isinstance(y0, tuple) else (y0,)), gain]
+        found.append((rows, counts, torch.autograd.grad(loss(numbers), wanted)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-9)
+
+
 def test_one_system_of_all_samples(folder: Path) -> None:
     pull = torch.tensor(0.7, dtype=F64, requires_grad=True)
 
@@ -158,3 +248,14 @@ def test_times_that_were_changed_in_place_are_noticed(folder: Path) -> None:
     t.numpy()[-1] = 9.0  # unseen by torch
     with pytest.raises(RuntimeError, match="changed in place"):
         loss(sol.y).backward()
+
+
+def test_gradients_in_times_are_refused(folder: Path) -> None:
+    net, y0, gain = inputs()
+    grid = torch.linspace(0, 2, 5, dtype=F64).requires_grad_()
+    how: dict[str, Any] = {"method": "rk4", "options": {"grid_constructor": lambda *_: grid}}
+    with emulated_device(folder):
+        with pytest.raises(Unsupported, match="gradient in times"):
+            gradients(net, y0, gain, T.clone().requires_grad_(), native=True, batched=True)
+        with pytest.raises(Unsupported, match="gradient in times"):
+            gradients(net, y0, gain, T, native=True, **how)

@@ -179,7 +179,10 @@ TOGETHER: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("how", TOGETHER.values(), ids=list(TOGETHER))
 def test_a_block_multiplies_large_matrices_together(
-    how: dict[str, Any], on_device: Callable[..., Solution], monkeypatch: pytest.MonkeyPatch
+    how: dict[str, Any],
+    on_device: Callable[..., Solution],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All threads of a block meet at the barriers, whatever the steps of their samples."""
     sources = []
@@ -191,6 +194,8 @@ def test_a_block_multiplies_large_matrices_together(
     how = {"args": (0.1 * stiffness(),), "batched": True, "rtol": 1e-5, "atol": 1e-5, **how}
     mine = on_device(net, y0, T, **how)
     assert "CT_TOGETHER" in sources[0]
+    (made,) = [path for path in folder.glob("*.cpp") if sources[0] in path.read_text()]
+    assert b"product_tile" in made.with_suffix(".so").read_bytes()  # what the threads share
     eager = ctorch.solve_ode(net, y0, T, gradient="none", **how)
     torch.testing.assert_close(mine.y, eager.y, rtol=1e-8, atol=1e-8)
     for name in ("accepted", "rejected"):
@@ -267,3 +272,19 @@ def test_kernels_that_differ_from_func_are_refused(
     )
     with pytest.raises(codegen.Untraceable, match="differs"):
         on_device(fields.lotka_volterra, states(2)[:4].clone(), T)
+
+
+LOOKED_AT: dict[str, dict[str, Any]] = {
+    "events": {"events": lambda t, y: y[0, 0] - 2},
+    "dense": {"dense": True},
+    "step_t": {"options": {"step_t": torch.tensor([0.5], dtype=F64)}},
+    "norm": {"options": {"norm": lambda x: x.abs().max()}},
+}
+
+
+@pytest.mark.parametrize("how", LOOKED_AT.values(), ids=list(LOOKED_AT))
+def test_what_kernels_do_not_do_is_refused(
+    how: dict[str, Any], on_device: Callable[..., Solution]
+) -> None:
+    with pytest.raises(native.Unsupported, match="on cuda"):
+        on_device(fields.lotka_volterra, states(2), T, batched=False, **how)
