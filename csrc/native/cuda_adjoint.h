@@ -56,7 +56,7 @@ class SampleAdjoint {
     for (long j = 0; j < Field::own; ++j) tile.own[j] = own[j], own_b[j] = 0;
     for (long d = 0; d < dim; ++d) yb[d] = carried[d] = 0;
     const int64_t begin = tape.begins[sample];
-    for (int64_t at = last_read(begin, tape.begins[sample + 1]); at-- > begin;) {
+    for (int64_t at = tape.begins[sample + 1]; at-- > begin;) {
       load(at);
       step(tape.steps[at], at == begin);
     }
@@ -73,13 +73,6 @@ class SampleAdjoint {
  private:
   CT_BOTH const real* row(int64_t number) const {
     return static_cast<const real*>(given.out) + sample * task.out_sample + number * task.out_row;
-  }
-
-  // Behind the last step with output times in it. Nothing is read of the steps after it, and those
-  // of a failed sample may lead up to where the field has no derivative.
-  CT_BOTH int64_t last_read(int64_t begin, int64_t end) const {
-    while (end > begin && tape.steps[end - 1].first_row == tape.steps[end - 1].end_row) --end;
-    return end;
   }
 
   CT_BOTH void load(int64_t at) {
@@ -166,7 +159,9 @@ class SampleAdjoint {
   CT_BOTH void pull_back(real h) {
     bool zero = true;
     for (long d = 0; d < dim; ++d) zero &= kb[I][d] == 0;
-    if (zero) return;  // as at the end of the last step, where there may be no derivative
+    // as at the end of the last step, and in steps behind a sample's last output: there may be no
+    // derivative
+    if (zero) return;
     real u[dim];
     if constexpr (kSmall<Field>) {
       real time_b;

@@ -115,10 +115,7 @@ def test_nvcc_compiles(case: str, tmp_path: Path) -> None:
         command = [str(nvcc()), "-fatbin", *targets, *flags, str(path), "-o", str(out)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[:4000]
-        code = out.read_bytes()
-        assert all(name in code for name in kernels)
-        if case in ("mlp", "lorenz") and b"ct_solve" in kernels:  # what a block's threads share
-            assert (b".nv.shared.ct_solve" in code) == (case == "mlp")
+        assert all(name in out.read_bytes() for name in kernels)
 
 
 @needs_nvrtc
