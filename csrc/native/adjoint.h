@@ -203,7 +203,7 @@ class Adjoint {
   // The slopes at the starts alone: no lane has a step left.
   void first_slope() {
     tb = hb = D{};
-    for (long d = 0; d < dim; ++d) kb[0][d] = carried[d];
+    for (long d = 0; d < dim; ++d) kb[0][d] = carried[d], carried[d] = V{};
     const V begin = convert<V>(t);
     times[0] = select(mask_for<V>(beyond != D{}), beside(begin, convert<V>(beyond)), begin);
     if constexpr (kRecords<Field>)

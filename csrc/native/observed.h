@@ -142,7 +142,7 @@ class Observed : Joint<Field, Method, W> {
       part.tile.attempt(all<D>(t), all<D>(t1 - t), end_time);
     }
     evaluations = T::stages + (clock.accepted == 0 ? 0 : evaluations);
-    clock.accepted += 1;
+    clock.accepted += 1, clock.attempts += 1;
     look(end_time, anchor);
     clock.tau = clock.stop;
     for (Part& part : parts)

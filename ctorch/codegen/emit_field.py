@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ctorch.codegen.emit import Body, Output, Shared
+from ctorch.codegen.emit import Body
+from ctorch.codegen.emit_arrays import Output, Shared
 from ctorch.codegen.emit_record import split
 from ctorch.codegen.graph import Graph, Ids
 

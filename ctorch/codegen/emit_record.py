@@ -12,7 +12,7 @@ from ctorch.codegen.emit_plan import CHEAP
 from ctorch.codegen.graph import Graph, Ids, Node
 
 if TYPE_CHECKING:
-    from ctorch.codegen.emit import Output
+    from ctorch.codegen.emit_arrays import Output
 
 
 def split(graph: Graph, outputs: Sequence[Output]) -> tuple[Ids, Graph] | None:

@@ -12,7 +12,8 @@ from ctorch.codegen.emit_plan import CONSTANT, Item
 from ctorch.codegen.graph import ZERO, Graph, Ids
 
 if TYPE_CHECKING:
-    from ctorch.codegen.emit import Body, Output
+    from ctorch.codegen.emit import Body
+    from ctorch.codegen.emit_arrays import Output
 
 
 def apart(graph: Graph, outputs: Sequence[Output]) -> list[Output]:

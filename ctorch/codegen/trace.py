@@ -342,7 +342,7 @@ def _cotangents(record: Record, inputs: Inputs) -> Derivative:
     shared = [None if x is None else x.reshape(-1) for x in record.outputs[ends[2] :]]
     return Derivative(
         record.graph,
-        _joined(record.slope, [count_of(inputs.y)]),
+        _joined(record.slope, [count_of(record.values)]),
         flat(0, 1, [inputs.t]),
         flat(1, ends[1], inputs.y),
         flat(ends[1], ends[2], inputs.own),
