@@ -312,3 +312,32 @@ def test_tracing_draws_no_random_numbers() -> None:
     state = torch.get_rng_state()
     trace(lambda t, y: y.sin(), Y, 0.0, batched=True)
     assert torch.equal(state, torch.get_rng_state())
+
+
+class Cubed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * grad
+
+
+def test_tensors_that_were_computed_from_each_other() -> None:
+    """The derivative by one does not go through another, nor into the graph that made it."""
+    first = torch.full((2,), 0.7, dtype=torch.float64, requires_grad=True)
+    second = 2 * first
+    third = second.exp()
+    check(lambda t, y: torch.tanh(y * first + y * second) - 0.1 * y * third, Y)
+    assert torch.autograd.grad(third.sum(), first)[0].isfinite().all()  # the graph is there
+
+
+def test_tensors_in_functions_of_the_user() -> None:
+    leaf = torch.full((2,), 0.7, dtype=torch.float64, requires_grad=True)
+    check(lambda t, y: Cubed.apply(leaf) * y + leaf, Y)
+    computed = leaf * 2
+    traced = trace(lambda t, y: Cubed.apply(computed) * y, Y, 0.0, batched=True)
+    assert "autograd.Function" in traced.field.derivative_error
