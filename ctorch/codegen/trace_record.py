@@ -17,6 +17,7 @@ from ctorch.codegen.graph import Graph, Ids, as_reals
 from ctorch.codegen.guards import Guards
 from ctorch.codegen.lower import Recorder, Watch
 from ctorch.codegen.lower_source import Untraceable
+from ctorch.codegen.trace_leaves import Leaves
 
 
 @dataclass
@@ -64,6 +65,10 @@ class Lifted:
         self._first = first
         self._guards = guards
 
+    def leaves(self) -> Leaves:
+        """Of all tensors that the function reaches."""
+        return Leaves(found.tensor for found in self._guards.tensors)
+
     def into(self, graph: Graph) -> Callable[[Tensor], list[tuple[Tensor, Ids]] | None]:
         """The recorder's question, what a tensor stands for in a graph."""
         given: dict[int, Ids] = {}
@@ -74,19 +79,20 @@ class Lifted:
                 self.constants += [x for x in held if all(x is not y for y in self.constants)]
                 return None
             for holder in held:
-                index = self._index(holder)
+                index = self._first + self.place(holder)
                 if index not in given:
                     given[index] = graph.input("shared", shape_of(holder), index)
-            return [(holder.detach(), given[self._index(holder)]) for holder in held]
+            return [(holder.detach(), given[self._first + self.place(holder)]) for holder in held]
 
         return lift
 
-    def _index(self, tensor: Tensor) -> int:
+    def place(self, tensor: Tensor) -> int:
+        """Where a tensor stands, or has come to stand now."""
         for index, known in enumerate(self.tensors):
             if known is tensor:
-                return self._first + index
+                return index
         self.tensors.append(tensor)
-        return self._first + len(self.tensors) - 1
+        return len(self.tensors) - 1
 
     def _holders(self, tensor: Tensor) -> list[Tensor]:
         """The tensors that the function reaches whose memory a tensor is in."""
@@ -141,23 +147,29 @@ def record_vjp(call: Call, inputs: Inputs, dtype: torch.dtype, lifted: Lifted) -
     """
     inputs = inputs.differentiable()
     recorder = _recorder(inputs, dtype, lifted)
-    with _settings(), torch.enable_grad(), Watch(recorder), recorder:
+    leaves = lifted.leaves()
+    with _settings(), torch.enable_grad(), Watch(recorder), leaves, recorder:
         values = call(inputs)
-        wanted = [*inputs.leaves(), *lifted.tensors]
+        wanted = [*inputs.leaves(), *map(leaves.of, lifted.tensors)]
         seeds = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in values]
     slope = [_ids(recorder, x) for x in values]
     _give(recorder, "ct", seeds)
     grads: list[Tensor | None] = [None] * len(wanted)
     with _settings(), torch.enable_grad(), Watch(recorder), recorder:
-        places = [i for i, x in enumerate(wanted) if x.requires_grad]
         used = [(x, seed) for x, seed in zip(values, seeds, strict=True) if x.requires_grad]
         if used:
             # a sum has no cotangents to be given, for which autograd would import sympy
             terms = ((as_reals(x) * as_reals(seed)).sum() for x, seed in used)
             total = sum(terms, torch.zeros((), dtype=dtype))
-            found = torch.autograd.grad(total, [wanted[i] for i in places], allow_unused=True)
+            places = [i for i, x in enumerate(wanted) if x.requires_grad]
+            sources = [wanted[i] for i in places]
+            for x in leaves.passed_by(total):
+                places.append(lifted.place(x) + len(inputs.leaves()))
+                sources.append(x)
+            found = torch.autograd.grad(total, sources, allow_unused=True)
             for i, grad in zip(places, found, strict=True):
-                grads[i] = grad
+                before = grads[i]
+                grads[i] = grad if before is None else before + grad
     outputs = [None if grad is None else _ids(recorder, grad) for grad in grads]
     return Record(recorder.graph, outputs, slope, values)
 

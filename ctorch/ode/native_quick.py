@@ -23,7 +23,7 @@ class Recipe:
     Attributes:
         form: what its library is made for.
         task: its settings.
-        call: of one with a gradient, all but func, traces and tensors.
+        call: of one with a gradient, all but func, what was made of it, and tensors.
     """
 
     form: Form
@@ -64,7 +64,7 @@ def remember(key: Any, call: native.Call) -> None:
     if call.gradient:
         request = _changed(call.request, func=None, y0=None, t=None, args=())
         problem = _changed(call.problem, field=None, y0=None, t=None)
-        arrays = dict.fromkeys(("traced", "task", "y0", "t", "own", "shared"))
+        arrays = dict.fromkeys(("traced", "library", "task", "y0", "t", "own", "shared"))
         kept = _changed(call, request=request, problem=problem, **arrays)
     _recipes[key, call.gradient] = Recipe(call.form, bytes(call.task), kept)
 
@@ -111,12 +111,13 @@ def solve(
     if recipe is None or library is None:
         return None
     if recipe.call is not None:
-        return _with_gradient(recipe.call, recipe.task, traced, func, y0, t, args)
+        return _with_gradient(recipe.call, library, recipe.task, traced, func, y0, t, args)
     return _without_gradient(library, recipe.task, traced, own, y0, t, batched)
 
 
 def _with_gradient(
     kept: native.Call,
+    library: Any,
     settings: bytes,
     traced: Traced,
     func: Any,
@@ -130,6 +131,7 @@ def _with_gradient(
     batch, dtype, device = native.batch_of(problem, traced), y0.dtype, y0.device
     call = _changed(
         kept,
+        library=library,
         request=_changed(kept.request, func=func, y0=y0, t=t, args=args),
         problem=problem,
         traced=traced,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ctorch.codegen import Untraceable, trace, trace_values
 
 from .checks import check
+from .harness import Compiled
 
 Y = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -312,3 +313,36 @@ def test_tracing_draws_no_random_numbers() -> None:
     state = torch.get_rng_state()
     trace(lambda t, y: y.sin(), Y, 0.0, batched=True)
     assert torch.equal(state, torch.get_rng_state())
+
+
+class Cubed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * grad
+
+
+def test_tensors_that_were_computed_from_each_other() -> None:
+    """The derivative by one does not go through another, nor into the graph that made it."""
+    first = torch.full((2,), 0.7, dtype=torch.float64, requires_grad=True)
+    second = first.exp()
+    traced = trace(lambda t, y: y * first + y.sin() * second, Y, 0.0, batched=True)
+    compiled, ones = Compiled(traced.source), torch.ones_like(Y)
+    grads = compiled.vjp(ones[:, 0], Y, Y[:, :0], traced.shared, ones)[-1]
+    wanted = {id(first): Y.sum(0), id(second): Y.sin().sum(0)}
+    for held, grad in zip(traced.shared, grads, strict=True):
+        torch.testing.assert_close(grad, wanted[id(held)])
+    assert torch.autograd.grad(second.sum(), first)[0].isfinite().all()  # the graph is there
+
+
+def test_tensors_in_functions_of_the_user() -> None:
+    leaf = torch.full((2,), 0.7, dtype=torch.float64, requires_grad=True)
+    check(lambda t, y: Cubed.apply(leaf) * y + leaf, Y)
+    computed = leaf * 2
+    traced = trace(lambda t, y: Cubed.apply(computed) * y, Y, 0.0, batched=True)
+    assert "autograd.Function" in traced.field.derivative_error
