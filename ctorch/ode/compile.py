@@ -14,6 +14,7 @@ from ctorch.codegen.graph import as_reals
 from ctorch.codegen.trace_problem import Problem, environment
 from ctorch.ode import arguments, methods, native
 from ctorch.ode.layout import Layout
+from ctorch.ode.native_outcome import batched_run, joint_run
 from ctorch.ode.native_task import Task
 from ctorch.ode.solution import Solution, Stats
 from ctorch.ode.solve import Request
@@ -166,7 +167,7 @@ class _Prepared:
         if not (self.batched or outcome.failed):
             nfe, accepted, rejected, _ = outcome.counts()
             return Solution(t, self._rows(outcome.rows), Stats(nfe, accepted, rejected))
-        made = native.batched_run if self.batched else native.joint_run
+        made = batched_run if self.batched else joint_run
         run = made(self.problem, outcome.rows, outcome)
         solution = Solution(t, self._rows(run.rows), run.stats, run.status)
         if run.failure is not None:
