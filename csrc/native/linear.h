@@ -13,8 +13,9 @@ enum class Sum { kWrite, kAdd };
 
 namespace linear_detail {
 
-constexpr int kOutputs = 8;  // accumulators at a time
-constexpr int kAhead = 8;    // rows
+constexpr int kOutputs = 8;            // accumulators at a time
+constexpr long kLargestTurned = 8192;  // numbers of a matrix that is turned at each use
+constexpr int kAhead = 8;              // rows
 
 // Outputs o .. o + kCount - 1.
 template <int kCount, long K, long kRow, long kColumn, Sum kSum, class V, class T>
@@ -40,13 +41,25 @@ CT_LANES void rows(const T* w, const T* b, const V* x, V* y) {
 }  // namespace linear_detail
 
 // y[o] (=|+=) b[o] + sum_i w[o, i] x[i]. Without a bias b is null; turned[0] is the matrix turned
-// round for one sample.
+// round for one sample, or turned is null: it is turned here.
 template <long N, long K, long kRow, long kColumn, Sum kSum = Sum::kWrite, class V, class T>
 CT_LANES void linear(const T* w, const T* b, const V* x, V* y,
                      [[maybe_unused]] const T* const* turned) {
   using namespace linear_detail;
   if constexpr (kWidth<V> == 1 && kRegister<T> > 1) {
-    one_sample<N, K, kRow, kColumn, kSum == Sum::kAdd>(w, b, x, y, *turned);
+    constexpr long kSize = one_sample_detail::Plan<T, N, K, kRow, kColumn>::size;
+    if constexpr (kSize == 0) {
+      one_sample<N, K, kRow, kColumn, kSum == Sum::kAdd>(w, b, x, y, w);
+    } else if (turned != nullptr) {
+      one_sample<N, K, kRow, kColumn, kSum == Sum::kAdd>(w, b, x, y, *turned);
+    } else if constexpr (kSize <= kLargestTurned) {
+      alignas(kRegisterBytes) T here[kSize];
+      turn_round<N, K, kRow, kColumn>(w, here);
+      one_sample<N, K, kRow, kColumn, kSum == Sum::kAdd>(w, b, x, y, here);
+    } else {
+      for (long o = 0; o < N; ++o)
+        rows<1, K, kRow, kColumn, kSum>(w + o * kRow, b == nullptr ? nullptr : b + o, x, y + o);
+    }
   } else {
     const auto bias = [&](long o) { return b == nullptr ? nullptr : b + o; };
     constexpr long kWhole = N - N % kOutputs;

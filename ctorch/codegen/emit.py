@@ -366,7 +366,7 @@ class Body:
             m, k, n = a.shape[1], a.shape[2], b.shape[2]
             out = f"{target} + {i * m * n}" if i else target
             if (along == 1 or k == 1) and shared:
-                turned = self._turned(b[i], columns, down)
+                turned = self._turned(b[i], columns, down, item.uniform)
                 for r in range(m):
                     x = f"{left} + {r * rows}" if r * rows else left
                     y = f"{out} + {r * n}" if r else out
@@ -383,11 +383,13 @@ class Body:
                 if offset is not None:
                     self.release(offset, size)
 
-    def _turned(self, b: Ids, row: int, column: int) -> str:
-        """Where a shared matrix [k, n] stands as products of one sample read it."""
+    def _turned(self, b: Ids, row: int, column: int, uniform: bool) -> str:
+        """Where a shared matrix [k, n] stands as products of one sample read it: not those of what
+        all samples share, which many samples need, too.
+        """
         where = self.plan.operand(b)
         item = self.plan.items[int(where.array.reshape(-1)[0])]
-        if not item.given:
+        if uniform or not item.given:
             return "static_cast<const real* const*>(nullptr)"
         k, n = b.shape
         start = int(where.place.reshape(-1)[0])

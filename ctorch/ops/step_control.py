@@ -104,7 +104,7 @@ def judge(
     running, finite = counts[FATE] == RUNNING, torch.isfinite(error)
     length, tau, tau1 = step[SIGNED].abs(), samples[TAU], samples[DIRECTION] * step[STOP]
     # that of a least step which lands is longer by what is left over
-    least = torch.where(lands, _LANDING_ROOM * min_step, min_step)
+    least = torch.where(lands, _LANDING_ROOM * min_step, torch.full_like(length, min_step))
     moved = running & ((error <= 1.0) | ((length <= least) & finite))
     factor = _factor(error, samples[LOG_LAST], samples[LOG_BEFORE], control)
     grown = torch.where(lands, torch.maximum(length * factor, samples[LENGTH]), length * factor)

@@ -116,7 +116,16 @@ def test_irregular_places(width: int) -> None:
     check(func, state(5, 40), width=width)
 
 
-def test_weights_that_are_computed_from_parameters() -> None:
+@pytest.mark.parametrize("width", [1, 4])
+def test_products_of_what_all_samples_share(width: int) -> None:
+    """They are made with numbers, not lanes, beside others of the same matrix."""
+    for n in (6, 24):
+        matrix = state(n, n).requires_grad_(True)
+        check(lambda t, y, a=matrix: torch.tanh(y @ (a @ a) @ a.T) @ a, state(5, n), width=width)
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_weights_that_are_computed_from_parameters(width: int) -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -127,6 +136,6 @@ def test_weights_that_are_computed_from_parameters() -> None:
             weight = nn.functional.softplus(self.weight) * self.mask
             return torch.tanh(y @ weight.T) @ weight / weight.norm()
 
-    traced = check(Masked(), state(5, 30))
+    traced = check(Masked(), state(5, 30), width=width)
     assert "linear<30, 30" in traced.source
     assert sum(traced.field.differentiated) == 1
