@@ -43,9 +43,10 @@ template <class Field, int kRegisters>
 constexpr int kSamplesBack = kSamples < Field,
               kSmall<Field> ? 1 : kRegisters > ;
 
-// A field whose derivative comes in two parts: Field::record, with the slope, and Field::pull.
+// A field whose derivative comes in two parts: Field::record, with the slope, and Field::pull. Not
+// a small one, of which the gradient takes fewer samples side by side than the solve.
 template <class Field>
-constexpr bool kRecords = requires { Field::kept; };
+constexpr bool kRecords = !kSmall<Field> && requires { Field::kept; };
 
 // What the derivative of an evaluation reads, in this order: the state, and what record keeps.
 template <class Field>

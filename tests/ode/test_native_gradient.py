@@ -146,3 +146,21 @@ def test_the_steps_are_freed_with_the_graph() -> None:
     assert tapes() == before + 1
     del sol
     assert tapes() == before
+
+
+@pytest.mark.parametrize("batch", [11, 128])
+def test_a_field_between_small_and_large(batch: int) -> None:
+    """Where solve and gradient take other numbers of samples side by side."""
+    net = torch.nn.Sequential(
+        torch.nn.Linear(2, 32), torch.nn.Tanh(), torch.nn.Linear(32, 32), torch.nn.Tanh(),
+        torch.nn.Linear(32, 2),
+    ).double()  # fmt: skip
+    y0 = torch.linspace(-1.0, 1.0, 2 * batch, dtype=torch.float64).view(batch, 2).requires_grad_()
+    t = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
+
+    def gradients(native: bool) -> tuple[torch.Tensor, ...]:
+        y = ctorch.solve_ode(lambda t, y: net(y), y0, t, native=native).y
+        return torch.autograd.grad(y.square().sum(), [y0, *net.parameters()])
+
+    for got, want in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
