@@ -30,6 +30,7 @@ class Problem:
         jax_field: f(jnp, t, y, parameters), where ``parameters`` are those of ``field``, in order.
         loss: of the final state; None: no gradients are asked for.
         args: further arguments of ``field`` that belong to samples, where it has them as defaults.
+        alike: whether ``numpy_field`` takes any number of samples.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Problem:
     jax_field: Callable[..., Any] | None = None
     loss: Callable[[Any], Any] | None = None
     args: tuple[Tensor, ...] = ()
+    alike: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -200,6 +202,7 @@ def lorenz(count: int, dtype: torch.dtype) -> Problem:
         end=1.0,
         tolerance=1e-6,
         numpy_field=numpy_field,
+        alike=True,
     )
 
 

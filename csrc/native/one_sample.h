@@ -3,7 +3,7 @@
 // fill one, along the inputs. A matrix that lies the other way is turned round once a solve.
 #pragma once
 
-#include "lanes.h"
+#include "transpose.h"
 
 namespace ct::native {
 
@@ -86,24 +86,6 @@ CT_LANES void along_inputs(const T* w, const T* b, const T* x, T* y) {
   std::memcpy(y, &totals, kCount * sizeof(T));
 }
 
-// Rows of a square of numbers become its columns.
-template <int kStep, class X, int... P>
-CT_LANES void transpose(X* rows, std::integer_sequence<int, P...> places) {
-  constexpr int R = kWidth<X>;
-  if constexpr (kStep < R) {
-    constexpr auto upper = [](int p) { return p & kStep ? R + p - kStep : p; };
-    constexpr auto lower = [](int p) { return p & kStep ? R + p : p + kStep; };
-    CT_UNROLL(16)
-    for (int i = 0; i < R; ++i) {
-      if (i & kStep) continue;
-      const X a = rows[i], b = rows[i + kStep];
-      rows[i] = __builtin_shufflevector(a, b, upper(P)...);
-      rows[i + kStep] = __builtin_shufflevector(a, b, lower(P)...);
-    }
-    transpose<2 * kStep>(rows, places);
-  }
-}
-
 // to[i * kTo + o] = from[o * kFrom + i]
 template <long N, long K, long kFrom, long kTo, class T>
 CT_LANES void transpose_all(const T* from, T* to) {
@@ -114,7 +96,7 @@ CT_LANES void transpose_all(const T* from, T* to) {
       X block[R];
       CT_UNROLL(16)
       for (long r = 0; r < R; ++r) block[r] = load<X>(from + (o + r) * kFrom + i);
-      transpose<1>(block, std::make_integer_sequence<int, R>{});
+      transpose(block, std::make_integer_sequence<int, R>{});
       CT_UNROLL(16)
       for (long r = 0; r < R; ++r) store<X>(to + (i + r) * kTo + o, block[r]);
     }

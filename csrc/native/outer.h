@@ -2,28 +2,11 @@
 // products of all lanes, in registers that lie along the inputs.
 #pragma once
 
-#include "lanes.h"
+#include "transpose.h"
 
 namespace ct::native {
 
 namespace outer_detail {
-
-// Rows of a square of numbers become its columns.
-template <int kStep, int R, class X, int... P>
-CT_LANES void exchange(X* rows, std::integer_sequence<int, P...> places) {
-  if constexpr (kStep < R) {
-    constexpr auto upper = [](int p) { return p & kStep ? R + p - kStep : p; };
-    constexpr auto lower = [](int p) { return p & kStep ? R + p : p + kStep; };
-    CT_UNROLL(16)
-    for (int i = 0; i < R; ++i) {
-      if (i & kStep) continue;
-      const X a = rows[i], b = rows[i + kStep];
-      rows[i] = __builtin_shufflevector(a, b, upper(P)...);
-      rows[i + kStep] = __builtin_shufflevector(a, b, lower(P)...);
-    }
-    exchange<2 * kStep, R>(rows, places);
-  }
-}
 
 // turned[l * kStride]: the numbers that R elements have in lane l, for all W lanes.
 template <int W, int kStride, class T>
@@ -34,7 +17,7 @@ CT_LANES void turn(const T* x, Lanes<T, kRegister<T>>* turned) {
     X rows[R];
     CT_UNROLL(16)
     for (int i = 0; i < R; ++i) rows[i] = load<X>(x + i * W + part);
-    exchange<1, R>(rows, std::make_integer_sequence<int, R>{});
+    transpose(rows, std::make_integer_sequence<int, R>{});
     CT_UNROLL(16)
     for (int i = 0; i < R; ++i) turned[(part + i) * kStride] = rows[i];
   }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,10 @@ from ctorch.ode.native import Unsupported
 from tests.emu.native_kernels import emulated_device, needs_compiler
 from tests.ode import native_fields as fields
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.usefixtures("folder")]
 F64 = torch.float64
 T = torch.tensor([0.0, 0.0, 0.3, 1.0, 2.0], dtype=F64)
 SAMPLES = cuda.BLOCK + 5  # a block and a part of one
-
-
-@pytest.fixture(autouse=True, scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """For compiled code of this module, by a compiler that does not try hard."""
-    made = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CTORCH_CACHE_DIR", str(made))
-        patch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
-        yield made
 
 
 def inputs(dtype: torch.dtype = F64) -> tuple[fields.Net, Tensor, Tensor]:

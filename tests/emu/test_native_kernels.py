@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ctorch.ode.native_task import Task
 from tests.emu.native_kernels import emulated, emulated_device, needs_compiler
 from tests.ode import native_fields as fields
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.usefixtures("folder")]
 F32, F64 = torch.float32, torch.float64
 T = torch.tensor([0.0, 0.0, 0.4, 1.3, 2.0], dtype=F64)
 SAMPLES = cuda.BLOCK + 5  # a block and a part of one
@@ -63,16 +63,6 @@ CASES: dict[str, Callable[[], tuple[Any, Tensor, tuple[Tensor, ...]]]] = {
     "mlp": lambda: (fields.Net(F64), states(2), (0.1 * stiffness(),)),
     "tables": lambda: (Mixing(), states(12), ()),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """For compiled code of this module, by a compiler that does not try hard."""
-    made = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CTORCH_CACHE_DIR", str(made))
-        patch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
-        yield made
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ test is skipped, with the refusal as its reason, and runs from the day on which 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -120,13 +121,30 @@ def solver_form(
     if "native" not in form:
         yield form
         return
-    shared = tmp_path_factory.getbasetemp()
-    if hasattr(request.config, "workerinput"):
-        shared = shared.parent  # that of all workers
-    monkeypatch.setenv("CTORCH_CACHE_DIR", str(shared / "native-cache"))
-    monkeypatch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
+    _compile_quickly(request, monkeypatch, tmp_path_factory)
     with ctorch.native_solves(True):
         yield form
+
+
+@pytest.fixture(scope="module")
+def quick_compiler(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """A cache that all tests share, and a compiler that does not try hard."""
+    with pytest.MonkeyPatch.context() as patch:
+        _compile_quickly(request, patch, tmp_path_factory)
+        yield
+
+
+def _compile_quickly(
+    request: pytest.FixtureRequest, patch: pytest.MonkeyPatch, factory: pytest.TempPathFactory
+) -> None:
+    shared = factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        shared = shared.parent  # that of all workers
+    given = os.environ.get("CTORCH_NATIVE_FLAGS", "").removeprefix("-O1 ")  # of a sanitizer
+    patch.setenv("CTORCH_CACHE_DIR", str(shared / "native-cache"))
+    patch.setenv("CTORCH_NATIVE_FLAGS", f"-O1 {given}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,9 +1,25 @@
-"""Vector fields for native solves: pointwise in the samples, as ``func(t, y, *args)``."""
+"""Vector fields for native solves, pointwise in the samples, as ``func(t, y, *args)``; and solving
+them natively and eagerly.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+import ctorch
+from ctorch.ode import Solution
+
+
+def both(func: Any, y0: Tensor, t: Tensor, **how: Any) -> tuple[Solution, Solution]:
+    """The native solution and the eager one."""
+    how = {"gradient": "none", "throw": False, "rtol": 1e-5, "atol": 1e-5, **how}
+    return (
+        ctorch.solve_ode(func, y0, t, native=True, **how),
+        ctorch.solve_ode(func, y0, t, **how),
+    )
 
 
 def lotka_volterra(t: Tensor, y: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,16 +11,9 @@ from ctorch.ode import Status
 
 from .problems import COUPLED, F64, frozen, times
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 both_forms = pytest.mark.parametrize("native", [False, True])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of this module's own, and a compiler that does not try hard."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CTORCH_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
-        yield
 
 
 @both_forms

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import sys
 import warnings
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ import ctorch
 from ctorch.ode import Draws, EnsembleSolution, Moments, Solution, Status
 from ctorch.ode.ensemble_samples import Samples
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 F64 = torch.float64
 N = 53  # a prime: no chunk size divides it
 TIMES = torch.tensor([0.0, 0.3, 1.0], dtype=F64)
@@ -34,15 +35,6 @@ def swing(t: Tensor, y: Tensor, rate: Tensor) -> Tensor:
 
 def blow_up(t: Tensor, y: Tensor) -> Tensor:
     return y**2
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of this module's own, and a compiler that does not try hard."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CTORCH_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
-        yield
 
 
 def solved(**how: Any) -> EnsembleSolution:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +17,15 @@ from ctorch.codegen import build
 from ctorch.ode import TABLEAUS, Solution, Status, native
 
 from . import native_fields as fields
+from .native_fields import both
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 F32, F64 = torch.float32, torch.float64
 ADAPTIVE = [name for name, tableau in TABLEAUS.items() if tableau.adaptive]
 FIXED = [name for name, tableau in TABLEAUS.items() if not tableau.adaptive]
 LOW_ORDER = ("adaptive_heun", "fehlberg2")
 T = torch.tensor([0.0, 0.0, 0.4, 1.3, 2.0], dtype=F64)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of this module's own, and a compiler that does not try hard."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CTORCH_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
-        yield
-
-
-def both(func: Any, y0: Tensor, t: Tensor, **how: Any) -> tuple[Solution, Solution]:
-    how = {"gradient": "none", "throw": False, "rtol": 1e-5, "atol": 1e-5, **how}
-    return (
-        ctorch.solve_ode(func, y0, t, native=True, **how),
-        ctorch.solve_ode(func, y0, t, **how),
-    )
 
 
 def same(mine: Solution, eager: Solution, rtol: float = 1e-9) -> None:

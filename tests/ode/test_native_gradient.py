@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,17 +14,10 @@ from ctorch.ode.native_gradient import _Tape
 
 from . import native_fields as fields
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 F64 = torch.float64
 T = torch.tensor([0.0, 0.0, 0.3, 1.0, 2.0], dtype=F64)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of this module's own, and a compiler that does not try hard."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CTORCH_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
-        yield
 
 
 def inputs(batch: int, dtype: torch.dtype = F64) -> tuple[fields.Net, Tensor, Tensor]:

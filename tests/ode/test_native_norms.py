@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,18 +16,11 @@ from ctorch.ode import Solution
 from . import native_fields as fields
 from .test_native_observed import pendulums
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 F32, F64 = torch.float32, torch.float64
 T = torch.tensor([0.0, 0.4, 1.3, 2.0], dtype=F64)
 WEIGHTS = torch.tensor([1.0, 7.0], dtype=F64)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of this module's own, and a compiler that does not try hard."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CTORCH_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
-        yield
 
 
 def of_all(ratio: Tensor) -> Tensor:

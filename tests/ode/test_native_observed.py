@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -17,27 +16,13 @@ import ctorch
 from ctorch.ode import Event, Solution, Status
 
 from . import native_fields as fields
+from .native_fields import both
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 F32, F64 = torch.float32, torch.float64
 T = torch.tensor([0.0, 0.0, 0.4, 1.3, 2.0], dtype=F64)
 TIGHT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of this module's own, and a compiler that does not try hard."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CTORCH_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
-        yield
-
-
-def both(func: Any, y0: Tensor, t: Tensor, **how: Any) -> tuple[Solution, Solution]:
-    how = {"gradient": "none", "throw": False, "rtol": 1e-5, "atol": 1e-5, **how}
-    return (
-        ctorch.solve_ode(func, y0, t, native=True, **how),
-        ctorch.solve_ode(func, y0, t, **how),
-    )
 
 
 def same(mine: Solution, eager: Solution, close: float = 1e-9) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,17 +14,10 @@ import ctorch
 from . import native_fields as fields
 from .test_native_observed import kicked, pendulums
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 F64 = torch.float64
 T = torch.tensor([0.0, 0.0, 0.4, 0.7, 1.3, 2.0], dtype=F64)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of this module's own, and a compiler that does not try hard."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CTORCH_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
-        yield
 
 
 def leaves(count: int) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,7 @@ The gate runs these under sanitizers too.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,17 +18,9 @@ import ctorch
 
 from . import native_fields as fields
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 F32, F64 = torch.float32, torch.float64
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of this module's own, and a compiler that does not try hard."""
-    flags = f"-O1 {os.environ.get('CTORCH_NATIVE_FLAGS', '')}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CTORCH_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("CTORCH_NATIVE_FLAGS", flags)
-        yield
 
 
 def edge(t: Tensor, y: Tensor, gain: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ step that ends on a time is as long as that says.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,17 +16,10 @@ import ctorch
 
 from . import native_fields as fields
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 F32, F64 = torch.float32, torch.float64
 T = torch.tensor([0.0, 0.0, 0.3, 1.0, 2.0, 2.0], dtype=F64)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of this module's own, and a compiler that does not try hard."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CTORCH_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
-        yield
 
 
 class Driven(nn.Module):
