@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import subprocess
 import tempfile
@@ -13,16 +14,22 @@ from torch import Tensor
 
 from ctorch.codegen import build
 
+from ..precompiled import included
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(tempfile.gettempdir()) / "ctorch-codegen-tests"
 
-ENTRIES = """
-#include <limits>
+HEADERS = """#include <limits>
 #include <vector>
 #include "native/linear.h"
 #include "native/math.h"
 #include "native/pending.h"
 #include "native/sweep.h"
+"""
+COMMAND = ["g++", "-std=c++20", "-O1", "-march=native", "-shared", "-fPIC", "-fno-math-errno"]
+COMMAND.append(f"-I{ROOT / 'csrc'}")
+
+ENTRIES = """
 %s
 using real = Field::real;
 using V = ct::native::Lanes<real, %d>;
@@ -106,6 +113,12 @@ extern "C" void run_vjp(long in_parts, long n, const real* t, const real* y, con
 """
 
 
+@functools.cache
+def _headers() -> tempfile.TemporaryDirectory[str]:
+    """For those of this process: they are large, and change."""
+    return tempfile.TemporaryDirectory(prefix="ctorch-headers-")
+
+
 def _pointers(tensors: list[Tensor]) -> ctypes.Array:
     return (ctypes.c_void_p * max(len(tensors), 1))(*(x.data_ptr() for x in tensors))
 
@@ -121,21 +134,18 @@ class Compiled:
     def __init__(self, source: str, width: int = 4) -> None:
         self.with_vjp = "void vjp(" in source
         self.in_parts = "void pull(" in source
-        text = ENTRIES % (source, width)
-        name = hashlib.sha256((text + build.headers()).encode()).hexdigest()[:24]
+        text = "#define WITH_VJP\n" * self.with_vjp + ENTRIES % (source, width)
+        parts = [*COMMAND, HEADERS, text, build.headers()]
+        name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
         FOLDER.mkdir(exist_ok=True)
         library = FOLDER / f"{name}.so"
         if not library.exists():
             path = FOLDER / f"{name}.cpp"
             path.write_text(text)
-            flags = ["-std=c++20", "-O1", "-march=native", "-shared", "-fPIC", "-fno-math-errno"]
-            if self.with_vjp:
-                flags.append("-DWITH_VJP")
             built = FOLDER / f"{name}.tmp"
+            headers = included(Path(_headers().name), HEADERS, COMMAND)
             done = subprocess.run(
-                ["g++", *flags, f"-I{ROOT / 'csrc'}", str(path), "-o", str(built)],
-                capture_output=True,
-                text=True,
+                [*COMMAND, *headers, str(path), "-o", str(built)], capture_output=True, text=True
             )
             assert done.returncode == 0, done.stderr[:3000] + source
             built.rename(library)

@@ -8,9 +8,12 @@ test is skipped, with the refusal as its reason, and runs from the day on which 
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +22,17 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import ctorch
-from ctorch.codegen import Untraceable
+from ctorch.codegen import Untraceable, build
 from ctorch.ode import Solution, Stats, Status
 from ctorch.ode.native import Unsupported
 
+from ..precompiled import included
+
+#: of all solves
+HEADERS = """#include "native/solver.h"
+#include "native/adjoint.h"
+#include "native/observed.h"
+"""
 #: by module: the further forms of its tests, and of which parameters, where they have them (every
 #: field, method and form is compiled once, which takes seconds)
 FORMS: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, ...]]]] = {
@@ -142,9 +152,18 @@ def _compile_quickly(
     shared = factory.getbasetemp()
     if hasattr(request.config, "workerinput"):
         shared = shared.parent  # that of all workers
-    given = os.environ.get("CTORCH_NATIVE_FLAGS", "").removeprefix("-O1 ")  # of a sanitizer
     patch.setenv("CTORCH_CACHE_DIR", str(shared / "native-cache"))
-    patch.setenv("CTORCH_NATIVE_FLAGS", f"-O1 {given}")
+    patch.setenv("CTORCH_NATIVE_FLAGS", _flags(shared))
+
+
+@functools.cache
+def _flags(shared: Path) -> str:
+    given = os.environ.get("CTORCH_NATIVE_FLAGS", "")  # of a sanitizer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CTORCH_NATIVE_FLAGS", f"-O1 {given}")
+        command = [build.compiler(), *build.flags(), f"-I{build.include_folder()}"]
+        headers = included(shared / "native-headers", HEADERS, command)
+    return f"-O1 {given} {shlex.join(headers)}"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,0 +1,240 @@
+"""Parts of csrc/native by themselves, at the widths that this processor's registers have."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ctorch.codegen import build
+from ctorch.ode.events import bracketed_root
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+#: outputs and inputs of a matrix: whole registers of float32 and of float64 on any processor, less
+#: than one, and remainders of rows, pairs of registers, registers
+SIZES = [(1, 1), (3, 5), (8, 32), (17, 3), (9, 21), (13, 59)]
+#: registers of samples side by side; 0: one sample, -1: less than a register holds
+WIDTHS = [-1, 0, 1, 2]
+PROGRAM = """
+#include <sys/mman.h>
+static unsigned long advised[2];
+static int noted(void* at, size_t bytes, int) {
+  return advised[0] = reinterpret_cast<unsigned long>(at), advised[1] = bytes, 0;
+}
+#define madvise noted
+#include "native/outer.h"
+#include "native/roots.h"
+#include "native/runs.h"
+using namespace ct::native;
+
+extern "C" void advise(void* array, long bytes, unsigned long* out) {
+  advised[0] = advised[1] = 0;
+  ask_for_large_pages(array, bytes);
+  out[0] = advised[0], out[1] = advised[1];
+}
+
+extern "C" double root(double (*value)(double), double low, double high, double tolerance) {
+  return bracketed_root(value, low, high, tolerance);
+}
+
+extern "C" long runs(long batch, long width, long threads, long* ends) {
+  Tape<double> tape;
+  Task task{};
+  task.batch = batch, task.threads = threads, task.tape = &tape;
+  open_runs<double>(task, static_cast<int>(width));
+  for (const auto& run : tape.runs) *ends++ = run.begin, *ends++ = run.end;
+  return tape.runs.size();
+}
+
+extern "C" void counted(long count, long threads, long* calls) {
+  on_threads(count, threads, [&](int64_t i) { __atomic_fetch_add(calls + i, 1, 0); });
+}
+
+template <class T> long turned(T* square) {
+  constexpr int R = kRegister<T>;
+  Lanes<T, R> rows[R];
+  for (int i = 0; i < R; ++i) rows[i] = load<Lanes<T, R>>(square + i * R);
+  transpose(rows, std::make_integer_sequence<int, R>{});
+  for (int i = 0; i < R; ++i) store<Lanes<T, R>>(square + i * R, rows[i]);
+  return R;
+}
+extern "C" long turn_float(float* square) { return turned(square); }
+extern "C" long turn_double(double* square) { return turned(square); }
+
+template <class T, int kRegisters, long N, long K, bool kTurned>
+long products(const T* u, const T* x, T* w) {
+  constexpr int R = kRegister<T>;
+  constexpr int W = kRegisters < 0 ? R / 2 : kRegisters == 0 ? 1 : R * kRegisters;
+  using V = Lanes<T, W>;
+  V us[N], xs[K];
+  std::memcpy(us, u, sizeof(us)), std::memcpy(xs, x, sizeof(xs));
+  outer<N, K, kTurned ? 1 : K, kTurned ? N : 1>(us, xs, w);
+  return W;
+}
+"""
+
+
+def entries() -> str:
+    return "\n".join(
+        f'extern "C" long outer_{name}_{n}_{k}_{i}_{turned}(const {name}* u, const {name}* x,'
+        f" {name}* w) {{ return products<{name}, {width}, {n}, {k}, {turned}>(u, x, w); }}"
+        for name in ("float", "double")
+        for n, k in SIZES
+        for i, width in enumerate(WIDTHS)
+        for turned in (0, 1)
+    )
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    folder: Path = tmp_path_factory.mktemp("headers")
+    source, made = folder / "parts.cpp", folder / "parts.so"
+    source.write_text(PROGRAM + entries())
+    flags = ["-std=c++20", "-O1", "-march=native", "-shared", "-fPIC", "-pthread"]
+    command = ["g++", *flags, f"-I{build.include_folder()}", str(source), "-o", str(made)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:3000]
+    return ctypes.CDLL(str(made))
+
+
+def pointer(x: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(x.data_ptr())
+
+
+NAMES = {torch.float32: "float", torch.float64: "double"}
+
+
+@pytest.mark.parametrize("dtype", NAMES)
+def test_a_square_in_registers_is_turned(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    square = torch.arange(64.0 * 64, dtype=dtype)
+    n = library[f"turn_{NAMES[dtype]}"](pointer(square))
+    assert n > 1
+    assert torch.equal(square[: n * n].view(n, n), torch.arange(n * n, dtype=dtype).view(n, n).T)
+
+
+@pytest.mark.parametrize("dtype", NAMES)
+@pytest.mark.parametrize("turned", [0, 1])
+@pytest.mark.parametrize("width", range(len(WIDTHS)))
+@pytest.mark.parametrize(("n", "k"), SIZES)
+def test_outer_products_are_summed_over_samples(
+    library: ctypes.CDLL, dtype: torch.dtype, turned: int, width: int, n: int, k: int
+) -> None:
+    """Small whole numbers: every order of summation has the same bits."""
+    u, x = torch.randint(-4, 5, (2, 64 * 64), dtype=torch.int64).to(dtype)
+    w = torch.full((n * k + 1,), 3.0, dtype=dtype)
+    lanes = library[f"outer_{NAMES[dtype]}_{n}_{k}_{width}_{turned}"](
+        pointer(u), pointer(x), pointer(w)
+    )
+    u, x = u[: n * lanes].view(n, lanes), x[: k * lanes].view(k, lanes)
+    want = 3 + u @ x.T
+    assert torch.equal(w[:-1], (want.T if turned else want).reshape(-1))
+    assert w[-1] == 3  # nothing is written behind the matrix
+
+
+#: function, bracket, root
+ROOTS: dict[str, tuple[Callable[[float], float], float, float, float]] = {
+    "a line": (lambda x: 0.3 - x, 0.0, 1.0, 0.3),
+    "steep at the end": (lambda x: math.exp(-1) - math.exp(20 * (x - 1)), 0.0, 1.0, 0.95),
+    "flat": (lambda x: -((x - 0.7) ** 9), 0.0, 2.0, 0.7),
+    "a jump": (lambda x: 1.0 if x < 0.62 else -1e-9, 0.0, 1.0, 0.62),
+    "zero at the end": (lambda x: 1.0 - x, 0.0, 1.0, 1.0),
+    "not positive at the start": (lambda x: 0.5 - x, 0.6, 1.0, 0.6),
+    # a departure: the function begins in its root
+    "zero at the start": (lambda x: x * (0.8 - x), 0.0, 1.0, 0.8),
+}
+
+
+Value = Callable[[float], float]
+
+
+def native_root(
+    library: ctypes.CDLL, value: Value, low: float, high: float, tolerance: float
+) -> float:
+    library.root.restype = ctypes.c_double
+    called = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_double)(value)
+    return float(library.root(called, *map(ctypes.c_double, (low, high, tolerance))))
+
+
+def root_and_places(
+    library: ctypes.CDLL, native: bool, func: Value, low: float, high: float, tolerance: float
+) -> tuple[float, list[float]]:
+    asked = []
+
+    def value(x: float) -> float:
+        asked.append(x)
+        return func(x)
+
+    find = functools.partial(native_root, library) if native else bracketed_root
+    return find(value, low, high, tolerance), asked
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-12])
+@pytest.mark.parametrize("name", ROOTS)
+def test_a_root_is_bracketed_in_little_more_time_than_by_bisection(
+    library: ctypes.CDLL, name: str, tolerance: float, native: bool
+) -> None:
+    func, low, high, want = ROOTS[name]
+    found, asked = root_and_places(library, native, func, low, high, tolerance)
+    assert abs(found - want) <= tolerance
+    assert all(low <= x <= high for x in asked)
+    bisections = math.ceil(math.log2((high - low) / (2 * tolerance)))
+    assert len(asked) <= 2 + bisections + 2  # the ends, and what the method may waste
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_root_of_a_smooth_function_is_found_in_far_less_time(
+    library: ctypes.CDLL, native: bool
+) -> None:
+    found, asked = root_and_places(library, native, math.cos, 1.0, 2.0, 1e-12)
+    assert abs(found - math.pi / 2) <= 1e-12
+    assert len(asked) <= 10  # 41 by bisection
+
+
+@pytest.mark.parametrize("batch", [1, 7, 8, 9, 127, 128, 129, 1000])
+@pytest.mark.parametrize("width", [1, 8, 16])
+def test_runs_are_whole_tiles_and_do_not_depend_on_threads(
+    library: ctypes.CDLL, batch: int, width: int
+) -> None:
+    found = []
+    for threads in (1, 3):
+        ends = (ctypes.c_long * 64)()
+        count = library.runs(*map(ctypes.c_long, (batch, width, threads)), ends)
+        assert 1 <= count <= 16
+        found.append([(ends[2 * i], ends[2 * i + 1]) for i in range(count)])
+    runs = found[0]
+    assert found[1] == runs
+    assert [i for begin, end in runs for i in range(begin, end)] == list(range(batch))
+    assert all(begin % width == 0 for begin, _ in runs)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_threads_share_the_work_out(library: ctypes.CDLL, threads: int) -> None:
+    for count in (0, 1, 5, 100):
+        calls = (ctypes.c_long * 101)()
+        library.counted(ctypes.c_long(count), ctypes.c_long(threads), calls)
+        assert list(calls) == [1] * count + [0] * (101 - count)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs Linux")
+def test_large_pages_are_asked_for_within_the_array(library: ctypes.CDLL) -> None:
+    page = 1 << 21
+    for begin, size, want in [
+        (5 * page, 3 * page, (5 * page, 3 * page)),
+        (5 * page + 1, 3 * page, (6 * page, 2 * page)),
+        (5 * page - 1, 3 * page, (5 * page, 2 * page)),
+        (5 * page + 1, 2 * page - 2, (0, 0)),
+        (5 * page, page - 1, (0, 0)),
+    ]:
+        out = (ctypes.c_ulong * 2)()
+        library.advise(ctypes.c_void_p(begin), ctypes.c_long(size), out)
+        assert tuple(out) == want
