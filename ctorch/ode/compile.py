@@ -67,13 +67,14 @@ class CompiledSolve:
             raise native.Unsupported(
                 "a state of several tensors is not built natively yet: use native=False."
             )
-        if not isinstance(t, Tensor):
+        if not isinstance(t, Tensor):  # which is an error
             t = arguments.check_times(t, y0.device, strict=False, batched=self.batched)
+        times = self._checked(y0, t)
         key = (y0.shape, y0.dtype, y0.device, t.shape, environment())
         prepared = self._known.get(key)
         if prepared is None or not prepared.valid(y0, t, args):
             prepared = self._known[key] = self._prepare(y0, t, args)
-        return prepared.solve(y0, t, self._checked(y0, t))
+        return prepared.solve(y0, t, times)
 
     def _checked(self, y0: Tensor, t: Tensor) -> Tensor:
         """The times in float64; looked at once while they do not change."""

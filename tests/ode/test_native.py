@@ -137,6 +137,24 @@ def test_each_sample_has_its_own_times() -> None:
     assert mine.stats.accepted[3] == 0
 
 
+def test_times_of_another_number_of_samples_are_refused() -> None:
+    """Also where the same solve was made before, and its short way is known."""
+    handle = ctorch.ode.compile(fields.lotka_volterra, batched=True)
+
+    def solve(y0: Tensor, t: Tensor) -> Solution:
+        return ctorch.solve_ode(fields.lotka_volterra, y0, t, batched=True, native=True)
+
+    y0, t = torch.ones(3, 2, dtype=F64), T.expand(3, 5)
+    for how in (solve, handle):
+        for _ in range(2):
+            assert how(y0, t).y.shape == (3, 5, 2)
+            for rows in (1, 2, 4):
+                with pytest.raises(ValueError, match=f"{rows} rows for a batch of 3"):
+                    how(y0, T.expand(rows, 5))
+            with pytest.raises(ValueError, match="3 rows for a batch of 4"):
+                how(torch.ones(4, 2, dtype=F64), t)
+
+
 @pytest.mark.parametrize("func", [fields.root, fields.blow_up])
 @pytest.mark.parametrize("batched", [True, False])
 def test_failures_have_the_same_status_and_rows(func: Callable[..., Tensor], batched: bool) -> None:
@@ -274,6 +292,8 @@ def test_a_compiled_solve_is_solve_ode_without_its_cost() -> None:
         ctorch.ode.compile(fields.forced, rtoll=1)
     with pytest.raises(ValueError, match="monotone"):
         solve(y0, torch.tensor([0.0, 1.0, 0.5, 2.0, 3.0]), stiffness)
+    with pytest.raises(ValueError, match=r"one dimensional, .*\[11, 5\]"):
+        ctorch.ode.compile(fields.forced)(y0, T.expand(11, 5), stiffness)
     t = T.clone()
     solve(y0, t, stiffness)
     t[2] = math.inf

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 import ctorch
+from ctorch.codegen import build
 from ctorch.ode.native_gradient import _Tape
 
 from . import native_fields as fields
@@ -140,19 +143,42 @@ def test_the_steps_are_freed_with_the_graph() -> None:
     assert tapes() == before
 
 
+def between_small_and_large(batch: int, native: bool) -> list[Tensor]:
+    """Gradients of a field of which a solve of few samples keeps what its derivative reads."""
+    net = fields.Net(F64, width=32)
+    y0 = torch.linspace(-1.0, 1.0, 2 * batch, dtype=F64).view(batch, 2).requires_grad_()
+    t = torch.tensor([0.0, 0.4, 1.0], dtype=F64)
+    sol = ctorch.solve_ode(net, y0, t, rtol=1e-8, atol=1e-8, native=native)
+    assert sol.stats.accepted > 4
+    return list(torch.autograd.grad(sol.y.square().sum(), [y0, *net.parameters()]))
+
+
 @pytest.mark.parametrize("batch", [11, 128])
 def test_a_field_between_small_and_large(batch: int) -> None:
     """Where solve and gradient take other numbers of samples side by side."""
-    net = torch.nn.Sequential(
-        torch.nn.Linear(2, 32), torch.nn.Tanh(), torch.nn.Linear(32, 32), torch.nn.Tanh(),
-        torch.nn.Linear(32, 2),
-    ).double()  # fmt: skip
-    y0 = torch.linspace(-1.0, 1.0, 2 * batch, dtype=torch.float64).view(batch, 2).requires_grad_()
-    t = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
+    mine, eager = (between_small_and_large(batch, native) for native in (True, False))
+    torch.testing.assert_close(mine, eager, rtol=1e-9, atol=1e-9)
 
-    def gradients(native: bool) -> tuple[torch.Tensor, ...]:
-        y = ctorch.solve_ode(lambda t, y: net(y), y0, t, native=native).y
-        return torch.autograd.grad(y.square().sum(), [y0, *net.parameters()])
 
-    for got, want in zip(gradients(True), gradients(False), strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+def test_steps_for_whose_evaluations_there_is_no_room_are_computed_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With room for some steps, and for none."""
+    for room in ("size_t{1} << 20", "0"):
+        include = tmp_path / f"include{len(room)}"
+        shutil.copytree(build.include_folder(), include)
+        tape = include / "native/tape.h"
+        assert "size_t{1} << 27" in tape.read_text()
+        tape.write_text(tape.read_text().replace("size_t{1} << 27", room))
+        with monkeypatch.context() as patch:
+            patch.setenv("CTORCH_CACHE_DIR", str(include))
+            patch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
+            patch.setattr(build, "include_folder", lambda folder=include: folder)
+            for known in (
+                "codegen.build._loaded",
+                "ode.native._libraries",
+                "ode.native_quick._recipes",
+            ):
+                patch.setattr(f"ctorch.{known}", {})
+            mine = between_small_and_large(128, True)
+        torch.testing.assert_close(mine, between_small_and_large(128, False), rtol=1e-9, atol=1e-9)
