@@ -48,6 +48,13 @@ def an_array() -> Case:
 
 
 @case
+def the_type_of_an_array_of_the_same_bytes() -> Case:
+    held: dict[str, Any] = {"k": array.array("i", [1])}
+    change = {"k": array.array("f", held["k"].tobytes())}
+    return lambda: float(held["k"][0]), lambda: held.update(change)
+
+
+@case
 def bytes_that_change() -> Case:
     held = bytearray(b"\x02")
     return lambda: held[0], lambda: held.__setitem__(0, 3)
@@ -61,9 +68,61 @@ def a_view_of_memory() -> Case:
 
 
 @case
+def how_a_view_of_memory_reads_it() -> Case:
+    held: dict[str, Any] = {"k": memoryview(b"\x01\x00\x00\x00").cast("i")}
+    change = {"k": memoryview(b"\x01\x00\x00\x00").cast("f")}
+    return lambda: float(held["k"][0]), lambda: held.update(change)
+
+
+@case
+def the_shape_of_a_view_of_memory() -> Case:
+    held: dict[str, Any] = {"k": memoryview(bytes(6)).cast("B", (2, 3))}
+    change = {"k": memoryview(bytes(6)).cast("B", (3, 2))}
+    return lambda: float(held["k"].shape[0]), lambda: held.update(change)
+
+
+@case
 def a_number_of_c() -> Case:
     held = ctypes.c_double(2.0)
     return lambda: held.value, lambda: setattr(held, "value", 3.0)
+
+
+@case
+def an_array_of_c() -> Case:
+    held = (ctypes.c_double * 2)(2.0, 1.0)
+    return lambda: held[0], lambda: held.__setitem__(0, 3.0)
+
+
+@case
+def a_structure_of_c() -> Case:
+    held = type("Held", (ctypes.Structure,), {"_fields_": [("k", ctypes.c_double)]})(2.0)
+    return lambda: held.k, lambda: setattr(held, "k", 3.0)
+
+
+@case
+def a_union_of_c() -> Case:
+    fields = [("k", ctypes.c_double), ("bits", ctypes.c_int64)]
+    held = type("Held", (ctypes.Union,), {"_fields_": fields})(2.0)
+    return lambda: held.k, lambda: setattr(held, "k", 3.0)
+
+
+@case
+def a_number_of_numpy() -> Case:
+    held = {"k": np.float32(2.0)}
+    return lambda: float(held["k"]), lambda: held.update(k=np.float32(3.0))
+
+
+@case
+def the_dtype_of_an_array_of_the_same_bytes() -> Case:
+    held: dict[str, Any] = {"k": np.array([1, 0], np.int32)}
+    change = {"k": held["k"].view(np.float32)}
+    return lambda: float(held["k"][0]), lambda: held.update(change)
+
+
+@case
+def the_shape_of_an_array_of_the_same_bytes() -> Case:
+    held = {"k": np.ones((2, 3))}
+    return lambda: held["k"].shape[0], lambda: held.update(k=np.ones((3, 2)))
 
 
 @case
@@ -310,6 +369,58 @@ def a_function_chosen_by_type() -> Case:
 
 
 @case
+def a_method_chosen_by_type() -> Case:
+    memory = {"k": 2.0}
+
+    class Held:
+        @functools.singledispatchmethod
+        def get(self, x: Any) -> float:
+            return 1.0
+
+        @get.register
+        def _(self, x: Tensor) -> float:
+            return memory["k"]
+
+    held = Held()
+    return lambda: held.get(Y), lambda: memory.update(k=3.0)
+
+
+@case
+def what_any_type_gives_where_a_method_is_chosen_by_it() -> Case:
+    memory = {"k": 2.0}
+
+    class Held:
+        @functools.singledispatchmethod
+        def get(self, x: Any) -> float:
+            return memory["k"]
+
+    held = Held()
+    return lambda: held.get(Y), lambda: memory.update(k=3.0)
+
+
+@case
+def a_property_that_is_computed_once() -> Case:
+    memory = {"k": 2.0}
+
+    class Held:
+        @functools.cached_property
+        def k(self) -> float:
+            return memory["k"]
+
+    return lambda: Held().k, lambda: memory.update(k=3.0)
+
+
+@case
+def an_argument_of_a_partial() -> Case:
+    memory = {"k": 2.0}
+
+    def get(source: dict[str, float]) -> float:
+        return source["k"]
+
+    return functools.partial(get, memory), lambda: memory.update(k=3.0)
+
+
+@case
 def an_argument_of_a_partial_method() -> Case:
     memory = {"k": 2.0}
 
@@ -319,7 +430,8 @@ def an_argument_of_a_partial_method() -> Case:
 
         read = functools.partialmethod(get, memory)
 
-    return Held().read, lambda: memory.update(k=3.0)
+    held = Held()
+    return lambda: held.read(), lambda: memory.update(k=3.0)
 
 
 @case
@@ -442,8 +554,10 @@ def test_fresh_objects_of_equal_content_use_the_same_trace() -> None:
     def make() -> Callable[..., Tensor]:
         memory = {"k": 2.0, "a": array.array("d", [1.0])}
         held = types.MappingProxyType(memory)
-        pair, table = Settings(1.0), np.ones(2)
-        return lambda t, y: y * held["k"] * held["a"][0] * pair.scaled() * float(table[0])
+        pair, table, one = Settings(1.0), np.ones(2), np.float32(1.0)
+        return lambda t, y: (
+            y * held["k"] * held["a"][0] * pair.scaled() * float(table[0]) * float(one)
+        )
 
     first = trace(make(), Y, batched=True)
     assert trace(make(), Y, batched=True).field is first.field
