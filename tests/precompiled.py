@@ -24,7 +24,7 @@ def included(folder: Path, text: str, command: Sequence[str]) -> list[str]:
     compiled = folder / f"{name}.h.gch"
     if not compiled.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _write(header, text)
+        write(header, text)
         made = folder / f"{name}.{os.getpid()}"
         subprocess.run(
             [*command, "-x", "c++-header", str(header), "-o", str(made)], capture_output=True
@@ -34,7 +34,7 @@ def included(folder: Path, text: str, command: Sequence[str]) -> list[str]:
     return ["-include", str(header)]
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     """In one step: other workers do the same."""
     passing = path.with_suffix(f".{os.getpid()}")
     passing.write_text(text)

@@ -381,6 +381,8 @@ def a_method_chosen_by_type() -> Case:
         def _(self, x: Tensor) -> float:
             return memory["k"]
 
+        del _
+
     held = Held()
     return lambda: held.get(Y), lambda: memory.update(k=3.0)
 
@@ -442,6 +444,13 @@ def a_bound_method_of_a_dict() -> Case:
 
 
 @case
+def another_method_of_a_list() -> Case:
+    memory = [1.0, 2.0, 2.0]
+    held = {"f": memory.count}
+    return lambda: held["f"](2.0), lambda: held.update(f=memory.index)
+
+
+@case
 def a_weak_reference() -> Case:
     target = nn.Identity()
     target.k = 2.0  # type: ignore[assignment]
@@ -481,6 +490,12 @@ def a_default() -> Case:
 def a_global_by_its_name_in_a_string() -> Case:
     memory = globals()
     return lambda: globals()["SCALE"], lambda: memory.__setitem__("SCALE", memory["SCALE"] + 1)
+
+
+@case
+def a_global_that_a_function_within_names() -> Case:
+    memory = globals()
+    return lambda: (lambda: SCALE)(), lambda: memory.__setitem__("SCALE", memory["SCALE"] + 1)
 
 
 def module(name: str) -> types.ModuleType:

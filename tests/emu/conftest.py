@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """For compiled code of this module, by a compiler that does not try hard."""
-    made = tmp_path_factory.mktemp("cache")
+@pytest.fixture(scope="session")
+def folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """For compiled code, that of all workers, by a compiler that does not try hard."""
+    shared = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        shared = shared.parent
+    made = shared / "emulated"
+    made.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CTORCH_CACHE_DIR", str(made))
         patch.setenv("CTORCH_NATIVE_FLAGS", "-O1")

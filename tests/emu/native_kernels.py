@@ -7,6 +7,7 @@ import copy
 import ctypes
 import dataclasses
 import hashlib
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ from torch import Tensor
 from ctorch.codegen import build, cuda
 from ctorch.codegen.cuda import Kernel
 from ctorch.ode import native, native_quick
+
+from ..precompiled import included, write
 
 HERE = Path(__file__).resolve().parent
 # All arguments of a kernel are pointers.
@@ -61,13 +64,17 @@ def emulated(source: str, names: Sequence[str], folder: Path) -> Mapping[str, Ke
     path = folder / f"kernels{hashlib.sha256(text.encode()).hexdigest()[:16]}.cpp"
     library = path.with_suffix(".so")
     if not library.exists():
-        path.write_text(text)
+        write(path, text)
+        made = path.with_suffix(f".{os.getpid()}")  # other workers do the same
         flags = ["-std=c++20", "-O1", "-march=native", "-fPIC", "-shared", "-pthread"]
         flags += ["-Wall", "-Wextra", "-Werror"]
-        include = [f"-I{HERE}", f"-I{build.include_folder()}"]
-        command = ["g++", *flags, *include, str(path), "-o", str(library)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        command = ["g++", *flags, f"-I{HERE}", f"-I{build.include_folder()}"]
+        headers = included(folder, '#include "cuda_emu.h"\n', command)
+        done = subprocess.run(
+            [*command, *headers, str(path), "-o", str(made)], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr[:4000]
+        made.rename(library)
     loaded = ctypes.CDLL(str(library))
     return {name: _Emulated(loaded, name) for name in names}
 

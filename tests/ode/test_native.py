@@ -137,6 +137,20 @@ def test_each_sample_has_its_own_times() -> None:
     assert mine.stats.accepted[3] == 0
 
 
+@pytest.mark.parametrize("gradient", [True, False])
+def test_every_field_is_solved_by_its_own_library(gradient: bool) -> None:
+    """Also the second time, when settings and shapes are known from another field."""
+    y0 = torch.ones(3, 2, dtype=F64, requires_grad=gradient)
+    for func in (fields.lotka_volterra, fields.blow_up) * 2:
+        mine, eager = (
+            ctorch.solve_ode(func, y0, T * 0.3, native=native) for native in (True, False)
+        )
+        same(mine, eager)
+        if gradient:
+            found = [torch.autograd.grad(sol.y.square().sum(), y0) for sol in (mine, eager)]
+            torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
 def test_times_of_another_number_of_samples_are_refused() -> None:
     """Also where the same solve was made before, and its short way is known."""
     handle = ctorch.ode.compile(fields.lotka_volterra, batched=True)
