@@ -439,10 +439,10 @@ def test_dispatch_is_cheap():
     def cost(f):
         best = math.inf
         for _ in range(20):
-            start = time.perf_counter()
+            start = time.thread_time()
             for _ in range(50):
                 f()
-            best = min(best, (time.perf_counter() - start) / 50)
+            best = min(best, (time.thread_time() - start) / 50)
         return best
 
     with torch.no_grad():

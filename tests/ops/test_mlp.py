@@ -17,6 +17,7 @@ from ctorch.ops import _mlp_reference as reference
 from ctorch.ops import mlp
 from tests.ops.mlp_problems import (
     F64,
+    elementary,
     nested_derivative,
     nested_divergence,
     nested_laplacian,
@@ -432,17 +433,25 @@ def test_a_tensor_given_twice_has_one_gradient() -> None:
 def test_other_dtypes_go_by_the_reference(dtype: torch.dtype) -> None:
     tensors, x = [t.to(dtype) for t in net_tensors((3, 4, 3))], rand((5, 3)).to(dtype)
     for call in CALLS.values():
-        assert call(net_of(tensors), x).dtype == dtype
+        found, exact = (
+            call(net_of(tensors), x),
+            call(net_of([t.to(F64) for t in tensors]), x.to(F64)),
+        )
+        assert found.dtype == dtype
+        error = (found.to(F64) - exact).abs().max() / exact.abs().max()
+        assert error < 30 * torch.finfo(dtype).eps
 
 
 def test_autocast_is_respected() -> None:
     tensors = [t.float() for t in net_tensors((3, 4, 2))]
+    given = net_of(tensors), rand((5, 3)).float(), rand((3,)).float(), 2
+    exact = mlp.derivative(*given)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert mlp.derivative(
-            net_of(tensors), rand((5, 3)).float(), rand((3,)).float(), 2
-        ).dtype == (torch.bfloat16)
+        found = mlp.derivative(*given)
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).abs().max() < 30 * torch.finfo(torch.bfloat16).eps * exact.abs().max()
 
 
 def test_a_net_may_be_called() -> None:
-    net = net_of(net_tensors((3, 4, 2)))
-    assert net(rand((5, 3))).dtype == F64
+    net, x = net_of(net_tensors((3, 4, 2))), rand((5, 3))
+    strict(net(x), elementary(net)(x))
