@@ -14,7 +14,7 @@ from ctorch.autodiff._lap import Lap
 from ctorch.autodiff._propagated import RULES, constant, rule
 from ctorch.autodiff.rules import normalization as normalization
 from ctorch.autodiff.rules import shapes
-from ctorch.autodiff.rules._common import negative
+from ctorch.autodiff.rules._common import negative, scalars_too
 
 
 def _prepared(x: Lap, dim: int) -> Lap:
@@ -29,9 +29,10 @@ def _prepared(x: Lap, dim: int) -> Lap:
 
 
 @rule("softmax", F.softmax, torch.special.softmax, kind=Lap)
+@scalars_too
 def softmax(x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
     """``y_r = y d_r`` with ``d_r = x_r - sum(y x_r)``; the Laplacian adds ``sum_r d_r^2``."""
-    if dim is None or dtype is not None:
+    if dim is None or dtype is not None or not x.shape[dim]:
         return RULES[F.softmax](x, dim, dtype=dtype)
     at = negative(dim, x.ndim)
     x = _prepared(x, at)
@@ -51,6 +52,7 @@ def softmax(x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = N
 
 
 @rule("log_softmax", F.log_softmax, torch.special.log_softmax, kind=Lap)
+@scalars_too
 def log_softmax(x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
     if dim is None or dtype is not None:
         return RULES[F.log_softmax](x, dim, dtype=dtype)
@@ -58,6 +60,7 @@ def log_softmax(x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any
 
 
 @rule("logsumexp", torch.special.logsumexp, kind=Lap)
+@scalars_too
 def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
     if not isinstance(dim, int):
         if len(dim) != 1:
