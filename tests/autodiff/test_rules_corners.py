@@ -44,6 +44,7 @@ SCALARS = {
     "normalize": lambda x: x * F.normalize(x, 1.2, 0),
     "cosine_similarity": lambda x: x * torch.cosine_similarity(x, x * x, 0),
     "quantile": lambda x: torch.quantile(x, 0.5, 0),
+    "repeat": lambda x: x.repeat(()) * x.tile(()),
     "gather": lambda x: x.gather(0, LONG),
     "take_along_dim": lambda x: x.take_along_dim(LONG),
     "index_select": lambda x: x.index_select(0, LONG),
@@ -95,6 +96,8 @@ ONE_CARRIES = {
     "memory_format": (lambda x: x.to(F64, memory_format=torch.channels_last), (1, 2, 2, 2)),
     "pixel_unshuffle": (lambda x: torch.pixel_unshuffle(x, downscale_factor=2), (1, 1, 2, 4)),
     "gradient": (lambda x: torch.gradient(x, spacing=None, dim=0)[0], (4,)),
+    "instance_norm": (lambda x: F.instance_norm(constant(2, 3, 4), weight=x, bias=x), (3,)),
+    "squeeze of no dims": (lambda x: x.squeeze(()), (1, 2)),
     "cov": (lambda x: torch.cov(x.expand(1, 3)), (3,)),
     "corrcoef": (lambda x: torch.corrcoef(x) * x.sum(), (1, 3)),
 }
@@ -250,11 +253,32 @@ def test_the_sign_of_complex_values_turns() -> None:
         (lambda x: torch.stft(constant(8), 3, window=x, return_complex=True), "stft"),
         (lambda x: torch.gradient(constant(3), spacing=(x,), dim=0)[0], "gradient"),
         (lambda x: torch.quantile(constant(3), x), "quantile"),
+        (lambda x: F.batch_norm(constant(2, 3), x, x.exp()), "batch_norm"),
+        (lambda x: F.batch_norm(x.expand(2, 3), x, x.exp()), "batch_norm"),
     ],
 )
 def test_what_has_no_rule_in_this_argument_is_refused_by_name(f: object, name: str) -> None:
     with pytest.raises((MissingRuleError, NotImplementedError), match=name):
         ctorch.derivative(f, constant(3), constant(3), 1)
+
+
+@pytest.mark.parametrize(
+    "f", [F.relu, F.relu6, F.hardshrink, F.softshrink, F.elu, lambda x: F.threshold(x, 0.5, 0.1)]
+)
+def test_activations_of_what_is_not_a_number_are_none(f: Any) -> None:
+    x = torch.tensor([1.0, float("nan"), -1.0], dtype=F64)
+    torch.testing.assert_close(ctorch.jet(f, (x,), ([x],))[0], f(x), equal_nan=True)
+    value = ctorch.laplacian(lambda x: f(x) * 1, x).value
+    torch.testing.assert_close(value, f(x), equal_nan=True)
+
+
+def test_a_matrix_that_is_not_finite_leaves_the_others_of_a_batch_alone() -> None:
+    for bad in (float("nan"), float("inf")):
+        x = 9 * torch.stack([constant(3, 3), constant(3, 3, seed=4)])
+        x[0, 0, 0] = bad
+        value, _ = ctorch.jet(torch.matrix_exp, (x,), ([x],))
+        torch.testing.assert_close(value[1], torch.matrix_exp(x[1]))
+        assert not value[0].isfinite().all()
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])

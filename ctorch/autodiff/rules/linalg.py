@@ -16,7 +16,7 @@ from torch.compiler import is_compiling
 
 from ctorch._shapes import broadcast_shapes
 from ctorch.autodiff._propagated import RULES, constant, rule, value_of
-from ctorch.autodiff.rules._common import total
+from ctorch.autodiff.rules._common import finite, total
 from ctorch.ops._op import transforms_active
 
 matmul: Any = torch.matmul  # which returns a Propagated where it gets one
@@ -410,7 +410,7 @@ def matrix_exp(x: Any) -> Any:
 
     Of coefficient k the first k terms are zero: so many more are taken.
     """
-    size = float(x.value.detach().abs().sum(-1).max()) if x.numel() else 0.0
+    size = float(finite(x.value.abs().sum(-1)).max()) if x.numel() else 0.0
     squarings = max(0, math.ceil(math.log2(size)) + 1) if size > 0 else 0
     x = x * 0.5**squarings
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)

@@ -129,8 +129,8 @@ _choice("fmin", lambda a, b: (a <= b) | b.isnan())
 def sgn(x: Any) -> Any:
     if not x.dtype.is_complex:
         return torch.sign(x.value.detach())
-    size = torch.abs(x)
-    used = size.value > 0
+    size: Any = torch.abs(x)
+    used = size.value != 0
     return torch.where(used, x / torch.where(used, size, 1.0), 0.0)
 
 

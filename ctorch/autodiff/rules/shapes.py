@@ -127,7 +127,7 @@ def unsqueeze(x: Any, dim: int) -> Any:
 
 @rule("squeeze")
 def squeeze(x: Any, dim: Any = None) -> Any:
-    drop = set(negatives(dim, x.ndim)) if x.ndim else set()
+    drop = set(negatives(dim, x.ndim)) if x.ndim and dim != () else set()
     keep = [size for i, size in enumerate(x.shape) if i - x.ndim not in drop or size != 1]
     return reshape(x, keep)
 
@@ -212,7 +212,7 @@ def repeat(x: Any, *sizes: Any, **named: Any) -> Any:
     def fn(s: Tensor) -> Tensor:
         lead = lead_of(s, n)
         s = s.reshape((*lead, *(1,) * extra, *s.shape[len(lead) :]))
-        return s.repeat(*(1,) * len(lead), *times)
+        return s.repeat((*(1,) * len(lead), *times))
 
     return x.linear(fn)
 
