@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ctorch._numbers import as_int
+from ctorch.autodiff._propagated import Propagated
 
 
 def whole(name: str, given: Any, least: int) -> int:
@@ -29,8 +30,18 @@ def function(name: str, given: Any) -> None:
         raise TypeError(f"{name}: expected a function, got {type(given).__name__}")
 
 
+def outermost(x: Any) -> None:
+    """Refuses a value that an operator outside carries derivatives in."""
+    if isinstance(x, Propagated):
+        raise TypeError(
+            "derivative operators do not nest: within a function that one of them differentiates, "
+            "take further derivatives by torch.autograd.grad around it, or ask for a higher order"
+        )
+
+
 def points(x: Any) -> None:
     """Refuses what is not ``[..., d]`` in floating point."""
+    outermost(x)
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
     if not x.is_floating_point():

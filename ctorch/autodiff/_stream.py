@@ -281,8 +281,10 @@ class Stream(Propagated):
     def __torch_function__(
         cls, func: Function, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if (cls, func) not in RULES and func not in RULES and (Jet, func) in RULES:
-            return _by_jets(RULES[Jet, func], args, kwargs or {})
+        if RULES.get((cls, func)) is None and RULES.get(func) is None:  # Dynamo knows no "in" here
+            rule = RULES.get((Jet, func))
+            if rule is not None:
+                return _by_jets(rule, args, kwargs or {})
         return super().__torch_function__(func, types, args, kwargs)
 
 

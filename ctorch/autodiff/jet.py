@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ctorch.autodiff._arguments import function, whole
+from ctorch.autodiff._arguments import function, outermost, whole
 from ctorch.autodiff._jet import Jet, pad
 from ctorch.autodiff._propagated import Propagated, propagate
 from ctorch.autodiff.mlp import mlp_for
@@ -108,6 +108,7 @@ def derivative(
         tensor(6.)
     """
     function("f", f)
+    outermost(x)
     if not isinstance(v, (Tensor, tuple, list)):
         raise TypeError(f"v: expected a tensor or a tuple of tensors, got {type(v).__name__}")
     if isinstance(v, Tensor) and not isinstance(order, (tuple, list)):
@@ -238,6 +239,7 @@ def _unstack(stack: Any, scale: _Scale | None) -> Any:
 
 
 def _check_tensor(name: str, x: Any) -> None:
+    outermost(x)
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
     if not (x.is_floating_point() or x.is_complex()):

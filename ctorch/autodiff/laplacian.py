@@ -13,6 +13,7 @@ from torch.compiler import is_compiling
 
 from ctorch._numbers import as_int
 from ctorch.autodiff import _lap_rows as forms
+from ctorch.autodiff._arguments import outermost
 from ctorch.autodiff._lap import Lap
 from ctorch.autodiff._propagated import MissingRuleError, propagate
 from ctorch.autodiff._seeds import Seeds, seeds_of
@@ -282,6 +283,7 @@ def _close(a: Any, b: Tensor, tolerance: float) -> bool:
 def _check_x(f: Any, x: Any) -> None:
     if not callable(f):
         raise TypeError(f"f: expected a function, got {type(f).__name__}")
+    outermost(x)
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
     if not x.is_floating_point():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ctorch._numbers import as_int
-from ctorch.autodiff._arguments import function, whole
+from ctorch.autodiff._arguments import function, outermost, whole
 from ctorch.autodiff._jet import Jet
 from ctorch.autodiff._propagated import propagate
 from ctorch.autodiff.jet import derivative
@@ -224,6 +224,7 @@ def _deviation(draws: Tensor, known: bool = False) -> Tensor:
 
 def _check(f: Any, x: Tensor) -> int:
     function("f", f)
+    outermost(x)
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
     if not x.is_floating_point() or x.ndim == 0:

@@ -105,6 +105,8 @@ class HollowNet(nn.Module):
             raise ValueError("t: this net takes time; give it, or make the net with time=False")
         if isinstance(t, (int, float)):
             return t
+        if not hasattr(t, "shape"):
+            raise TypeError(f"t: expected a number or a tensor, got {type(t).__name__}")
         wanted = (*x.shape[:-1], 1)
         sizes = zip(reversed(t.shape), reversed(wanted), strict=False)
         if t.ndim and (t.ndim > len(wanted) or any(a not in (1, b) for a, b in sizes)):

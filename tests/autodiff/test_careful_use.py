@@ -118,13 +118,39 @@ def test_fields_of_dicts_may_return_keys_in_another_order():
         ctorch.taylor_series(lambda t, y: [y["a"], y["b"]], 0.0, state, 1)
 
 
-def test_taylor_series_in_one_graph():
+NET = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+
+
+@pytest.mark.parametrize("field", [torch.sin, NET])
+def test_taylor_series_in_one_graph(field):
     def run(z):
-        return ctorch.taylor_series(lambda t, y: y.sin() * t, 0.5, z, 3)
+        return ctorch.taylor_series(lambda t, y: field(y) * t, 0.5, z, 3)
 
     x = points(2)
     compiled = torch.compile(run, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), run(x))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3)])
+@pytest.mark.parametrize("layer", [nn.LayerNorm(3), nn.Softmax(-1), nn.LogSoftmax(-1)], ids=str)
+def test_norms_and_softmax_of_an_empty_batch(layer, shape):
+    found = ctorch.laplacian(lambda z: layer.double()(z.sin()), torch.zeros(shape, dtype=F64))
+    assert found.laplacian.shape == shape
+    assert found.gradient.shape == (*shape, 3)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda z: ctorch.divergence(torch.sin, z)[1],
+        lambda z: ctorch.laplacian(torch.sin, z).laplacian.sum(-1),
+        lambda z: ctorch.derivative(torch.sin, z, z, 2).sum(-1),
+        lambda z: stochastic_laplacian(torch.sin, z).value,
+    ],
+)
+def test_operators_within_operators_are_refused_as_such(inner):
+    with pytest.raises(TypeError, match="do not nest"):
+        ctorch.laplacian(inner, points(4))
 
 
 def test_shared_rows_of_an_empty_batch_are_joined():

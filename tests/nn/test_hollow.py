@@ -311,3 +311,9 @@ def test_conditioner_and_transformers_have_the_same_activation(activation):
     z = torch.cat([x.unsqueeze(-1), h], -1) @ tau.weights[0][0].T + tau.biases[0][0]
     expected = net._act(z) @ tau.weights[1][0].T + tau.biases[1][0]
     assert_close(net(None, x), expected.squeeze(-1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [ctorch.nn.HollowMLP, ctorch.nn.HollowSum])
+def test_a_time_that_is_none_is_refused_by_its_type(make):
+    with pytest.raises(TypeError, match="t: expected a number or a tensor, got str"):
+        make(3)("now", torch.zeros(3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
@@ -56,7 +57,7 @@ def on_batch(fn: Function, event: int) -> Function:
         lead = lead_of(s, event)
         if len(lead) == 1:
             return fn(s)
-        y = fn(s.reshape(-1, *s.shape[len(lead) :]))
+        y = fn(s.reshape(math.prod(lead), *s.shape[len(lead) :]))
         return y.reshape((*lead, *y.shape[1:]))
 
     return apply
@@ -67,7 +68,10 @@ def on_each(fn: Function, *ndims: int) -> Function:
 
     def apply(*tensors: Tensor) -> Tensor:
         lead = lead_of(tensors[0], ndims[0])
-        flat = [t.reshape(-1, *t.shape[t.ndim - n :]) for t, n in zip(tensors, ndims, strict=True)]
+        count = math.prod(lead)
+        flat = [
+            t.reshape(count, *t.shape[t.ndim - n :]) for t, n in zip(tensors, ndims, strict=True)
+        ]
         y = torch.stack([fn(*parts) for parts in zip(*flat, strict=True)])
         return y.reshape((*lead, *y.shape[1:]))
 
@@ -83,6 +87,22 @@ def two(fn: Function, a: Any, b: Any) -> Any:
     if constant(a):
         return b.linear(on_each(lambda s: fn(a, s), b.ndim))
     return kind_of(a, b).bilinear(on_each(fn, a.ndim, b.ndim), a, b)
+
+
+def scalars_too(function: Function) -> Function:
+    """The rule of a function along dims, for values without any: to torch, vectors of one."""
+
+    @wraps(function)
+    def apply(x: Any, *args: Any, **kwargs: Any) -> Any:
+        if x.ndim or constant(x):
+            return function(x, *args, **kwargs)
+        y = function(x.reshape(1), *args, **kwargs)
+        if isinstance(y, tuple):
+            parts = [part.reshape(()) for part in y]
+            return type(y)(parts)
+        return y.reshape(())
+
+    return apply
 
 
 # ---- constants and masks
@@ -148,6 +168,14 @@ def compose(x: Any, coefficient: Callable[[int], Tensor]) -> Any:
     for n in range(top - 1, 0, -1):
         y = y.shift(coefficient(n)).times(change)
     return y.shift(coefficient(0))
+
+
+def root(x: Any, p: float) -> Any:
+    """``x^(1/p)``; zero with its derivatives where x is zero, as torch's subgradients of norms."""
+    used = value_of(x).detach() != 0  # NaN stays NaN
+    safe = torch.where(used, x, 1.0)
+    root = torch.sqrt(safe) if p == 2 else safe ** (1 / p)
+    return torch.where(used, root, 0.0)
 
 
 def inplace_flag(function: Function) -> Function:

@@ -30,7 +30,7 @@ def _activation(*functions: Any) -> Any:
 
 @_activation("relu", F.relu)
 def relu(x: Any) -> Any:
-    return masked(x, x.value > 0)
+    return masked(x, ~(x.value <= 0))  # NaN stays NaN, here and below
 
 
 @_activation(F.silu, _C.silu)
@@ -143,19 +143,19 @@ def hardswish(x: Any) -> Any:
 
 @rule(F.hardshrink, torch.Tensor.hardshrink)
 def hardshrink(x: Any, lambd: float = 0.5) -> Any:
-    return masked(x, x.value.abs() > lambd)
+    return masked(x, ~(x.value.abs() <= lambd))
 
 
 @rule(F.softshrink, _C.softshrink)
 def softshrink(x: Any, lambd: float = 0.5) -> Any:
     value = x.value.detach()
-    outside = value.abs() > lambd
+    outside = ~(value.abs() <= lambd)
     return masked(x, outside).shift(torch.where(outside, -lambd * value.sign(), 0.0))
 
 
 @_activation(F.threshold, torch.threshold)
 def threshold(x: Any, threshold: float, value: float) -> Any:
-    above = x.value > threshold
+    above = ~(x.value <= threshold)
     return masked(x, above).shift(numbers(above, 0.0, value, x.dtype))
 
 

@@ -117,15 +117,16 @@ def fold(
     return x.linear(on_batch(lambda s: F.fold(s, *args), 2))
 
 
-def _moving(function: Any) -> None:
-    def apply(x: Any, factor: int) -> Any:
+def _moving(function: Any, name: str) -> None:
+    def apply(x: Any, *args: int, **named: int) -> Any:
+        factor = args[0] if args else named[name]
         return x.linear(lambda s: function(s, factor))
 
     rule(function)(apply)
 
 
-_moving(torch.pixel_shuffle)
-_moving(torch.pixel_unshuffle)
+_moving(torch.pixel_shuffle, "upscale_factor")
+_moving(torch.pixel_unshuffle, "downscale_factor")
 
 
 @rule(torch.channel_shuffle, torch.native_channel_shuffle)

@@ -165,7 +165,8 @@ def cov(x: Any, *, correction: int = 1, fweights: Any = None, aweights: Any = No
     if x.ndim < 2:
         return torch.var(x, correction=correction)
     centered = x - x.mean(1, keepdim=True)
-    return torch.matmul(centered, torch.conj(centered).mT) / max(x.shape[1] - correction, 0)
+    c = torch.matmul(centered, torch.conj(centered).mT) / max(x.shape[1] - correction, 0)
+    return c.reshape(()) if c.shape == (1, 1) else c
 
 
 @rule("corrcoef")

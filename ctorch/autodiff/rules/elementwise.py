@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ctorch._shapes import broadcast_shapes
 from ctorch.autodiff._propagated import RULES, constant, rule
-from ctorch.autodiff.rules._common import as_tensor
+from ctorch.autodiff.rules._common import as_tensor, compose
 from ctorch.ops.jet import UNARY
 
 _OWN_RULES = ("pow", "gelu", "gelu_tanh", "silu", "softplus", "mish", "logsigmoid")
@@ -164,9 +165,28 @@ def power(x: Any, exponent: Any) -> Any:
         zero = x == 0
         rate = torch.where(zero, torch.zeros_like(x), torch.log(torch.where(zero, 1, x)))
         return _exponential(exponent, torch.pow(x, exponent.value), rate)
-    value = torch.pow(x.value, exponent if constant(exponent) else exponent.value)
+    if constant(exponent):
+        return _tensor_power(x, exponent)
+    value = torch.pow(x.value, exponent.value)
     z = exponent * torch.log(x)
     return value * torch.exp(z.shift(-z.value))
+
+
+def _tensor_power(x: Any, p: Tensor) -> Any:
+    """``x^p`` by its binomial series: right below zero and at it, where p is a whole number."""
+    x = x if p.shape == x.shape else x.expand(broadcast_shapes(p.shape, x.shape))
+    dtype = torch.result_type(x.value, p)
+    value = x.value.to(dtype)
+    x, p = x.to(dtype), p.to(dtype)
+
+    def coefficient(n: int) -> Tensor:
+        choose = torch.ones_like(p)
+        for k in range(n):
+            choose = choose * (p - k) / (k + 1)
+        used = choose != 0
+        return choose * torch.where(used, value, 1.0) ** torch.where(used, p - n, 0.0)
+
+    return compose(x, coefficient)
 
 
 def _number_power(x: Any, p: float) -> Any:

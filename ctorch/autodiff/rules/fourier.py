@@ -54,6 +54,8 @@ def _windowed(name: str, event: int) -> None:
     function = getattr(torch, name)
 
     def apply(x: Any, *args: Any, **kwargs: Any) -> Any:
+        if constant(x) or not all(map(constant, (*args, *kwargs.values()))):
+            raise NotImplementedError(f"{name}: a window that carries derivatives has no rule")
         return x.linear(on_batch(lambda s: function(s, *args, **kwargs), event))
 
     rule(name, getattr(torch.functional, name, function))(apply)

@@ -17,7 +17,7 @@ from ctorch.autodiff._propagated import (
     value_of,
     write,
 )
-from ctorch.autodiff.rules._common import as_tensor, lead_of, negative
+from ctorch.autodiff.rules._common import as_tensor, lead_of, negative, scalars_too
 from ctorch.autodiff.rules.shapes import flatten, reshape, view
 
 Index = tuple[Any, ...]
@@ -122,6 +122,9 @@ def index_aten(x: Any, indices: Any) -> Any:
 def index_put(x: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
     if not accumulate:
         return _with_item(_carried(x, values), tuple(indices), values, False)
+    indices = [
+        part for i in indices for part in (i.nonzero().unbind(1) if i.dtype == torch.bool else (i,))
+    ]
     n = len(indices)
     sizes, rest = x.shape[:n], x.shape[n:]
     spread = torch.broadcast_tensors(*indices)
@@ -146,6 +149,7 @@ def _carried(x: Any, *others: Any) -> Any:
 
 
 @rule("index_select")
+@scalars_too
 def index_select(x: Any, dim: int, index: Tensor) -> Any:
     at = negative(dim, x.ndim)
     return x.linear(lambda s: s.index_select(s.ndim + at, index))
@@ -153,6 +157,10 @@ def index_select(x: Any, dim: int, index: Tensor) -> Any:
 
 @rule("gather")
 def gather(x: Any, dim: int, index: Tensor, **_: Any) -> Any:
+    if x.ndim == 0:
+        return gather(x.reshape(1), dim, index.reshape(-1)).reshape(index.shape)
+    if index.ndim == 0:
+        return gather(x, dim, index.reshape(1)).reshape(())
     at, n = negative(dim, x.ndim), x.ndim
     return x.linear(lambda s: s.gather(s.ndim + at, index.expand((*lead_of(s, n), *index.shape))))
 
@@ -161,6 +169,8 @@ def gather(x: Any, dim: int, index: Tensor, **_: Any) -> Any:
 def take_along_dim(x: Any, indices: Tensor, dim: int | None = None) -> Any:
     if dim is None:
         return take_along_dim(flatten(x), indices.flatten(), 0)
+    if x.ndim == 0:
+        return x.expand(indices.shape).clone()
     at, n = negative(dim, x.ndim), x.ndim
 
     def fn(s: Tensor) -> Tensor:
@@ -199,6 +209,9 @@ def _along(name: str, result: Any) -> Any:
         if isinstance(source, (int, float)):  # scatter(x, dim, index, value)
             source = torch.full(index.shape, source, dtype=x.dtype, device=x.device)
         options = {k: v for k, v in options.items() if v is not None}
+        if x.ndim == 0:
+            vectors = (x.reshape(1), dim, index.reshape(-1), source.reshape(-1))
+            return apply(*vectors, **options).reshape(())
         at, n = negative(dim, x.ndim), x.ndim
 
         def fn(stacks: list[Tensor]) -> Tensor:
@@ -238,6 +251,8 @@ def scatter(x: Any, dim: int, index: Tensor, src: Any = None, **named: Any) -> A
 
 @rule("index_fill")
 def index_fill(x: Any, dim: int, index: Tensor, value: Any) -> Any:
+    if x.ndim == 0:
+        return index_fill(x.reshape(1), dim, index, value).reshape(())
     at = negative(dim, x.ndim)
     where_ = (slice(None),) * (x.ndim + at) + (index,)
     return _with_item(_carried(x, value), where_, value, False)

@@ -16,7 +16,7 @@ from ctorch.autodiff import _lap_rows as forms
 from ctorch.autodiff._lap import Lap, pair
 from ctorch.autodiff._propagated import RULES, constant, in_place, rule, value_of
 from ctorch.autodiff.rules import products, shapes
-from ctorch.autodiff.rules._common import as_tensor, negative, negatives
+from ctorch.autodiff.rules._common import as_tensor, negative, negatives, scalars_too
 from ctorch.ops._op import transforms_active
 
 
@@ -44,7 +44,9 @@ def mul(x: Any, y: Any) -> Any:
 def div(x: Any, y: Any, *, rounding_mode: str | None = None) -> Any:
     if rounding_mode is not None or constant(x) or not constant(y):
         return products.div(x, y, rounding_mode=rounding_mode)
-    return mul(x, 1 / y)
+    if not isinstance(y, Tensor):
+        return x.elementwise(lambda s: s / y)
+    return x.elementwise(lambda s: s / y, broadcast_shapes(x.shape, y.shape))
 
 
 @rule("neg", "negative", "__neg__", kind=Lap)
@@ -105,6 +107,7 @@ for _name, _function in (("iadd", add), ("isub", sub), ("imul", mul), ("itruediv
 
 
 @rule("sum", kind=Lap)
+@scalars_too
 def sum_(
     x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None
 ) -> Any:
@@ -115,6 +118,7 @@ def sum_(
 
 
 @rule("mean", kind=Lap)
+@scalars_too
 def mean(
     x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, axis: Any = None
 ) -> Any:

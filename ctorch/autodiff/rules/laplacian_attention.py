@@ -20,6 +20,7 @@ from ctorch.autodiff._lap import Lap
 from ctorch.autodiff._propagated import RULES, constant, rule
 from ctorch.autodiff.rules import attention as _  # noqa: F401  its rule comes first
 from ctorch.autodiff.rules import laplacian_norms, products, shapes
+from ctorch.autodiff.rules._common import scalars_too
 
 
 @rule("matmul", "__matmul__", "bmm", "mm", torch.linalg.matmul, kind=Lap)
@@ -162,6 +163,7 @@ class PairWeights:
 
 
 @rule("softmax", F.softmax, torch.special.softmax, kind=Lap)
+@scalars_too
 def softmax(x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
     if x.axes == (-2, -1) and dtype is None and dim in (-1, x.ndim - 1):
         weights = PairWeights(x)

@@ -14,7 +14,7 @@ from ctorch.autodiff._lap import Lap
 from ctorch.autodiff._propagated import RULES, constant, rule
 from ctorch.autodiff.rules import normalization as normalization
 from ctorch.autodiff.rules import shapes
-from ctorch.autodiff.rules._common import negative
+from ctorch.autodiff.rules._common import negative, scalars_too
 
 
 def _prepared(x: Lap, dim: int) -> Lap:
@@ -29,28 +29,30 @@ def _prepared(x: Lap, dim: int) -> Lap:
 
 
 @rule("softmax", F.softmax, torch.special.softmax, kind=Lap)
+@scalars_too
 def softmax(x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
     """``y_r = y d_r`` with ``d_r = x_r - sum(y x_r)``; the Laplacian adds ``sum_r d_r^2``."""
-    if dim is None or dtype is not None:
+    if dim is None or dtype is not None or not x.shape[dim]:
         return RULES[F.softmax](x, dim, dtype=dtype)
     at = negative(dim, x.ndim)
     x = _prepared(x, at)
     y = x.value.softmax(at)
     p, rows = y.movedim(at, -1), x.rows.movedim(at, -1)  # a negative dim counts the same with rows
     shape = p.shape
-    p = p.reshape(-1, 1, shape[-1])
-    rows = rows.expand(-1, *shape).movedim(0, -2).reshape(len(p), -1, shape[-1])
+    p = p.reshape(shape[:-1].numel(), 1, shape[-1])
+    rows = rows.expand(-1, *shape).movedim(0, -2).reshape(len(p), len(rows), shape[-1])
     change = rows - rows @ p.mT
     second = (change * change).sum(1, keepdim=True)
     if x.lap is not None:
         second = second + x.lap.movedim(at, -1).reshape(p.shape)
     second = p * (second - (p * second).sum(-1, keepdim=True))
     change = change * p if forms.recorded(change, p) else change.mul_(p)
-    change = change.reshape(*shape[:-1], -1, shape[-1]).movedim(-2, 0)
+    change = change.reshape(*shape[:-1], rows.shape[1], shape[-1]).movedim(-2, 0)
     return Lap(y, change.movedim(-1, at), second.reshape(shape).movedim(-1, at), x.axes)
 
 
 @rule("log_softmax", F.log_softmax, torch.special.log_softmax, kind=Lap)
+@scalars_too
 def log_softmax(x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
     if dim is None or dtype is not None:
         return RULES[F.log_softmax](x, dim, dtype=dtype)
@@ -58,6 +60,7 @@ def log_softmax(x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any
 
 
 @rule("logsumexp", torch.special.logsumexp, kind=Lap)
+@scalars_too
 def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
     if not isinstance(dim, int):
         if len(dim) != 1:
@@ -92,7 +95,7 @@ def layer_norm(
         x = x.densified()
     size = shape[-n:].numel()
     lead = shape.numel() // size
-    value, rows = x.value.reshape(lead, size), x.full().reshape(-1, lead, size)
+    value, rows = x.value.reshape(lead, size), x.full().reshape(len(x.rows), lead, size)
     c = value - value.mean(-1, keepdim=True)
     r = torch.rsqrt((c * c).mean(-1, keepdim=True) + eps)
     z = c * r
@@ -115,7 +118,7 @@ def layer_norm(
     z = z if weight is None else z * weight.reshape(-1)
     if bias is not None:
         z = z + bias.reshape(-1)
-    return Lap(z.reshape(shape), rows.reshape(-1, *shape), lap.reshape(shape), x.axes)
+    return Lap(z.reshape(shape), rows.reshape(len(rows), *shape), lap.reshape(shape), x.axes)
 
 
 def _normalized(rows: Tensor, mean: Tensor, t: Tensor, scale: Tensor, z: Tensor) -> Tensor:

@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from ctorch._shapes import broadcast_shapes
 from ctorch.autodiff._propagated import RULES, constant, rule, value_of
-from ctorch.autodiff.rules._common import total
+from ctorch.autodiff.rules._common import finite, total
+from ctorch.ops._op import transforms_active
 
 matmul: Any = torch.matmul  # which returns a Propagated where it gets one
 
@@ -200,6 +202,7 @@ def _lower_half(x: Any) -> Any:
 @rule("cholesky", torch.linalg.cholesky)
 def cholesky(x: Any, upper: bool = False, *, out: None = None) -> Any:
     """``L = L_0 (I + M)``, where ``M + M^H + M M^H`` is the change between the factors."""
+    x = _from_triangle(x, upper)  # torch does not look at the other one
     factor = torch.linalg.cholesky(x.value)
     inverse = _inverse_triangle(factor)
     change = change_of(x).linear(lambda s: inverse @ s @ adjoint(inverse))
@@ -208,6 +211,15 @@ def cholesky(x: Any, upper: bool = False, *, out: None = None) -> Any:
         m = _lower_half(change - matmul(m, adjoint(m)))
     y = m.linear(lambda s: factor @ s).shift(factor)
     return adjoint(y) if upper else y
+
+
+def _from_triangle(x: Any, upper: bool) -> Any:
+    """The Hermitian matrix of which one triangle is given."""
+    return (
+        torch.triu(x) + adjoint(torch.triu(x, 1))
+        if upper
+        else torch.tril(x) + adjoint(torch.tril(x, -1))
+    )
 
 
 def _inverse_triangle(factor: Tensor, upper: bool = False) -> Tensor:
@@ -284,11 +296,7 @@ def qr(x: Any, mode: Any = "reduced", *, some: bool = True, out: None = None) ->
 def eigh(x: Any, UPLO: str = "L", *, out: None = None) -> Any:
     """Eigenvalues must be distinct; vectors keep the sign that torch gave them."""
     values, vectors = torch.linalg.eigh(x.value, UPLO)
-    if UPLO == "L":
-        lower = torch.tril(x)
-        x = lower + adjoint(torch.tril(x, -1))
-    else:
-        x = torch.triu(x) + adjoint(torch.triu(x, 1))
+    x = _from_triangle(x, UPLO.upper() == "U")
     values, p = _eigen_change(change_of(x), values, vectors)
     y = p.linear(lambda s: vectors @ s)
     size = torch.square(torch.abs(p)) if x.dtype.is_complex else torch.square(p)
@@ -356,32 +364,59 @@ def svdvals(x: Any, *, driver: Any = None, out: None = None) -> Any:
 
 
 @rule("pinverse", torch.linalg.pinv)
-def pinv(x: Any, *_: Any, **__: Any) -> Any:
-    """Of full rank."""
+def pinv(
+    x: Any,
+    rcond: Any = None,
+    hermitian: bool = False,
+    *,
+    atol: Any = None,
+    rtol: Any = None,
+    out: None = None,
+) -> Any:
+    """Of full rank: where the rank falls, there are no derivatives."""
+    if any(bound is not None for bound in (rcond, atol, rtol)):
+        raise NotImplementedError(
+            "pinv: the rule is for matrices of full rank, for which rcond, atol and rtol do nothing"
+        )
+    if hermitian:
+        x = _from_triangle(x, False)
     if x.shape[-2] < x.shape[-1]:
         return adjoint(pinv(adjoint(x)))
+    if not (transforms_active() or is_compiling()):
+        rank = torch.linalg.matrix_rank(x.value.detach())
+        if bool((rank < x.shape[-1]).any()):
+            raise NotImplementedError("pinv: the rule is for matrices of full rank")
     q, r = qr(x)
     return torch.linalg.solve(r, adjoint(q))
 
 
 @rule(torch.linalg.lstsq)
 def lstsq(a: Any, b: Any, rcond: Any = None, *, driver: Any = None) -> Any:
+    plain = torch.linalg.lstsq(value_of(a).detach(), value_of(b).detach(), rcond, driver=driver)
     if constant(a):
         a = a + 0 * b.sum()
-    empty = torch.empty(0, device=a.device)
-    solution = matmul(torch.linalg.pinv(a), b)
-    return named("linalg_lstsq", (solution, empty, empty, empty))
+    solution = matmul(pinv(a), b)
+    residuals: Any = plain.residuals
+    if residuals.numel():
+        rest = torch.abs(b - matmul(a, solution))
+        residuals = torch.square(rest).sum(-2)
+    singular = svdvals(a) if plain.singular_values.numel() else plain.singular_values
+    return named("linalg_lstsq", (solution, residuals, plain.rank, singular))
 
 
 @rule("matrix_exp", torch.linalg.matrix_exp)
 def matrix_exp(x: Any) -> Any:
-    """Scaling and squaring of a Taylor polynomial; norms up to 1/2 take 18 terms."""
-    size = float(x.value.detach().abs().sum(-1).max()) if x.numel() else 0.0
+    """Scaling and squaring of a Taylor polynomial; norms up to 1/2 take 18 terms.
+
+    Of coefficient k the first k terms are zero: so many more are taken.
+    """
+    size = float(finite(x.value.abs().sum(-1)).max()) if x.numel() else 0.0
     squarings = max(0, math.ceil(math.log2(size)) + 1) if size > 0 else 0
     x = x * 0.5**squarings
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    y = x * (1 / 18) + eye
-    for k in range(17, 0, -1):
+    terms = 18 + int(x.order)
+    y = x * (1 / terms) + eye
+    for k in range(terms - 1, 0, -1):
         y = matmul(x, y) * (1 / k) + eye
     for _ in range(squarings):
         y = matmul(y, y)

@@ -107,6 +107,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
+    _check_statistics("batch_norm", running_mean, running_var)
     n = x.ndim
     weight, bias = _of_channel(weight, n), _of_channel(bias, n)
     if constant(x):
@@ -125,6 +126,11 @@ def batch_norm(
         )
     _update(running_mean, running_var, x.value, dims, momentum)
     return _scaled(_normalized(x, dims, eps), weight, bias)
+
+
+def _check_statistics(name: str, *statistics: Any) -> None:
+    if not all(map(constant, statistics)):
+        raise NotImplementedError(f"{name}: running statistics that carry derivatives have no rule")
 
 
 def _update(
@@ -165,10 +171,14 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
+    _check_statistics("instance_norm", running_mean, running_var)
     if not use_input_stats:
         return batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     n = x.ndim
     dims = list(range(2 - n, 0))
+    if constant(x):
+        y = F.instance_norm(x, running_mean, running_var, None, None, True, momentum, eps)
+        return _scaled(y, _of_channel(weight, n), _of_channel(bias, n))
     if running_mean is not None and running_var is not None:
         with torch.no_grad():  # the mean over the batch of each instance's statistics
             value = x.value.detach()

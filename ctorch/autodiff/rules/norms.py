@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ctorch.autodiff._propagated import rule, value_of
-from ctorch.autodiff.rules._common import negatives
+from ctorch.autodiff.rules._common import negatives, root
 
 
 @rule(torch.linalg.vector_norm)
@@ -24,15 +24,15 @@ def vector_norm(
 ) -> Any:
     if dtype is not None:
         x = x.to(dtype)
+    if x.ndim == 0:
+        return vector_norm(x.reshape(1), ord).reshape(())
     dims = negatives(dim, x.ndim)
-    if not dims:
-        return torch.abs(x)
     if ord == 2:
         if x.dtype.is_complex:
             square = torch.square(x.real) + torch.square(x.imag)
         else:
             square = torch.square(x)
-        return _root(square.sum(dims, keepdim=keepdim), 2)
+        return root(square.sum(dims, keepdim=keepdim), 2)
     size = torch.abs(x)
     if ord == math.inf:
         return torch.amax(size, dims, keepdim)
@@ -42,17 +42,9 @@ def vector_norm(
         return (value_of(x) != 0).sum(dims, keepdim=keepdim).to(size.dtype)
     if ord == 1:
         return size.sum(dims, keepdim=keepdim)
-    used = value_of(size).detach() > 0  # |0|^p adds nothing; its derivatives are not finite
+    used = value_of(size).detach() != 0  # |0|^p adds nothing; its derivatives are not finite
     power = torch.where(used, torch.where(used, size, 1.0) ** float(ord), 0.0)
-    return _root(power.sum(dims, keepdim=keepdim), float(ord))
-
-
-def _root(x: Any, p: float) -> Any:
-    """``x^(1/p)``; zero with its derivatives where x is zero, as torch's subgradient of a norm."""
-    used = value_of(x).detach() > 0
-    safe = torch.where(used, x, 1.0)
-    root = torch.sqrt(safe) if p == 2 else safe ** (1 / p)
-    return torch.where(used, root, 0.0)
+    return root(power.sum(dims, keepdim=keepdim), float(ord))
 
 
 @rule("norm", torch.functional.norm)
@@ -123,6 +115,7 @@ def normalize(x: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Non
 
 @rule("cosine_similarity", F.cosine_similarity)
 def cosine_similarity(x1: Any, x2: Any, dim: int = 1, eps: float = 1e-8) -> Any:
+    x1, x2 = torch.broadcast_tensors(x1, x2)
     product = (x1 * x2).sum(dim)
     for x in (x1, x2):
         product = product / torch.clamp_min(torch.linalg.vector_norm(x, 2, dim), eps)

@@ -45,8 +45,7 @@ def frac(x: Any) -> Any:
 
 @rule("remainder", "__mod__")
 def remainder(x: Any, y: Any) -> Any:
-    turns = torch.floor_divide(_detached(x), _detached(y))
-    return x - turns * y
+    return _rest(x, y, torch.remainder)
 
 
 @rule("__rmod__")
@@ -56,13 +55,17 @@ def rmod(x: Any, y: Any) -> Any:
 
 @rule("fmod")
 def fmod(x: Any, y: Any) -> Any:
-    turns = torch.div(_detached(x), _detached(y), rounding_mode="trunc")
-    return x - turns * y
+    return _rest(x, y, torch.fmod)
 
 
-def _detached(x: Any) -> Any:
-    x = value_of(x)
-    return x.detach() if isinstance(x, Tensor) else x
+def _rest(x: Any, y: Any, function: Any) -> Any:
+    """What a division with a whole quotient leaves: the value is torch's, which rounds nothing."""
+    value = function(value_of(x), value_of(y))
+    change = 0 if constant(x) else x.shift(-x.value)
+    if not constant(y):
+        turns = torch.round((value_of(x) - value) / y.value).detach()
+        change = change - turns * y.shift(-y.value)
+    return value + change
 
 
 # ---- bounds
@@ -122,18 +125,27 @@ _choice("fmax", lambda a, b: (a >= b) | b.isnan())
 _choice("fmin", lambda a, b: (a <= b) | b.isnan())
 
 
+@rule("sgn")
+def sgn(x: Any) -> Any:
+    if not x.dtype.is_complex:
+        return torch.sign(x.value.detach())
+    size: Any = torch.abs(x)
+    used = size.value != 0
+    return torch.where(used, x / torch.where(used, size, 1.0), 0.0)
+
+
 # ---- no derivatives
 
 
 _CONSTANT = """
-sign sgn floor ceil round trunc fix heaviside eq ne lt le gt ge not_equal less less_equal
+sign floor ceil round trunc fix heaviside eq ne lt le gt ge not_equal less less_equal
 greater greater_equal __eq__ __ne__ __lt__ __le__ __gt__ __ge__ isnan isinf isfinite isposinf
 isneginf isreal signbit logical_and logical_or logical_not logical_xor argmax argmin argsort
 nonzero argwhere count_nonzero all any allclose isclose equal zeros_like ones_like empty_like
 rand_like randn_like randint_like new_zeros new_ones new_empty
 bucketize searchsorted detach floor_divide __floordiv__ __rfloordiv__ is_floating_point
 is_complex is_nonzero numel is_same_size result_type long int short bool bernoulli multinomial
-histc bincount can_cast promote_types is_tensor is_signed stride isin
+histc can_cast promote_types is_tensor is_signed stride isin
 """
 for _name in _CONSTANT.split():
     for _place in (torch, torch.special, Tensor):
@@ -142,5 +154,4 @@ for _name in _CONSTANT.split():
             rule(_function)(without_derivatives(_function))
     if hasattr(Tensor, _name):
         rule(_name)(without_derivatives(getattr(Tensor, _name)))
-for _function in (F.one_hot, torch.functional.unique, torch.functional.unique_consecutive):
-    rule(_function)(without_derivatives(_function))
+rule(F.one_hot)(without_derivatives(F.one_hot))

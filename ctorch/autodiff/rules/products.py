@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ctorch._shapes import broadcast_shapes
 from ctorch.autodiff._propagated import constant, in_place, kind_of, rule, value_of
 from ctorch.autodiff.rules._common import negative
 
@@ -137,6 +138,8 @@ for _name, _function in (("iadd", add), ("isub", sub), ("imul", mul), ("itruediv
 @rule("matmul", "__matmul__", torch.linalg.matmul)
 def matmul(a: Any, b: Any) -> Any:
     if constant(b):
+        if constant(a):  # of a rule: what carries derivatives is added to it
+            return torch.matmul(a, b)
         if a.ndim == 1:  # a leading dim would turn it into a matrix
             return matmul(a.unsqueeze(0), b).squeeze(-2 if b.ndim > 1 else -1)
         return _widened(a, lambda s: s @ b, b.ndim)
@@ -236,6 +239,8 @@ def addr(c: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
 
 def _plus(c: Any, product: Any, beta: float, alpha: float) -> Any:
     product = product if alpha == 1 else product * alpha
+    if beta == 0:  # c is not looked at, as NaN times zero would be NaN
+        return product.expand(broadcast_shapes(c.shape, product.shape))
     return product + (c if beta == 1 else c * beta)
 
 
@@ -282,6 +287,13 @@ def bilinear(x: Any, y: Any, weight: Any, bias: Any = None) -> Any:
     return z if bias is None else z + bias
 
 
+def _summed(x: Any, dims: Sequence[int], other: Any, of_other: Sequence[int]) -> Any:
+    """``x`` with its sum over the dims that meet a size of one, to which torch broadcasts."""
+    pairs = zip(dims, of_other, strict=True)
+    wide = [d for d, e in pairs if other.shape[e] == 1 and x.shape[d] != 1]
+    return x.sum(wide, keepdim=True) if wide else x
+
+
 @rule("tensordot", torch.functional.tensordot)
 def tensordot(a: Any, b: Any, dims: Any = 2, out: None = None) -> Any:
     if isinstance(dims, Tensor):
@@ -289,6 +301,7 @@ def tensordot(a: Any, b: Any, dims: Any = 2, out: None = None) -> Any:
     if isinstance(dims, int):
         dims = (range(a.ndim - dims, a.ndim), range(dims))
     of_a, of_b = ([negative(d, x.ndim) for d in ds] for ds, x in zip(dims, (a, b), strict=True))
+    a, b = _summed(a, of_a, b, of_b), _summed(b, of_b, a, of_a)
     kept_a = [d for d in range(-a.ndim, 0) if d not in of_a]
     kept_b = [d for d in range(-b.ndim, 0) if d not in of_b]
     rows, columns = ([x.shape[d] for d in ds] for x, ds in ((a, kept_a), (b, kept_b)))

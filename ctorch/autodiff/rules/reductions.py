@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctorch.autodiff._propagated import constant, rule, value_of
-from ctorch.autodiff.rules._common import negative, negatives
+from ctorch.autodiff.rules._common import negative, negatives, root, scalars_too
 
 
 def _linear_reduction(name: str) -> None:
@@ -21,7 +21,7 @@ def _linear_reduction(name: str) -> None:
             return x.linear(lambda s: s.clone())
         return x.linear(lambda s: getattr(s, name)(dims, keepdim=keepdim, dtype=dtype))
 
-    rule(name)(apply)
+    rule(name)(scalars_too(apply))
 
 
 _linear_reduction("sum")
@@ -37,9 +37,9 @@ def _over_numbers(name: str) -> None:
         if name == "nansum":
             return total
         dims = negatives(dim, x.ndim)
-        return total / good.sum(dims, keepdim=keepdim) if dims else total
+        return total / good.sum(dims, keepdim=keepdim)
 
-    rule(name)(apply)
+    rule(name)(scalars_too(apply))
 
 
 _over_numbers("nansum")
@@ -51,7 +51,7 @@ def _scan(name: str) -> None:
         at = negative(dim, x.ndim)
         return x.linear(lambda s: getattr(s, name)(s.ndim + at, dtype=dtype))
 
-    rule(name)(apply)
+    rule(name)(scalars_too(apply))
 
 
 _scan("cumsum")
@@ -59,20 +59,22 @@ _scan("cumsum")
 
 @rule("diff")
 def diff(x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
+    if n == 0:  # torch does not look at the ends then
+        return torch.clone(x)
     ends = [part for part in (prepend, x, append) if part is not None]
     if len(ends) > 1:
         x = torch.cat(ends, dim)
-    if n == 0 or constant(x):
-        return x.clone() if constant(x) and n == 0 else torch.diff(x, n, dim) if n else x
     at = negative(dim, x.ndim)
     return x.linear(lambda s: s.diff(n, s.ndim + at))
 
 
 @rule("gradient")
-def gradient(x: Any, *, spacing: Any = 1, dim: Any = None, edge_order: int = 1) -> Any:
+def gradient(x: Any, *, spacing: Any = None, dim: Any = None, edge_order: int = 1) -> Any:
     dims = negatives(dim, x.ndim)
-    if isinstance(spacing, (int, float)):
-        spacing = (spacing,) * len(dims)
+    if spacing is None or isinstance(spacing, (int, float)):
+        spacing = (1 if spacing is None else spacing,) * len(dims)
+    if constant(x) or not all(map(constant, spacing)):
+        raise NotImplementedError("gradient: a spacing that carries derivatives has no rule")
 
     def along(at: int, step: Any) -> Any:
         step = (step,) if isinstance(step, Tensor) else step
@@ -109,6 +111,7 @@ def _panels(y: Any, x: Any, dx: Any, dim: int) -> Any:
 
 
 @rule("prod")
+@scalars_too
 def prod(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     if dtype is not None:
         x = x.to(dtype)
@@ -173,13 +176,13 @@ def _moment(name: str, of: Any) -> None:
         keepdim = bool(given.get("keepdim", False))
         return of(*_spread(x, dim, keepdim, given.get("unbiased", True), given.get("correction")))
 
-    rule(name)(apply)
+    rule(name)(scalars_too(apply))
 
 
 _moment("var", lambda square, mean: square)
-_moment("std", lambda square, mean: torch.sqrt(square))
+_moment("std", lambda square, mean: root(square, 2))
 _moment("var_mean", lambda square, mean: (square, mean))
-_moment("std_mean", lambda square, mean: (torch.sqrt(square), mean))
+_moment("std_mean", lambda square, mean: (root(square, 2), mean))
 
 
 # ---- order statistics: the place is that of the value
@@ -188,7 +191,7 @@ _moment("std_mean", lambda square, mean: (torch.sqrt(square), mean))
 def pick(x: Any, dim: int, keepdim: bool, index: Tensor) -> Any:
     """The element at an index (of the reduced shape) along a dim."""
     if x.ndim == 0:
-        return x
+        return torch.clone(x)
     at = negative(dim, x.ndim)
     picked = x.take_along_dim(index if keepdim else index.unsqueeze(at), at)
     return picked if keepdim else picked.squeeze(at)
@@ -258,6 +261,32 @@ def msort(x: Any) -> Any:
     return sort(x, 0)[0]
 
 
+def _unique(name: str) -> None:
+    """Elements without repetition: those that come first."""
+    function = getattr(torch.functional, name)
+    names = ("sorted", "return_inverse", "return_counts", "dim")[name != "unique" :]
+
+    def apply(x: Any, *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        asked = [given.pop(key, False) for key in ("return_inverse", "return_counts")]
+        value, dim = x.value.detach(), given.get("dim")
+        _, inverse, counts = function(value, return_inverse=True, return_counts=True, **given)
+        places = inverse.reshape(-1)
+        first = torch.full(counts.shape, len(places), device=places.device)
+        first = first.scatter_reduce(
+            0, places, torch.arange(len(places), device=places.device), "amin"
+        )
+        y = x.reshape(-1)[first] if dim is None else torch.index_select(x, dim, first)
+        more = [part for part, wanted in zip((inverse, counts), asked, strict=True) if wanted]
+        return (y, *more) if more else y
+
+    rule(function, getattr(Tensor, name))(apply)
+
+
+_unique("unique")
+_unique("unique_consecutive")
+
+
 def _extreme_over_dims(name: str, arg: str) -> None:
     def apply(x: Any, dim: Any = (), keepdim: bool = False) -> Any:
         dims = negatives(dim, x.ndim)
@@ -271,7 +300,7 @@ def _extreme_over_dims(name: str, arg: str) -> None:
             y = y.reshape([1 if d in dims else x.shape[d] for d in range(-x.ndim, 0)])
         return y
 
-    rule(name)(apply)
+    rule(name)(scalars_too(apply))
 
 
 _extreme_over_dims("amax", "argmax")
@@ -289,8 +318,17 @@ def aminmax(x: Any, *, dim: Any = None, keepdim: bool = False) -> Any:
 def quantile(
     x: Any, q: Any, dim: Any = None, keepdim: bool = False, *, interpolation: str = "linear"
 ) -> Any:
+    if not constant(q):
+        raise NotImplementedError("quantile: a q that carries derivatives has no rule")
+    if x.ndim == 0:
+        return quantile(x.reshape(1), q, interpolation=interpolation)
     at = -1 if dim is None else negative(dim, x.ndim)
     ordered = sort(x.reshape(-1) if dim is None else x, at)[0]
+    missing = x.value.detach().isnan()
+    if bool(missing.any()):  # NaN where there is one, as torch; sort puts it last
+        ordered = torch.where(
+            missing.any() if dim is None else missing.any(at, True), math.nan, ordered
+        )
     q = torch.as_tensor(q, dtype=x.dtype, device=x.device)
     place = q.reshape(-1) * (ordered.shape[at] - 1)
     low, high = place.floor().long(), place.ceil().long()

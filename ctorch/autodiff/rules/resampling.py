@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def pad(x: Any, pad: Any, mode: str = "constant", value: float | None = None) ->
 
     def fn(s: Tensor) -> Tensor:  # torch pads 1 to 3 dims of [N, C, ...]
         lead = lead_of(s, dims)
-        y = F.pad(s.reshape(1, -1, *s.shape[len(lead) :]), pads, mode=mode)
+        y = F.pad(s.reshape(1, math.prod(lead), *s.shape[len(lead) :]), pads, mode=mode)
         return y.reshape((*lead, *y.shape[2:]))
 
     if dims > n:

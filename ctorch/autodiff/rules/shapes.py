@@ -14,12 +14,20 @@ from ctorch._shapes import broadcast_shapes
 from ctorch.autodiff._propagated import (
     Propagated,
     aliased,
+    constant,
     kind_of,
     rule,
     value_of,
     write,
 )
-from ctorch.autodiff.rules._common import lead_of, negative, negatives, sizes_of, unpacked
+from ctorch.autodiff.rules._common import (
+    lead_of,
+    negative,
+    negatives,
+    scalars_too,
+    sizes_of,
+    unpacked,
+)
 
 
 def view(x: Any, fn: Any) -> Any:
@@ -50,7 +58,7 @@ def _filled(sizes: tuple[int, ...], x: Any) -> tuple[int, ...]:
 
 @rule("reshape_as", "view_as")
 def reshape_as(x: Any, other: Any) -> Any:
-    return reshape(x, tuple(other.shape))
+    return torch.reshape(x, tuple(other.shape))
 
 
 @rule("ravel")
@@ -85,9 +93,9 @@ def t(x: Any) -> Any:
 
 @rule("permute")
 def permute(x: Any, *dims: Any, **named: Any) -> Any:
-    dims = sizes_of(dims if dims else (named["dims"],))
+    dims = sizes_of((named["dims"],) if named else dims)
     order, n = [negative(d, x.ndim) for d in dims], x.ndim
-    return view(x, lambda s: s.permute(*range(s.ndim - n), *(s.ndim + d for d in order)))
+    return view(x, lambda s: s.permute((*range(s.ndim - n), *(s.ndim + d for d in order))))
 
 
 @rule("movedim", "moveaxis")
@@ -119,7 +127,7 @@ def unsqueeze(x: Any, dim: int) -> Any:
 
 @rule("squeeze")
 def squeeze(x: Any, dim: Any = None) -> Any:
-    drop = set(negatives(dim, x.ndim)) if x.ndim else set()
+    drop = set(negatives(dim, x.ndim)) if x.ndim and dim != () else set()
     keep = [size for i, size in enumerate(x.shape) if i - x.ndim not in drop or size != 1]
     return reshape(x, keep)
 
@@ -141,7 +149,7 @@ def expand(x: Any, *sizes: Any, size: Any = None, implicit: bool = False) -> Any
 
 @rule("expand_as")
 def expand_as(x: Any, other: Any) -> Any:
-    return expand(x, tuple(other.shape))
+    return torch.broadcast_to(x, tuple(other.shape))
 
 
 @rule("full")
@@ -204,7 +212,7 @@ def repeat(x: Any, *sizes: Any, **named: Any) -> Any:
     def fn(s: Tensor) -> Tensor:
         lead = lead_of(s, n)
         s = s.reshape((*lead, *(1,) * extra, *s.shape[len(lead) :]))
-        return s.repeat(*(1,) * len(lead), *times)
+        return s.repeat((*(1,) * len(lead), *times))
 
     return x.linear(fn)
 
@@ -318,11 +326,14 @@ def diagflat(x: Any, offset: int = 0) -> Any:
 
 @rule("unfold")
 def unfold(x: Any, dimension: int, size: int, step: int) -> Any:
+    if x.ndim == 0:
+        return reshape(x, 1)
     at = negative(dimension, x.ndim)
     return view(x, lambda s: s.unfold(s.ndim + at, size, step).contiguous())
 
 
 @rule("flip")
+@scalars_too
 def flip(x: Any, *dims: Any, **named: Any) -> Any:
     at = [negative(d, x.ndim) for d in sizes_of(dims if dims else (named["dims"],))]
     return x.linear(lambda s: s.flip(at))
@@ -373,6 +384,8 @@ def triu(x: Any, diagonal: int = 0) -> Any:
 @rule("cat", "concat", "concatenate")
 def cat(tensors: Sequence[Any], dim: int = 0, **named: Any) -> Any:
     parts = [x for x in tensors if x.shape != (0,)]  # torch ignores such
+    if all(map(constant, parts)):
+        return torch.cat([value_of(x) for x in tensors], named.get("axis", dim))
     at = negative(named.get("axis", dim), parts[0].ndim)
     return kind_of(*parts).join(lambda stacks: torch.cat(stacks, at), parts)
 
@@ -426,11 +439,14 @@ def alias(x: Any) -> Any:
 def to(x: Any, *args: Any, **kwargs: Any) -> Any:
     if args and not isinstance(args[0], (torch.dtype, torch.device, str, int)):
         args = (value_of(args[0]), *args[1:])  # to(other)
-    return view(x, lambda s: s.to(*args, **kwargs))
+    return _cast("to")(x, *args, **kwargs)
 
 
 def _cast(name: str) -> Any:
     def apply(x: Any, *args: Any, **kwargs: Any) -> Any:
+        if constant(x):
+            return getattr(x, name)(*map(value_of, args), **kwargs)
+        kwargs.pop("memory_format", None)  # of so many dims, which stacks have not
         args = tuple(value_of(a) for a in args)
         return view(x, lambda s: getattr(s, name)(*args, **kwargs))
 

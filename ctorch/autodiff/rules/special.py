@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctorch.autodiff._propagated import constant, rule, value_of
-from ctorch.autodiff.rules._common import as_tensor, compose, finite, masked, total
+from ctorch.autodiff.rules._common import (
+    as_tensor,
+    compose,
+    finite,
+    masked,
+    scalars_too,
+    total,
+)
 
 _ROOT_PI = math.sqrt(math.pi)
 _ROOT_2 = math.sqrt(2.0)
@@ -257,22 +264,24 @@ def rad2deg(x: Any) -> Any:
 
 
 @rule("softmax", torch.special.softmax)
+@scalars_too
 def softmax(x: Any, dim: int, dtype: Any = None) -> Any:
     if dtype is not None:
         x = x.to(dtype)
-    if x.ndim == 0:
-        return softmax(x.unsqueeze(0), 0).squeeze(0)
+    if not x.shape[dim]:
+        return x
     at = dim if dim < 0 else dim - x.ndim
     powers: Any = torch.exp(x.shift(-finite(x.value.amax(at, keepdim=True))))
     return powers.times(torch.reciprocal(powers.sum(at, keepdim=True)))
 
 
 @rule("log_softmax", torch.special.log_softmax)
+@scalars_too
 def log_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
     if dtype is not None:
         x = x.to(dtype)
-    if x.ndim == 0:
-        return x - x
+    if not x.shape[dim]:
+        return x
     x = x.shift(-finite(x.value.amax(dim, keepdim=True)))
     return x - torch.log(torch.exp(x).sum(dim, keepdim=True))
 
@@ -299,6 +308,7 @@ def softmin(x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = N
 
 
 @rule("logsumexp", torch.special.logsumexp)
+@scalars_too
 def logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
     top = finite(x.value.amax(dim, keepdim=True))
     y = torch.log(torch.exp(x.shift(-top)).sum(dim, keepdim=True)) + top
