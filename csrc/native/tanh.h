@@ -2,7 +2,7 @@
 // networks spend their time on.
 #pragma once
 
-#include "lanes.h"
+#include "tanh_table.h"
 
 #if !defined(CT_CUDA)
 #include "../jet/vector_math.h"
@@ -38,6 +38,9 @@ CT_LANES V tanh_of_register(V x) {
   using M = ct::jet::VectorMath<T, static_cast<int>(sizeof(V))>;
   using F = ct::jet::Float<T>;
   using Terms = TanhTerms<T>;
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, tanh_detail::Floats>) return tanh_detail::tanh_by_table(x);
+#endif
   V size = M::absolute(x);
   size = size > Terms::bound ? all<V>(Terms::bound) : size;
   // the lowest bits of this are those of an exponent
