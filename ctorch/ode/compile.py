@@ -16,7 +16,7 @@ from ctorch.codegen.trace_problem import Problem, environment
 from ctorch.ode import arguments, methods, native
 from ctorch.ode.layout import Layout
 from ctorch.ode.native_again import Again
-from ctorch.ode.native_outcome import batched_run, joint_run
+from ctorch.ode.native_outcome import Outcome, batched_run, joint_run
 from ctorch.ode.native_task import Task
 from ctorch.ode.solution import Solution, Stats
 from ctorch.ode.solve import Request
@@ -168,7 +168,10 @@ class _Prepared:
         if not (self.alike and all(map(_is_contiguous, shared))):
             shared = [native.plain(x, self.dtype, device) for x in shared]
         if self.again is not None:
-            outcome = self.again(start, t, own, shared)
+            rows, numbers, failed = self.again(start, t, own, shared)
+            if not failed:
+                return Solution(t, self._rows(rows), Stats(*numbers[:3]))
+            outcome = Outcome(rows, numbers, failed)
         else:
             task = Task.from_buffer_copy(self.task)
             outcome = native.execute(

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ctorch.ode.native_outcome import Outcome
 from ctorch.ode.native_task import Task
 
 _TIMES = Task.t.offset  # the address of the times; then their stride, and those of y0 and the rows
@@ -42,8 +41,8 @@ class Again:
 
     def __call__(
         self, y0: Tensor, t: Tensor, own: Tensor | None, shared: Sequence[Tensor]
-    ) -> Outcome:
-        """Make the call; all arrays as for ``native.execute``."""
+    ) -> tuple[Tensor, tuple[int, ...], int]:
+        """Make the call; arrays as for ``native.execute``; returns what an ``Outcome`` holds."""
         rows = torch.empty_like(self._rows, memory_format=torch.contiguous_format)
         try:
             kept = self._tasks.pop()
@@ -57,12 +56,12 @@ class Again:
         failed = self._function(address)
         numbers = _seven.unpack_from(memory, self._counts)
         self._tasks.append(kept)
-        return Outcome(rows, numbers, failed)
+        return rows, numbers, failed
 
     def _task(self) -> tuple[ctypes.Array[ctypes.c_char], int]:
         """A task, and behind it the addresses of shared arrays, and the seven results."""
         memory = ctypes.create_string_buffer(self._counts + _seven.size)
-        memory[: len(self._settings)] = self._settings
+        ctypes.memmove(memory, self._settings, len(self._settings))
         address = ctypes.addressof(memory)
         task, counts = Task.from_buffer(memory), address + self._counts
         task.batch, task.rows, task.threads = 1, self._count, 1
