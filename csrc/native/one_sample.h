@@ -27,7 +27,7 @@ struct Plan {
 // several sums then, of every kChains-th input.
 template <int kCount, long N, long K, long kStride, bool kAdds, class T>
 CT_LANES void along_outputs(const T* w, const T* b, const T* x, T* y) {
-  constexpr int R = kRegister<T>, kChains = kCount >= 5 ? 1 : kCount >= 3 ? 2 : 4;
+  constexpr int R = kRegister<T>, kChains = kCount >= 3 ? 2 : 4;
   using X = Lanes<T, R>;
   constexpr auto numbers = [](int r) { return N - r * R < R ? N - r * R : R; };
   X acc[kChains][kCount] = {};

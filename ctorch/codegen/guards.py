@@ -135,11 +135,12 @@ class Guards:
     def _unlike(self, found: Found) -> str:
         """The line for a tensor of another kind than was found."""
         tensor, name = found.tensor, found.name
+        elsewhere = f"{name}.device != {self._constant(tensor.device)}"
         return (
             f"if {name}.shape != {self._constant(tensor.shape)}"
             f" or {name}.dtype is not {self._constant(tensor.dtype)}"
             f" or {name}.requires_grad is not {tensor.requires_grad}"
-            f" or {name}.device != {self._constant(tensor.device)}: return None"
+            f" or {f'not {name}.is_cpu' if tensor.is_cpu else elsewhere}: return None"
         )
 
     def changed(self, later: Guards) -> list[str]:

@@ -307,7 +307,8 @@ def _finished(problem: Problem, guards: Guards, owned: tuple[bool, ...], rows: i
     check = guards.checker([*lifted.tensors, *lifted.constants], counters)
     return Field(
         source, problem.dtype, dim, own, rows is not None, owned, tuple(differentiated), error,
-        shapes, _first_of(check, len(lifted.tensors)), {problem.batch},
+        shapes, _first_of(check, len(lifted.tensors)) if lifted.constants else check,
+        {problem.batch},
     )  # fmt: skip
 
 

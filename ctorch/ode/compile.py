@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ctorch import codegen
 from ctorch._eager import eager
+from ctorch.codegen import Traced
 from ctorch.codegen.graph import as_reals
 from ctorch.codegen.trace_problem import Problem, environment
 from ctorch.ode import arguments, methods, native
 from ctorch.ode.layout import Layout
-from ctorch.ode.native_outcome import batched_run, joint_run
+from ctorch.ode.native_again import Again
+from ctorch.ode.native_outcome import Outcome, batched_run, joint_run
 from ctorch.ode.native_task import Task
 from ctorch.ode.solution import Solution, Stats
 from ctorch.ode.solve import Request
@@ -72,9 +74,11 @@ class CompiledSolve:
         times = self._checked(y0, t)
         key = (y0.shape, y0.dtype, y0.device, t.shape, environment())
         prepared = self._known.get(key)
-        if prepared is None or not prepared.valid(y0, t, args):
+        traced = None if prepared is None else prepared.traced_now(y0, args)
+        if prepared is None or traced is None:
             prepared = self._known[key] = self._prepare(y0, t, args)
-        return prepared.solve(y0, t, times)
+            traced = prepared.traced
+        return prepared.solve(y0, t, times, traced)
 
     def _checked(self, y0: Tensor, t: Tensor) -> Tensor:
         """The times in float64; looked at once while they do not change."""
@@ -129,20 +133,27 @@ class _Prepared:
         self.pairs = request.layout.is_complex
         self.sizes = (self.batch, traced.dim)
         self.rows_shape = native.rows_shape(y0, request.t, self.batched)
+        self.again = None
+        if self.batch == 1 and not self.batched and y0.is_cpu:
+            rows = y0.new_empty(1).expand(self.rows_shape)
+            self.again = Again(self.function, self.task, traced.dim, rows, len(traced.shared))
 
-    def valid(self, y0: Tensor, t: Tensor, args: tuple[Any, ...]) -> bool:
-        """Whether func and args are what was compiled; their tensors are looked up anew."""
-        known = self.traced.problem
-        if args or known.args_spec is not None:
-            problem = Problem(known.func, y0, known.t, args, self.batched)
-            if problem.key != known.key:
-                return False
-            self.traced.problem = problem
-        return self.traced.still_valid()
+    def traced_now(self, y0: Tensor, args: tuple[Any, ...]) -> Traced | None:
+        """The field with its tensors as they are now; None where func or args are not what was
+        compiled.
+        """
+        traced = self.traced
+        problem = traced.problem
+        if args or problem.args_spec is not None:
+            problem = Problem(problem.func, y0, problem.t, args, self.batched)
+            if problem.key != traced.problem.key:
+                return None
+        shared = traced.field.shared_of(problem)
+        return None if shared is None else Traced(traced.field, shared, problem)
 
-    def solve(self, y0: Tensor, given_t: Tensor, t: Tensor) -> Solution:
+    def solve(self, y0: Tensor, given_t: Tensor, t: Tensor, traced: Traced) -> Solution:
         """Make the call; ``t``: the times given, in float64."""
-        traced, shared, device = self.traced, self.traced.shared, y0.device
+        shared, device = traced.shared, y0.device
         own = traced.own if traced.field.own_size else None
         if torch.is_grad_enabled():
             inputs = [y0, given_t, *shared, *([] if own is None else [own])]
@@ -151,20 +162,23 @@ class _Prepared:
                     "gradients of compiled solves are not built yet: call it under torch.no_grad()."
                 )
         start = as_reals(y0) if self.pairs else y0
-        outcome = native.execute(
-            self.function,
-            Task.from_buffer_copy(self.task),
-            self.sizes,
-            self.rows_shape,
-            start if start.is_contiguous() else start.contiguous(),
-            t,
-            None if own is None else native.plain(own, self.dtype, device),
-            [
-                x if self.alike and x.is_contiguous() else native.plain(x, self.dtype, device)
-                for x in shared
-            ],
-            not self.batched,
-        )
+        if not start.is_contiguous():
+            start = start.contiguous()
+        if own is not None:
+            own = native.plain(own, self.dtype, device)
+        if not (self.alike and all(map(_is_contiguous, shared))):
+            shared = [native.plain(x, self.dtype, device) for x in shared]
+        if self.again is not None:
+            rows, numbers, failed = self.again(start, t, own, shared)
+            if not failed:
+                return Solution(t, self._rows(rows), Stats(*numbers[:3]))
+            outcome = Outcome(rows, numbers, failed)
+        else:
+            task = Task.from_buffer_copy(self.task)
+            outcome = native.execute(
+                self.function, task, self.sizes, self.rows_shape, start, t, own, shared,
+                not self.batched,
+            )  # fmt: skip
         if not (self.batched or outcome.failed):
             nfe, accepted, rejected, _ = outcome.counts()
             return Solution(t, self._rows(outcome.rows), Stats(nfe, accepted, rejected))
@@ -178,3 +192,6 @@ class _Prepared:
 
     def _rows(self, rows: Tensor) -> Tensor:
         return torch.view_as_complex(rows) if self.pairs else rows
+
+
+_is_contiguous = Tensor.is_contiguous
