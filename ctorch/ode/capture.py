@@ -9,9 +9,10 @@ there (a branch on t, say) is noticed, never lost.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ctorch.ode.field import Stage
+from ctorch.ode.linear_layers import Places
 
 Node = torch.autograd.graph.Node
 Evaluate = Callable[[Tensor, Tensor], Stage]
@@ -53,32 +55,65 @@ class Captured:
             unique = list({id(x): x for x in leaves}.values())
         self.tensors: tuple[Tensor, ...] = tuple(unique)
         self._known = {_node(x) for x in unique}
+        self._places = Places(self.tensors)
 
     def audit(self, stage: Stage) -> None:
-        """Raise ``UnknownTensor`` where the graph of an evaluation reaches a leaf outside the known
-        tensors.
+        """Note how the graph of an evaluation reaches the known tensors; raise ``UnknownTensor``
+        where it reaches a leaf outside them.
         """
-        if stage.k.grad_fn is None:
-            return
         root = stage.k.grad_fn
-        if root in self._known:
+        if root is None or root in self._known:
             return
-        seen = self._known.copy()
-        seen.add(root)
-        unknown: list[Tensor] = []
-        todo = [root]
-        for node in todo:  # which grows on the way
-            following = node.next_functions
-            if not following:
-                leaf = getattr(node, "variable", None)
-                if leaf is not None and leaf is not stage.y and leaf is not stage.t:
-                    unknown.append(leaf)
-            for other, _ in following:
-                if other is not None and other not in seen:
-                    seen.add(other)
-                    todo.append(other)
+        unknown, layers, seen = _walk(stage, root, self._known, self._places)
         if unknown:
             raise UnknownTensor(unknown, stage)
+        stage.reached = self._places.reached(layers, seen)
+
+
+def _walk(
+    stage: Stage, root: Node, known: set[Node], places: Places
+) -> tuple[list[Tensor], list[Any], set[Node]]:
+    """Go through the graph of an evaluation, up to known nodes.
+
+    Returns:
+        The leaves that it met, the linear layers, and all nodes but those of layers' parameters.
+    """
+    seen, todo = {root}, [root]
+    leaves: list[Tensor] = []
+    layers = []
+    for node in todo:  # which grows on the way
+        if node in known:
+            continue
+        following = node.next_functions
+        if not following:
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and leaf is not stage.y and leaf is not stage.t:
+                leaves.append(leaf)
+            continue
+        layer = places.layer(node, following)
+        if layer is not None:
+            layers.append(layer)
+            following = layer.beyond(following)
+        for other, _ in following:
+            if other is not None and other not in seen:
+                seen.add(other)
+                todo.append(other)
+    return leaves, layers, seen
+
+
+@contextlib.contextmanager
+def hooks_waiting(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Without the hooks of these tensors: they are for the gradient of a whole solve, and not for
+    the shares of single evaluations on the way to it.
+    """
+    waiting = [(x._backward_hooks, dict(x._backward_hooks)) for x in tensors if x._backward_hooks]
+    for hooks, _ in waiting:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, held in waiting:
+            hooks.update(held)
 
 
 def leaves_of(nodes: Iterable[Node]) -> list[Tensor]:
@@ -159,7 +194,8 @@ def discover(
     if stage.k.grad_fn is not None:
         # what C++ code reached without a torch function call
         stop = known | {_node(stage.y)}
-        found += [leaf for leaf in _leaves_beyond(stage, stop) if not recording.made(leaf)]
+        leaves, _, _ = _walk(stage, stage.k.grad_fn, stop, Places(()))
+        found += [leaf for leaf in leaves if not recording.made(leaf)]
     return stage, found
 
 
@@ -179,15 +215,6 @@ def watched(evaluate: Evaluate, captured: Captured) -> Evaluate:
         return stage
 
     return watching
-
-
-def _leaves_beyond(stage: Stage, stop: set[Node]) -> Iterator[Tensor]:
-    try:
-        probe = Captured(())
-        probe._known = stop
-        probe.audit(stage)
-    except UnknownTensor as unknown:
-        yield from unknown.tensors
 
 
 def held_tensors(held: Any) -> list[Tensor]:
