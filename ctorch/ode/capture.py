@@ -93,7 +93,7 @@ def _walk(
         layer = places.layer(node, following)
         if layer is not None:
             layers.append(layer)
-            following = layer.beyond(following)
+            following = following[:-1] if layer[-1] is None else following[1:-1]
         for other, _ in following:
             if other is not None and other not in seen:
                 seen.add(other)
@@ -165,14 +165,22 @@ class Recording(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for leaf in pytree.tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor) and id(leaf) not in self._inside and leaf.requires_grad:
-                self.outside[id(leaf)] = leaf
+        for x in _tensors((*args, *kwargs.values())):
+            if id(x) not in self._inside and x.requires_grad:
+                self.outside[id(x)] = x
         result = func(*args, **kwargs)
-        for leaf in pytree.tree_leaves(result):
-            if isinstance(leaf, Tensor) and id(leaf) not in self.outside:
-                self._inside[id(leaf)] = leaf  # kept alive, so that its id is not used again
+        for x in _tensors((result,)):
+            if id(x) not in self.outside:
+                self._inside[id(x)] = x  # kept alive, so that its id is not used again
         return result
+
+
+def _tensors(items: Iterable[Any]) -> Iterator[Tensor]:
+    for item in items:
+        if isinstance(item, Tensor):
+            yield item
+        elif not isinstance(item, (int, float, str, types.NoneType)):
+            yield from (x for x in pytree.tree_leaves(item) if isinstance(x, Tensor))
 
 
 def discover(

@@ -25,6 +25,10 @@ GATHERED = 8192
 #: nodes of products x w (+ b), and the name under which they keep x
 _KEPT = {"AddmmBackward0": "_saved_mat1", "MmBackward0": "_saved_self"}
 
+#: (what makes a tuple, without a microsecond of Python) of a node and the number of its output
+_edge = tuple.__new__
+_OUTPUT = (0, *[None] * (len(GradientEdge._fields) - 2))
+
 
 class Parameters(NamedTuple):
     """What a layer's products are added to.
@@ -39,6 +43,11 @@ class Parameters(NamedTuple):
     bias: int
     turned: bool
     kept: str
+
+
+#: a layer in a graph: its node, its parameters, and the nodes of weight and bias (None: there is
+#: none, or it is not gathered)
+Candidate = tuple[Node, Parameters, Node, Node | None]
 
 
 class Reached(NamedTuple):
@@ -77,67 +86,56 @@ class Places:
             for place, (node, x) in enumerate(zip(nodes, tensors, strict=True))
             if x.is_leaf and x.layout is torch.strided and not x.is_complex()
         }
+        self._layers: dict[Any, Parameters] = {}
 
-    def layer(self, node: Node, edges: Any) -> _Candidate | None:
+    def layer(self, node: Node, edges: Any) -> Candidate | None:
         """The layer whose product ``node`` is, with ``edges`` to what comes before it."""
-        kept = _KEPT.get(node.__class__.__name__)
-        if kept is None:
+        name = node.__class__.__name__
+        if name not in _KEPT:
             return None
-        weight = edges[-1][0]
-        place, turn = self._leaves.get(weight), None
-        if place is None:
+        bias, weight, turn = edges[0][0], edges[-1][0], None
+        if weight not in self._leaves:
             turn = weight
             if turn is None or not _turns(turn):
                 return None
             weight = turn.next_functions[0][0]
-            place = self._leaves.get(weight)
-            if place is None:
+        if len(edges) == 2:
+            bias = None
+        elif node._saved_alpha != 1 or node._saved_beta != 1:  # type: ignore[attr-defined]
+            return None
+        key = (weight, bias, turn is None, name)
+        parameters = self._layers.get(key)
+        if parameters is None:
+            if weight not in self._leaves:
                 return None
-        bias, bias_place = None, -1
-        if len(edges) == 3:
-            if node._saved_alpha != 1 or node._saved_beta != 1:  # type: ignore[attr-defined]
-                return None
-            bias = edges[0][0]
-            bias_place = self._leaves.get(bias, -1)
-            width = self._tensors[place].shape[0 if turn is not None else 1]
-            if bias_place < 0 or self._tensors[bias_place].shape != (width,):
-                bias, bias_place = None, -1
-        return _Candidate(node, kept, weight, turn, bias, place, bias_place)
+            parameters = self._layers[key] = self._parameters(weight, bias, turn is not None, name)
+        return node, parameters, weight, bias if parameters.bias >= 0 else None
 
-    def reached(self, candidates: list[_Candidate], seen: set[Node]) -> Reached:
+    def _parameters(self, weight: Node, bias: Node | None, turned: bool, name: str) -> Parameters:
+        place, bias_place = self._leaves[weight], self._leaves.get(bias, -1)  # type: ignore[arg-type]
+        width = self._tensors[place].shape[0 if turned else 1]
+        if bias_place >= 0 and self._tensors[bias_place].shape != (width,):
+            bias_place = -1  # it is spread otherwise than over the rows
+        return Parameters(place, bias_place, turned, _KEPT[name])
+
+    def reached(self, layers: list[Candidate], seen: set[Node]) -> Reached:
         """Sort out what is gathered: no tensor to which there is another way, one in ``seen``."""
         found = seen.intersection(self._nodes)
-        if found or not seen.isdisjoint([c.turn for c in candidates]):
-            size = -1
-            while size != len(found):  # what the engine is asked for, it is asked for everywhere
-                size = len(found)
-                for c in candidates:
-                    if c.weight in found or c.turn in seen:
-                        found.add(c.weight)
-                        if c.bias is not None:
-                            found.add(c.bias)
-            candidates = [c for c in candidates if c.weight not in found]
-        layers = tuple(
-            Parameters(c.place, -1 if c.bias in found else c.bias_place, c.turn is not None, c.kept)
-            for c in candidates
+        edges = [_edge(GradientEdge, (layer[0], *_OUTPUT)) for layer in layers]
+        if not found:
+            return Reached(tuple([layer[1] for layer in layers]), tuple(edges), ())
+        # what the engine is asked for at one place, it is asked for at all
+        found.update(b for _, _, weight, b in layers if weight in found and b is not None)
+        kept = [i for i, layer in enumerate(layers) if layer[2] not in found]
+        parameters = [layers[i][1] for i in kept]
+        return Reached(
+            tuple(
+                p._replace(bias=-1) if layers[i][3] in found else p
+                for i, p in zip(kept, parameters, strict=True)
+            ),
+            tuple(edges[i] for i in kept),
+            tuple(i for i, node in enumerate(self._nodes) if node in found),
         )
-        edges = tuple(GradientEdge(c.node, 0) for c in candidates)
-        rest = tuple(i for i, node in enumerate(self._nodes) if node in found) if found else ()
-        return Reached(layers, edges, rest)
-
-
-class _Candidate(NamedTuple):
-    node: Node
-    kept: str
-    weight: Node
-    turn: Node | None
-    bias: Node | None
-    place: int
-    bias_place: int
-
-    def beyond(self, edges: Any) -> Any:
-        """Of the edges of its node those that do not lead to its parameters."""
-        return edges[:-1] if self.bias is None else edges[1:-1]
 
 
 def _turns(node: Node) -> bool:
