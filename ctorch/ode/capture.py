@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -47,15 +48,16 @@ class Captured:
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         unique = list({id(x): x for x in tensors if x.requires_grad}.values())
-        nodes = {_node(x) for x in unique}
+        nodes = [_node(x) for x in unique]
         computed = [x for x in unique if x.grad_fn is not None]
-        if any(_reaches(x, nodes - {_node(x)}) for x in computed):
+        if any(_reaches(x, {*nodes} - {_node(x)}) for x in computed):
             leaves = [x for x in unique if x.grad_fn is None]
             leaves += [leaf for x in computed for leaf in leaves_of([_node(x)])]
             unique = list({id(x): x for x in leaves}.values())
+            nodes = [_node(x) for x in unique]
         self.tensors: tuple[Tensor, ...] = tuple(unique)
-        self._known = {_node(x) for x in unique}
-        self._places = Places(self.tensors)
+        self._known = {*nodes}
+        self._places = Places(self.tensors, nodes)
 
     def audit(self, stage: Stage) -> None:
         """Note how the graph of an evaluation reaches the known tensors; raise ``UnknownTensor``
@@ -202,7 +204,7 @@ def discover(
     if stage.k.grad_fn is not None:
         # what C++ code reached without a torch function call
         stop = known | {_node(stage.y)}
-        leaves, _, _ = _walk(stage, stage.k.grad_fn, stop, Places(()))
+        leaves, _, _ = _walk(stage, stage.k.grad_fn, stop, Places((), ()))
         found += [leaf for leaf in leaves if not recording.made(leaf)]
     return stage, found
 
@@ -239,8 +241,16 @@ def held_tensors(held: Any) -> list[Tensor]:
         if depth < 0 or id(item) in seen or isinstance(item, (type, types.ModuleType)):
             continue
         seen.add(id(item))
-        todo += [(part, depth - 1) for part in reversed([*_parts(item)])]
+        todo += [
+            (part, depth - 1)
+            for part in reversed([*_parts(item)])
+            if part.__class__ not in _ATOMS and (part.__class__ not in _CONTAINERS or part)
+        ]
     return list(found.values())
+
+
+_ATOMS = {bool, int, float, str, type(None)}
+_CONTAINERS = {dict, OrderedDict, list, tuple, set}
 
 
 def _parts(item: Any) -> Iterable[Any]:

@@ -56,11 +56,11 @@ class Job:
     def initial_time(self, stepper: Stepper | None = None) -> Tensor:
         """Time of the first evaluation, through ``stepper`` with its derivative."""
         problem = self.problem
-        stepper = stepper or Stepper(problem, self.method, self.adaptive)
         value = problem.times[0]
         if problem.perturb and not self.adaptive and len(problem.times) > 1:
+            stepper = stepper or Stepper(problem, self.method, self.adaptive)
             value = stepper.beside(value, problem.times[-1])
-        return stepper.first_time(value, 0)
+        return problem.time(value) if stepper is None else stepper.first_time(value, 0)
 
     def loop(self, stepper: Stepper, recorder: Recorder) -> Loop:
         """The loop that makes the steps."""

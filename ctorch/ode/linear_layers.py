@@ -76,10 +76,8 @@ def hooks_so_far() -> int:
 class Places:
     """The captured tensors by the nodes that stand for them in graphs."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors = tensors
-        nodes = [torch.autograd.graph.get_gradient_edge(x).node for x in tensors]
-        self._nodes = nodes
+    def __init__(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
+        self._tensors, self._nodes = tensors, nodes
         #: of the tensors that may be parameters of a layer
         self._leaves = {
             node: place
@@ -87,6 +85,7 @@ class Places:
             if x.is_leaf and x.layout is torch.strided and not x.is_complex()
         }
         self._layers: dict[Any, Parameters] = {}
+        self._without_layers: dict[frozenset[Node], Reached] = {}
 
     def layer(self, node: Node, edges: Any) -> Candidate | None:
         """The layer whose product ``node`` is, with ``edges`` to what comes before it."""
@@ -121,6 +120,13 @@ class Places:
     def reached(self, layers: list[Candidate], seen: set[Node]) -> Reached:
         """Sort out what is gathered: no tensor to which there is another way, one in ``seen``."""
         found = seen.intersection(self._nodes)
+        if not layers:
+            key = frozenset(found)
+            reached = self._without_layers.get(key)
+            if reached is None:
+                rest = tuple(i for i, node in enumerate(self._nodes) if node in found)
+                reached = self._without_layers[key] = Reached((), (), rest)
+            return reached
         edges = [_edge(GradientEdge, (layer[0], *_OUTPUT)) for layer in layers]
         if not found:
             return Reached(tuple([layer[1] for layer in layers]), tuple(edges), ())
