@@ -187,6 +187,7 @@ class Sweep:
         self.h = torch.from_numpy(self._h)
         buffer, method = Buffer(self.v, yb), self.method
         self._make, self._add_up = buffer.stage(self.h), buffer.stage(self.one)
+        self._make_again = Buffer(self.stepper.k, yb).stage(self.h)
         self._back = {
             extended: [Weights(row) for row in rows]
             for extended, rows in ((False, method.back), (True, method.back_extended))
@@ -216,6 +217,7 @@ class Sweep:
         method, time_grad = self.method, self.time_grad
         total = method.total if step.extended else method.n
         back = self._back[step.extended]
+        self._h.fill(step.h)
         stages = step.stages if step.stages is not None else self._recompute(index, step)
         if self.release:
             step.stages = None
@@ -229,7 +231,6 @@ class Sweep:
             base, direct, hb, tb = self._pull_outputs(step, inner, grad_rows, stages, total)
         extra, direct, hb, tb = self._pull_piece(index, direct, hb, tb)
         v = self.v
-        self._h.fill(step.h)
         last, kap, self.kap = method.n - 1, self.kap, None
         new, slot = yb, 0
         for j in range(total - 1, -1, -1):
@@ -342,29 +343,29 @@ class Sweep:
 
     def _recompute(self, index: int, step: Step) -> list[Stage]:
         """The stages of a step with their graphs, as the forward pass evaluated them."""
-        stepper, method = self.stepper, self.method
-        y, k, h = step.y, stepper.k, torch.scalar_tensor(step.h, dtype=torch.float64)
-
-        def stage_at(i: int, y_i: Tensor) -> Stage:
-            return self._evaluate(step, i, stepper.time(i, step.t, step.h, step.t1), y_i)
-
+        stepper, method, make, y = self.stepper, self.method, self._make_again, step.y
+        times = stepper.stage_times(step.t, step.h, step.t1)
         first_time = self.problem.time(self._first_time(index, step))
-        stages = [self._evaluate(step, 0, first_time, y.detach())]
+        stage = self._evaluate(step, 0, first_time, y.detach())
+        stages = [stage]
         last = method.n - 1 if method.fsal else method.n
         for i in range(1, last):
-            stages.append(stage_at(i, rk_stage(y, k, stages[-1].k, i - 1, method.a[i], h)))
+            y_i = make(y, stage.k, i - 1, stepper.weights[i - 1])
+            stage = self._evaluate(step, i, times[i - 1], y_i)
+            stages.append(stage)
         if method.fsal:
-            y1 = rk_stage(y, k, stages[-1].k, last - 1, method.a[last], h)
+            y1 = make(y, stage.k, last - 1, stepper.weights[-1])
             if self._next_first is not None:  # the next step began with this very slope
                 stages.append(self._next_first)
             elif self.kap is not None or step.extended or step.outputs or self.problem.dense:
-                stages.append(stage_at(last, y1))
+                stages.append(self._evaluate(step, last, times[last - 1], y1))
             else:
                 stages.append(Stage(first_time, y1, torch.zeros_like(y1)))
         if step.extended:
             for i in range(method.n, method.total):
-                y_i = rk_stage(y, k, stages[-1].k, i - 1, method.a[i], h)
-                stages.append(stage_at(i, y_i))
+                y_i = make(y, stages[-1].k, i - 1, Weights(method.a[i]))
+                time = stepper.time(i, step.t, step.h, step.t1)
+                stages.append(self._evaluate(step, i, time, y_i))
         return stages
 
     def _evaluate(self, step: Step, i: int, t: Tensor, y: Tensor) -> Stage:
