@@ -25,6 +25,7 @@ class Report:
         gradients: gradients of the loss, y0's first; None for a forward solve.
         nfe: calls of the vector field, forward.
         nfe_backward: calls of it in the backward pass.
+        vjps: its vector-Jacobian products, where the solver counts them.
         accepted, rejected: steps (of the slowest sample, where each has its own).
     """
 
@@ -32,6 +33,7 @@ class Report:
     gradients: list[np.ndarray] | None = None
     nfe: int | None = None
     nfe_backward: int | None = None
+    vjps: int | None = None
     accepted: int | None = None
     rejected: int | None = None
 

@@ -174,6 +174,7 @@ def ours_gradient(problem: Problem, gradient: str) -> Case:
             gradients=arrays(gradients),
             nfe=calls,
             nfe_backward=counted.nfe - calls,
+            vjps=most(stats.vjps),
             accepted=most(stats.accepted),
             rejected=most(stats.rejected),
         )

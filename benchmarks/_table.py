@@ -10,32 +10,59 @@ from typing import Any
 import numpy as np
 from _measure import Case, Ratio
 
+#: calls of the field in one run of a case of ``Floor``
+BARE_CALLS = 8
+
 
 @dataclass(frozen=True)
 class Floor:
     """What the vector field alone costs, timed in the same rounds as the solvers.
 
     Attributes:
-        evaluation: one evaluation in eager torch.
-        with_vjp: one evaluation and its vector-Jacobian product (None: forward only).
+        evaluations: ``BARE_CALLS`` of them, in eager torch.
+        recorded: the same with their graphs (None: forward only).
+        vjps: vector-Jacobian products of these.
     """
 
-    evaluation: Case
-    with_vjp: Case | None = None
+    evaluations: Case
+    recorded: Case | None = None
+    vjps: Case | None = None
+
+    @property
+    def cases(self) -> list[Case]:
+        """What is to be timed."""
+        return [case for case in (self.evaluations, self.recorded, self.vjps) if case is not None]
 
     @property
     def call(self) -> float:
-        return self.evaluation.median
+        """Seconds of one evaluation."""
+        return self.evaluations.median / BARE_CALLS
 
     @property
-    def call_vjp(self) -> float | None:
-        return None if self.with_vjp is None else self.with_vjp.median
+    def call_vjp(self) -> tuple[float, float] | None:
+        """Seconds of one evaluation with its graph, and of its VJP."""
+        if self.recorded is None or self.vjps is None:
+            return None
+        return self.recorded.median / BARE_CALLS, self.vjps.median / BARE_CALLS
 
     def seconds(self, case: Case) -> float | None:
-        """Evaluations of the forward solve at the price of the field, and of its VJP if any."""
-        if case.report.nfe is None:
+        """The calls that a solver made, at the price of the field: all its evaluations, and where
+        there are gradients the VJPs of accepted steps, or of the backward solve.
+        """
+        report = case.report
+        if report.nfe is None:
             return None
-        return case.report.nfe * (self.call if self.call_vjp is None else self.call_vjp)
+        if self.call_vjp is None or not case.differentiates:
+            return report.nfe * self.call
+        recorded, vjp = self.call_vjp
+        again, vjps = report.nfe_backward or 0, report.vjps
+        if vjps is None:  # evaluations of rejected steps have none
+            if not again and report.accepted is None:
+                return None
+            steps = (report.accepted or 0) + (report.rejected or 0)
+            vjps = again or round(report.nfe * (report.accepted or 0) / max(steps, 1))
+        first = report.nfe * (self.call if again else recorded)
+        return first + again * recorded + vjps * vjp
 
     def overhead(self, case: Case) -> float | None:
         """Seconds per accepted step beyond the evaluations."""
@@ -47,7 +74,18 @@ class Floor:
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure to reach: at least, or at most, a bound."""
+    """A figure to reach: at least, or at most, a bound.
+
+    Attributes:
+        text: what is compared.
+        reached: the figure.
+        bound: of it.
+        at_least: or at most.
+        unit: of both.
+        ratio: the figure with its quartiles.
+        alone: what a solver would reach that costs nothing beyond the field's calls, made one by
+            one in eager torch.
+    """
 
     text: str
     reached: float | None
@@ -55,6 +93,7 @@ class Goal:
     at_least: bool = True
     unit: str = "x"
     ratio: Ratio | None = None
+    alone: float | None = None
 
     @property
     def passed(self) -> bool | None:
@@ -110,7 +149,8 @@ def show(
     """
     field = f"one evaluation {floor.call * 1e6:.1f} us"
     if floor.call_vjp is not None:
-        field += f", with its VJP {floor.call_vjp * 1e6:.1f} us"
+        recorded, vjp = floor.call_vjp
+        field += f", with its graph {recorded * 1e6:.1f} us, its VJP {vjp * 1e6:.1f} us"
     print(f"\n{title}   ({field}; load {os.getloadavg()[0]:.1f})\n{HEADER}")
     base = next((case for case in cases if case.name.startswith("torchdiffeq: dopri5")), None)
     rows = []
@@ -162,12 +202,15 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def show_goals(goals: Sequence[Goal]) -> None:
-    print(f"\n{'to reach':86s}{'target':>10s}{'reached':>10s}  {'quartiles':15s}")
+    print(
+        f"\n{'to reach':86s}{'target':>10s}{'reached':>10s}  {'quartiles':15s}{'calls alone':>12s}"
+    )
     for goal in goals:
         sign = ">=" if goal.at_least else "<="
         target = f"{sign} {goal.bound:g}{goal.unit}"
         reached = "-" if goal.reached is None else f"{goal.reached:.3g}{goal.unit}"
         ratio = goal.ratio
         quartiles = "" if ratio is None else f"{ratio.low:.2f} .. {ratio.high:.2f}"
+        alone = "" if goal.alone is None else f"{goal.alone:.3g}{goal.unit}"
         verdict = {True: "pass", False: "FAIL", None: "not measured"}[goal.passed]
-        print(f"{goal.text:86s}{target:>10s}{reached:>10s}  {quartiles:15s} {verdict}")
+        print(f"{goal.text:86s}{target:>10s}{reached:>10s}  {quartiles:15s}{alone:>12s} {verdict}")

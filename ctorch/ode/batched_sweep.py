@@ -35,7 +35,7 @@ class BatchedSweep:
     def run(self, grad_rows: Tensor, wanted: Sequence[bool]) -> Cotangents:
         """Pull the cotangents of the rows [B, T, *shape] back. To be called under ``no_grad``."""
         job, problem = self.job, self.problem
-        self.pullback = Pullback(job.captured, wanted, self.time_grad)
+        self.pullback = Pullback(problem.field, job.captured, wanted, self.time_grad)
         self.grad_rows = grad_rows
         y0 = problem.y0
         self.t_bar = torch.zeros_like(job.times)
@@ -71,7 +71,7 @@ class BatchedSweep:
         if self.time_grad:
             self.t_bar[:, 0] += self.tau
             t_bar = (self.t_bar if problem.t.dim() == 2 else self.t_bar.sum(0)).to(problem.t.dtype)
-        return Cotangents(yb, t_bar, self.pullback.results(len(job.captured.tensors)))
+        return Cotangents(yb, t_bar, self.pullback.results())
 
     def _step(self, step: Step, yb: Tensor, first_time: Tensor) -> Tensor:
         method, job, time_grad = self.method, self.job, self.time_grad

@@ -9,9 +9,11 @@ there (a branch on t, say) is noticed, never lost.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ctorch.ode.field import Stage
+from ctorch.ode.linear_layers import Places
 
 Node = torch.autograd.graph.Node
 Evaluate = Callable[[Tensor, Tensor], Stage]
@@ -45,40 +48,74 @@ class Captured:
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         unique = list({id(x): x for x in tensors if x.requires_grad}.values())
-        nodes = {_node(x) for x in unique}
+        nodes = [_node(x) for x in unique]
         computed = [x for x in unique if x.grad_fn is not None]
-        if any(_reaches(x, nodes - {_node(x)}) for x in computed):
+        if any(_reaches(x, {*nodes} - {_node(x)}) for x in computed):
             leaves = [x for x in unique if x.grad_fn is None]
             leaves += [leaf for x in computed for leaf in leaves_of([_node(x)])]
             unique = list({id(x): x for x in leaves}.values())
+            nodes = [_node(x) for x in unique]
         self.tensors: tuple[Tensor, ...] = tuple(unique)
-        self._known = {_node(x) for x in unique}
+        self._known = {*nodes}
+        self._places = Places(self.tensors, nodes)
 
     def audit(self, stage: Stage) -> None:
-        """Raise ``UnknownTensor`` where the graph of an evaluation reaches a leaf outside the known
-        tensors.
+        """Note how the graph of an evaluation reaches the known tensors; raise ``UnknownTensor``
+        where it reaches a leaf outside them.
         """
-        if stage.k.grad_fn is None:
-            return
         root = stage.k.grad_fn
-        if root in self._known:
+        if root is None or root in self._known:
             return
-        seen = self._known.copy()
-        seen.add(root)
-        unknown: list[Tensor] = []
-        todo = [root]
-        for node in todo:  # which grows on the way
-            following = node.next_functions
-            if not following:
-                leaf = getattr(node, "variable", None)
-                if leaf is not None and leaf is not stage.y and leaf is not stage.t:
-                    unknown.append(leaf)
-            for other, _ in following:
-                if other is not None and other not in seen:
-                    seen.add(other)
-                    todo.append(other)
+        unknown, layers, seen = _walk(stage, root, self._known, self._places)
         if unknown:
             raise UnknownTensor(unknown, stage)
+        stage.reached = self._places.reached(layers, seen)
+
+
+def _walk(
+    stage: Stage, root: Node, known: set[Node], places: Places
+) -> tuple[list[Tensor], list[Any], set[Node]]:
+    """Go through the graph of an evaluation, up to known nodes.
+
+    Returns:
+        The leaves that it met, the linear layers, and all nodes but those of layers' parameters.
+    """
+    seen, todo = {root}, [root]
+    leaves: list[Tensor] = []
+    layers = []
+    for node in todo:  # which grows on the way
+        if node in known:
+            continue
+        following = node.next_functions
+        if not following:
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and leaf is not stage.y and leaf is not stage.t:
+                leaves.append(leaf)
+            continue
+        layer = places.layer(node, following)
+        if layer is not None:
+            layers.append(layer)
+            following = following[:-1] if layer[-1] is None else following[1:-1]
+        for other, _ in following:
+            if other is not None and other not in seen:
+                seen.add(other)
+                todo.append(other)
+    return leaves, layers, seen
+
+
+@contextlib.contextmanager
+def hooks_waiting(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Without the hooks of these tensors: they are for the gradient of a whole solve, and not for
+    the shares of single evaluations on the way to it.
+    """
+    waiting = [(x._backward_hooks, dict(x._backward_hooks)) for x in tensors if x._backward_hooks]
+    for hooks, _ in waiting:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, held in waiting:
+            hooks.update(held)
 
 
 def leaves_of(nodes: Iterable[Node]) -> list[Tensor]:
@@ -130,14 +167,22 @@ class Recording(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for leaf in pytree.tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor) and id(leaf) not in self._inside and leaf.requires_grad:
-                self.outside[id(leaf)] = leaf
+        for x in _tensors((*args, *kwargs.values())):
+            if id(x) not in self._inside and x.requires_grad:
+                self.outside[id(x)] = x
         result = func(*args, **kwargs)
-        for leaf in pytree.tree_leaves(result):
-            if isinstance(leaf, Tensor) and id(leaf) not in self.outside:
-                self._inside[id(leaf)] = leaf  # kept alive, so that its id is not used again
+        for x in _tensors((result,)):
+            if id(x) not in self.outside:
+                self._inside[id(x)] = x  # kept alive, so that its id is not used again
         return result
+
+
+def _tensors(items: Iterable[Any]) -> Iterator[Tensor]:
+    for item in items:
+        if isinstance(item, Tensor):
+            yield item
+        elif not isinstance(item, (int, float, str, types.NoneType)):
+            yield from (x for x in pytree.tree_leaves(item) if isinstance(x, Tensor))
 
 
 def discover(
@@ -159,7 +204,8 @@ def discover(
     if stage.k.grad_fn is not None:
         # what C++ code reached without a torch function call
         stop = known | {_node(stage.y)}
-        found += [leaf for leaf in _leaves_beyond(stage, stop) if not recording.made(leaf)]
+        leaves, _, _ = _walk(stage, stage.k.grad_fn, stop, Places((), ()))
+        found += [leaf for leaf in leaves if not recording.made(leaf)]
     return stage, found
 
 
@@ -181,15 +227,6 @@ def watched(evaluate: Evaluate, captured: Captured) -> Evaluate:
     return watching
 
 
-def _leaves_beyond(stage: Stage, stop: set[Node]) -> Iterator[Tensor]:
-    try:
-        probe = Captured(())
-        probe._known = stop
-        probe.audit(stage)
-    except UnknownTensor as unknown:
-        yield from unknown.tensors
-
-
 def held_tensors(held: Any) -> list[Tensor]:
     """Tensors that require grad in modules, closures, bound objects, partials and containers."""
     found: dict[int, Tensor] = {}
@@ -204,8 +241,16 @@ def held_tensors(held: Any) -> list[Tensor]:
         if depth < 0 or id(item) in seen or isinstance(item, (type, types.ModuleType)):
             continue
         seen.add(id(item))
-        todo += [(part, depth - 1) for part in reversed([*_parts(item)])]
+        todo += [
+            (part, depth - 1)
+            for part in reversed([*_parts(item)])
+            if part.__class__ not in _ATOMS and (part.__class__ not in _CONTAINERS or part)
+        ]
     return list(found.values())
+
+
+_ATOMS = {bool, int, float, str, type(None)}
+_CONTAINERS = {dict, OrderedDict, list, tuple, set}
 
 
 def _parts(item: Any) -> Iterable[Any]:

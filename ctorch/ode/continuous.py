@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ctorch._exceptions import GradientError
-from ctorch.ode.capture import Captured, discover
+from ctorch.ode.capture import Captured, discover, hooks_waiting
 from ctorch.ode.field import Stage, UnexpectedGraph
 from ctorch.ode.layout import Layout
 from ctorch.ode.problem import Problem, default_norm
@@ -366,7 +366,8 @@ class _Adjoint(torch.autograd.Function):
                 ' gradient="backprop" or "checkpoint", or odeint.'
             )
         _ = ctx.saved_tensors  # raises as usual where the graph was freed
-        y0, t, params = ctx.solve.gradients(grad_rows, ctx.adjoint_options)
+        with hooks_waiting(ctx.solve.params):
+            y0, t, params = ctx.solve.gradients(grad_rows, ctx.adjoint_options)
         return (None, None, y0, t, *params)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctorch._exceptions import GradientError
 from ctorch.ode.adaptive import AdaptiveLoop
-from ctorch.ode.capture import Captured, UnknownTensor, discover, watched
+from ctorch.ode.capture import Captured, UnknownTensor, discover, hooks_waiting, watched
 from ctorch.ode.coefficients import Coefficients
 from ctorch.ode.field import Stage, UnexpectedGraph
 from ctorch.ode.fixed import FixedLoop
@@ -56,11 +56,11 @@ class Job:
     def initial_time(self, stepper: Stepper | None = None) -> Tensor:
         """Time of the first evaluation, through ``stepper`` with its derivative."""
         problem = self.problem
-        stepper = stepper or Stepper(problem, self.method, self.adaptive)
         value = problem.times[0]
         if problem.perturb and not self.adaptive and len(problem.times) > 1:
+            stepper = stepper or Stepper(problem, self.method, self.adaptive)
             value = stepper.beside(value, problem.times[-1])
-        return stepper.first_time(value, 0)
+        return problem.time(value) if stepper is None else stepper.first_time(value, 0)
 
     def loop(self, stepper: Stepper, recorder: Recorder) -> Loop:
         """The loop that makes the steps."""
@@ -259,13 +259,15 @@ class _Solve(torch.autograd.Function):
         job, run = ctx.job, ctx.run
         needed = ctx.needs_input_grad[4:]
         if torch.is_grad_enabled():
-            grads = _replayed(job, run, y0, t, captured, [grad_rows, *grad_pieces], needed)
+            with hooks_waiting(job.captured.tensors):
+                grads = _replayed(job, run, y0, t, captured, [grad_rows, *grad_pieces], needed)
         else:
             if grad_rows is None:
                 grad_rows = torch.zeros_like(run.rows)
             pieces = (grad_pieces,) if grad_pieces else ()
             run.release = not _keeps_graph()
-            cotangents = job.sweep(run, grad_rows, needed[2:], *pieces)
+            with hooks_waiting(job.captured.tensors):
+                cotangents = job.sweep(run, grad_rows, needed[2:], *pieces)
             grads = [cotangents.y0, cotangents.t, *cotangents.captured]
             if run.release:
                 for step in run.steps:

@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 
 from ctorch.ode.layout import Layout
+from ctorch.ode.linear_layers import Reached, hooks_so_far
 
 
 class Stage:
     """One evaluation ``k = f(t, y)``; where a gradient is wanted, ``y`` (and ``t``) are leaves of
-    its graph.
+    its graph, and ``reached`` says how that reaches the captured tensors, once it was audited.
     """
 
-    __slots__ = ("k", "t", "y")
+    __slots__ = ("k", "reached", "t", "y")
 
     def __init__(self, t: Tensor, y: Tensor, k: Tensor) -> None:
         self.t, self.y, self.k = t, y, k
+        self.reached: Reached | None = None
 
 
 class Keeper:
@@ -69,6 +71,8 @@ class VectorField:
         #: func of (t, y) alone
         self.call = (lambda t, y: func(t, y, *args)) if args else func
         self.nfe = 0
+        #: hooks registered before the first evaluation
+        self.hooks = hooks_so_far()
         self.autocast = _autocast_state(layout.device.type)
         self._plain = layout.plain
         self._shape = layout.shape

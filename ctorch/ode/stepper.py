@@ -49,8 +49,9 @@ class Stepper:
         self.method = coefficients
         inner = coefficients.n - 1 if coefficients.fsal else coefficients.n
         last = coefficients.a[inner] if coefficients.fsal else coefficients.b
-        self._weights = tuple(Weights(a) for a in (*coefficients.a[1:inner], last))
-        self._inner, self._last = self._weights[:-1], self._weights[-1]
+        #: of the slopes: at the stages after the first, and of the new state
+        self.weights = tuple(Weights(a) for a in (*coefficients.a[1:inner], last))
+        self._inner, self._last = self.weights[:-1], self.weights[-1]
         self._ends_with_slope = coefficients.fsal and not coefficients.late
         self._abscissae = coefficients.c[1 : coefficients.n]
         self._time_type = np.float64 if problem.layout.dtype is torch.float64 else np.float32
@@ -164,7 +165,7 @@ class Stepper:
         self.times = times = self.stage_times(t, h, t1)
         last = self._last if not self._ends_with_slope else None
         y1, stage, made = bare_stages(
-            self.problem.field, y, self._make, first, times, self._weights, last
+            self.problem.field, y, self._make, first, times, self.weights, last
         )
         # the stages between have no use without their graphs
         return y1, [first] * made + [stage]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +27,13 @@ from torch.autograd import Variable
 from ctorch._exceptions import GradientError
 from ctorch.ode.capture import Captured, UnknownTensor, discover
 from ctorch.ode.field import Stage, VectorField
+from ctorch.ode.linear_layers import Gathered, hooks_so_far
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import Run
 from ctorch.ode.stepper import Stepper
 from ctorch.ode.steps import FIXED, FREE, Step, random_state, set_random_state
 from ctorch.ops._direct import Buffer, Weights
+from ctorch.ops._op import transforms_active
 from ctorch.ops.runge_kutta import rk_stage
 
 _run_backward = Variable._execution_engine.run_backward
@@ -51,60 +54,76 @@ class Pullback:
     """Vector-Jacobian products of single evaluations, gathering the captured tensors' share.
 
     Args:
+        field: what was evaluated.
         captured: the tensors in which to differentiate; only those that ``wanted`` marks.
         time_grad: also return the cotangent of t.
     """
 
-    def __init__(self, captured: Captured, wanted: Sequence[bool], time_grad: bool) -> None:
-        self.wanted = [i for i, want in enumerate(wanted) if want]
-        self._inputs = tuple(captured.tensors[i] for i in self.wanted)
-        self._sums: list[Tensor] | None = None
+    def __init__(
+        self, field: VectorField, captured: Captured, wanted: Sequence[bool], time_grad: bool
+    ) -> None:
+        self._tensors = captured.tensors
+        self._places = tuple(i for i, want in enumerate(wanted) if want)
+        self._inputs = tuple(self._tensors[i] for i in self._places)
+        self._sums: list[Tensor | None] = [None] * len(self._tensors)
+        self._gathered = Gathered(self._sums)
+        self._gathers = all(wanted) and not transforms_active()
+        self._hooks = field.hooks
         self._time_grad = time_grad
         self.count = 0
 
     def __call__(self, stage: Stage, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(cotangent of y, cotangent of t) of one evaluation."""
-        k = stage.k
+        k, reached = stage.k, stage.reached
         if not k.requires_grad:
             return None, None
         self.count += 1
+        if reached is None or not self._gathers or hooks_so_far() != self._hooks:
+            edges: tuple[Any, ...] = ()
+            places, inputs = self._places, self._inputs
+        else:
+            edges, places = reached.edges, reached.rest
+            inputs = tuple([self._tensors[i] for i in places]) if places else ()
         time_grad = self._time_grad
-        inputs = (stage.y, stage.t, *self._inputs) if time_grad else (stage.y, *self._inputs)
+        own = (stage.y, stage.t) if time_grad else (stage.y,)
         grads = _run_backward(
-            (k,), (cotangent,), True, False, inputs, allow_unreachable=True, accumulate_grad=False
+            (k,),
+            (cotangent,),
+            True,
+            False,
+            (*own, *edges, *inputs),
+            allow_unreachable=True,
+            accumulate_grad=False,
         )
-        if time_grad:
-            self._add(grads[2:])
-            return grads[0], grads[1]
-        self._add(grads[1:])
-        return grads[0], None
+        first = 2 if time_grad else 1
+        rest = first + len(edges)
+        if edges:
+            assert reached is not None
+            self._gathered.add(reached, grads[first:rest])
+        if places:
+            self._add(places, grads[rest:])
+        return grads[0], grads[1] if time_grad else None
 
-    def _add(self, grads: Sequence[Tensor | None]) -> None:
-        if not grads:
-            return
-        if self._sums is None:
-            self._sums = [None] * len(grads)  # type: ignore[list-item]
-            self._all = False
-        if self._all and not _has_none(grads):
-            torch._foreach_add_(self._sums, grads)  # type: ignore[arg-type]
-            return
-        for i, grad in enumerate(grads):
+    def _add(self, places: Sequence[int], grads: Sequence[Tensor | None]) -> None:
+        sums, before, more = self._sums, [], []
+        for place, grad in zip(places, grads, strict=True):
             if grad is None:
                 continue
-            if self._sums[i] is None:
-                self._sums[i] = grad.clone()
+            total = sums[place]
+            if total is None:
+                sums[place] = grad.clone()
             else:
-                self._sums[i].add_(grad)
-        self._all = all(s is not None for s in self._sums)
+                before.append(total)
+                more.append(grad)
+        if before:
+            torch._foreach_add_(before, more)
 
-    def results(self, total: int) -> list[Tensor | None]:
+    def results(self) -> list[Tensor | None]:
         """The sums, at the places of the captured tensors; None where nothing was used or
         wanted.
         """
-        results: list[Tensor | None] = [None] * total
-        for place, i in enumerate(self.wanted):
-            results[i] = None if self._sums is None else self._sums[place]
-        return results
+        self._gathered.finish()
+        return self._sums
 
 
 class Sweep:
@@ -149,7 +168,7 @@ class Sweep:
         To be called under ``no_grad``.
         """
         self._grad_pieces = grad_pieces or (None, None, None, None)
-        self.pullback = Pullback(self.captured, wanted, self.time_grad)
+        self.pullback = Pullback(self.problem.field, self.captured, wanted, self.time_grad)
         problem = self.problem
         self.tb = [0.0] * problem.t.numel()
         grad_rows = grad_rows.contiguous()
@@ -168,6 +187,7 @@ class Sweep:
         self.h = torch.from_numpy(self._h)
         buffer, method = Buffer(self.v, yb), self.method
         self._make, self._add_up = buffer.stage(self.h), buffer.stage(self.one)
+        self._make_again = Buffer(self.stepper.k, yb).stage(self.h)
         self._back = {
             extended: [Weights(row) for row in rows]
             for extended, rows in ((False, method.back), (True, method.back_extended))
@@ -188,7 +208,7 @@ class Sweep:
         t = None
         if self.time_grad:
             t = torch.tensor(self.tb, dtype=problem.t.dtype, device=problem.t.device)
-        return Cotangents(yb, t, self.pullback.results(len(self.captured.tensors)))
+        return Cotangents(yb, t, self.pullback.results())
 
     # -- one step
     # ----------------------------------------------------------------------------------------------
@@ -197,6 +217,7 @@ class Sweep:
         method, time_grad = self.method, self.time_grad
         total = method.total if step.extended else method.n
         back = self._back[step.extended]
+        self._h.fill(step.h)
         stages = step.stages if step.stages is not None else self._recompute(index, step)
         if self.release:
             step.stages = None
@@ -210,7 +231,6 @@ class Sweep:
             base, direct, hb, tb = self._pull_outputs(step, inner, grad_rows, stages, total)
         extra, direct, hb, tb = self._pull_piece(index, direct, hb, tb)
         v = self.v
-        self._h.fill(step.h)
         last, kap, self.kap = method.n - 1, self.kap, None
         new, slot = yb, 0
         for j in range(total - 1, -1, -1):
@@ -323,29 +343,29 @@ class Sweep:
 
     def _recompute(self, index: int, step: Step) -> list[Stage]:
         """The stages of a step with their graphs, as the forward pass evaluated them."""
-        stepper, method = self.stepper, self.method
-        y, k, h = step.y, stepper.k, torch.scalar_tensor(step.h, dtype=torch.float64)
-
-        def stage_at(i: int, y_i: Tensor) -> Stage:
-            return self._evaluate(step, i, stepper.time(i, step.t, step.h, step.t1), y_i)
-
+        stepper, method, make, y = self.stepper, self.method, self._make_again, step.y
+        times = stepper.stage_times(step.t, step.h, step.t1)
         first_time = self.problem.time(self._first_time(index, step))
-        stages = [self._evaluate(step, 0, first_time, y.detach())]
+        stage = self._evaluate(step, 0, first_time, y.detach())
+        stages = [stage]
         last = method.n - 1 if method.fsal else method.n
         for i in range(1, last):
-            stages.append(stage_at(i, rk_stage(y, k, stages[-1].k, i - 1, method.a[i], h)))
+            y_i = make(y, stage.k, i - 1, stepper.weights[i - 1])
+            stage = self._evaluate(step, i, times[i - 1], y_i)
+            stages.append(stage)
         if method.fsal:
-            y1 = rk_stage(y, k, stages[-1].k, last - 1, method.a[last], h)
+            y1 = make(y, stage.k, last - 1, stepper.weights[-1])
             if self._next_first is not None:  # the next step began with this very slope
                 stages.append(self._next_first)
             elif self.kap is not None or step.extended or step.outputs or self.problem.dense:
-                stages.append(stage_at(last, y1))
+                stages.append(self._evaluate(step, last, times[last - 1], y1))
             else:
                 stages.append(Stage(first_time, y1, torch.zeros_like(y1)))
         if step.extended:
             for i in range(method.n, method.total):
-                y_i = rk_stage(y, k, stages[-1].k, i - 1, method.a[i], h)
-                stages.append(stage_at(i, y_i))
+                y_i = make(y, stages[-1].k, i - 1, Weights(method.a[i]))
+                time = stepper.time(i, step.t, step.h, step.t1)
+                stages.append(self._evaluate(step, i, time, y_i))
         return stages
 
     def _evaluate(self, step: Step, i: int, t: Tensor, y: Tensor) -> Stage:
@@ -366,14 +386,6 @@ class Sweep:
             return stepper.time_value(0, step.t, step.h, step.t1)
         before = self.recorded.steps[index - 1]
         return stepper.time_value(self.method.n - 1, before.t, before.h, before.t1)
-
-
-def _has_none(grads: Sequence[Tensor | None]) -> bool:
-    # (`None in grads` would compare tensors, and any() takes a microsecond)
-    for grad in grads:  # noqa: SIM110
-        if grad is None:
-            return True
-    return False
 
 
 def _dot(x: Tensor, y: Tensor) -> float:
