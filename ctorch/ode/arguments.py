@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ctorch._exceptions import ArgumentError, ArgumentTypeError
+from ctorch._trees import leaves_like
 from ctorch.ode.layout import Layout
 from ctorch.ode.problem import Tolerances
 
@@ -122,7 +123,7 @@ def _tolerance(name: str, value: Any, layout: Layout, y0: Any) -> Tensor:
         if not value >= 0:
             raise ArgumentError(f"{name} must be at least 0 and not NaN, but is {value}.")
         return torch.scalar_tensor(value, dtype=torch.float64)
-    parts = pytree.tree_leaves(value) if not layout.is_tensor else [value]
+    parts = [value] if layout.is_tensor else _parts(name, value, y0)
     for part in parts:
         if isinstance(part, Tensor) and part.requires_grad:
             raise ArgumentError(f"{name} cannot require gradient.")
@@ -148,6 +149,15 @@ def _tolerance(name: str, value: Any, layout: Layout, y0: Any) -> Tensor:
     if not bool((tolerance >= 0).all()):
         raise ArgumentError(f"{name} must be at least 0 and not NaN, but is {value}.")
     return tolerance
+
+
+def _parts(name: str, value: Any, y0: Any) -> list[Any]:
+    if not isinstance(value, dict):
+        return pytree.tree_leaves(value)
+    try:
+        return leaves_like(value, pytree.tree_structure(y0))
+    except TypeError as error:
+        raise ArgumentTypeError(f"{name} must have the structure of y0: {error}") from None
 
 
 def _expand(name: str, value: Tensor, y: Tensor, layout: Layout) -> Tensor:

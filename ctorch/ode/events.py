@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ctorch._exceptions import GradientError
+from ctorch._trees import leaves_like
 from ctorch.ode.layout import Layout
 
 
@@ -204,9 +205,8 @@ def link(
         t_leaf = t.detach().requires_grad_(True)
         y_leaves = [leaf.detach().requires_grad_(True) for leaf in leaves]
         with torch.no_grad():
-            f = pytree.tree_leaves(
-                func(t.detach(), pytree.tree_unflatten([x.detach() for x in leaves], spec))
-            )
+            state = pytree.tree_unflatten([x.detach() for x in leaves], spec)
+            f = leaves_like(func(t.detach(), state), spec)
         g = _fired(event_fn(t_leaf, pytree.tree_unflatten(y_leaves, spec)))
         if not g.requires_grad:
             return t, y
