@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -37,6 +37,42 @@ def check_func(func: Any) -> None:
     if not callable(func):
         raise ArgumentTypeError(
             f"func must be callable as func(t, y), but is {type(func).__name__}."
+        )
+
+
+def check_args(args: Any) -> tuple[Any, ...]:
+    """Further arguments of ``func``, as a tuple.
+
+    Raises:
+        TypeError: they are not in a tuple or list; a tensor would fall apart into its rows.
+    """
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(f"args must be a tuple, but is {type(args).__name__}: use args=(value,).")
+    return tuple(args)
+
+
+def as_options(options: Any) -> dict[str, Any]:
+    """A copy of ``options``.
+
+    Raises:
+        TypeError: it is no mapping.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"options must be a dict, but is {type(options).__name__}.")
+    return dict(options or {})
+
+
+def check_precision(layout: Layout, method: str) -> None:
+    """Error control and linear algebra need a state of float32 or float64.
+
+    Raises:
+        TypeError: it is narrower.
+    """
+    if layout.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"method {method!r} needs a state of float32 or float64, but y0 is {layout.user_dtype}:"
+            " keep the state in float32 (y0.float()), func may compute in less (under autocast, or"
+            " by casts of its own); or take a fixed-step method."
         )
 
 
@@ -130,7 +166,7 @@ def _tolerance(name: str, value: Any, layout: Layout, y0: Any) -> Tensor:
     if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.dim() == 0):
         tolerance = torch.tensor(float(value), dtype=torch.float64)
     elif layout.is_tensor:
-        tolerance = _expand(name, torch.as_tensor(value), y0, layout)
+        tolerance = _expand(name, _numbers(name, value), y0, layout)
     else:
         if isinstance(value, Tensor) and value.dim() == 1:
             parts = list(value.unbind())
@@ -141,7 +177,7 @@ def _tolerance(name: str, value: Any, layout: Layout, y0: Any) -> Tensor:
                 " for each part."
             )
         expanded = [
-            _expand(name, torch.as_tensor(p), leaf, layout)
+            _expand(name, _numbers(name, p), leaf, layout)
             for p, leaf in zip(parts, leaves, strict=True)
         ]
         start = 1 if layout.batched else 0
@@ -158,6 +194,13 @@ def _parts(name: str, value: Any, y0: Any) -> list[Any]:
         return leaves_like(value, pytree.tree_structure(y0))
     except TypeError as error:
         raise ArgumentTypeError(f"{name} must have the structure of y0: {error}") from None
+
+
+def _numbers(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentTypeError(f"{name} must be a number or a tensor, but is {value!r}.") from None
 
 
 def _expand(name: str, value: Tensor, y: Tensor, layout: Layout) -> Tensor:
@@ -184,7 +227,10 @@ def check_options(options: dict[str, Any], known: set[str], solver: str, strict:
 def number(options: dict[str, Any], name: str, default: float, positive: bool = False) -> float:
     """A number from the options."""
     value = options.get(name, default)
-    value = default if value is None else float(value)
+    try:
+        value = default if value is None else float(value)
+    except (TypeError, ValueError):
+        raise ArgumentTypeError(f"options[{name!r}] must be a number, but is {value!r}.") from None
     if math.isnan(value) or value < 0 or (positive and value == 0):
         allowed = "positive" if positive else "at least 0"
         raise ArgumentError(f"options[{name!r}] must be {allowed}, but is {value}.")

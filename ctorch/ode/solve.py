@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ctorch._eager import eager
 from ctorch._exceptions import ArgumentError
+from ctorch._numbers import as_int
 from ctorch.ode import (
     adams,
     arguments,
@@ -133,6 +134,7 @@ def solve_ode(
         tensor([0.3679, 0.3679])
     """
     arguments.check_func(func)
+    args = arguments.check_args(args)
     _check_unbuilt(gradient, save)
     native = native_solve.check_mode(native)
     key = None
@@ -148,13 +150,14 @@ def solve_ode(
     method = methods.check_method(method)
     layout = Layout(y0, batched)
     t = arguments.check_times(t, layout.device, strict=False, batched=batched)
-    options = dict(options or {})
-    if dt0 is not None and not dt0 > 0:
-        raise ValueError(f"dt0 must be positive, but is {dt0}: the direction is that of t.")
+    options = arguments.as_options(options)
+    dt0 = _first_step(dt0)
     if max_steps is not None:
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, but is {max_steps}.")
-        options["max_num_steps"] = max_steps
+        whole = isinstance(max_steps, float) and max_steps.is_integer()  # 1e5, say
+        count = int(max_steps) if whole else as_int(max_steps)
+        if count is None or count < 1:
+            raise ValueError(f"max_steps must be an int, at least 1, but is {max_steps!r}.")
+        options["max_num_steps"] = count
     request = Request(
         func, y0, t, method, rtol, atol, options, layout, args,
         controller=controller, events=_events(events), dense=dense, dt0=dt0, gradient=gradient,
@@ -170,6 +173,20 @@ def solve_ode(
         if throw:
             failure.raise_(solution)
     return solution
+
+
+def _first_step(dt0: Any) -> float | None:
+    if dt0 is None:
+        return None
+    if isinstance(dt0, Tensor):
+        dt0 = dt0.detach()
+    try:
+        length = float(dt0)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"dt0 must be a number, but is {dt0!r}.") from None
+    if not length > 0:
+        raise ValueError(f"dt0 must be positive, but is {length}: the direction is that of t.")
+    return length
 
 
 def _check_unbuilt(gradient: Any, save: str) -> None:
@@ -302,6 +319,8 @@ class Request:
             else arguments.TAYLOR_OPTIONS if method in methods.TAYLOR
             else arguments.SCIPY_OPTIONS
         )  # fmt: skip
+        if layout.batched or adaptive or method in methods.BDF:
+            arguments.check_precision(layout, method)
         arguments.check_options(options, known, method, strict=not self.torchdiffeq)
         norm, max_norm = _norm(options.get("norm"))
         step_t, jump_t = arguments.special_times(options, direction)
@@ -487,5 +506,5 @@ def _solution(
         event = EventRecord(time, state, index)
         times = torch.cat([t[: count - 1], time.reshape(1).to(t)])
         y = pytree.tree_map(lambda x, s: torch.cat([x[:-1], s.unsqueeze(0)]), y, state)
-    dense = run.dense_output(problem, request.polynomials(run)) if request.dense else None
+    dense = run.dense_output(problem, request.polynomials) if request.dense else None
     return Solution(times, y, run.stats, run.status, event, dense)
