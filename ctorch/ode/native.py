@@ -283,7 +283,7 @@ def settings(request: Request, problem: Problem) -> Task:
         max_step=problem.max_step, max_steps=problem.max_steps,
         first_step=-1.0 if problem.first_step is None else problem.first_step,
         overshoot=problem.overshoot, perturb=problem.perturb,
-        patience=0 if request.layout.batched else PATIENCE,
+        patience=PATIENCE,
     )  # fmt: skip
     if not tolerances.rtol.dim():
         task.rtol, task.atol = tolerances.rtol.item(), tolerances.atol.item()
