@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ctorch._exceptions import ArgumentError, ArgumentTypeError
+from ctorch._numbers import as_int
 from ctorch._trees import leaves_like
 from ctorch.ode.layout import Layout
 from ctorch.ode.problem import Tolerances
@@ -60,6 +61,36 @@ def as_options(options: Any) -> dict[str, Any]:
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(f"options must be a dict, but is {type(options).__name__}.")
     return dict(options or {})
+
+
+def first_step(dt0: Any) -> float | None:
+    """``dt0`` as a number.
+
+    Raises:
+        TypeError, ValueError: it is none, or not positive.
+    """
+    if dt0 is None:
+        return None
+    try:
+        length = float(dt0.detach() if isinstance(dt0, Tensor) else dt0)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"dt0 must be a number, but is {dt0!r}.") from None
+    if not length > 0:
+        raise ValueError(f"dt0 must be positive, but is {length}: the direction is that of t.")
+    return length
+
+
+def step_limit(max_steps: Any) -> int:
+    """``max_steps`` as an int; it may be written as 1e5.
+
+    Raises:
+        ValueError: it is no positive int.
+    """
+    whole = isinstance(max_steps, float) and max_steps.is_integer()
+    count = int(max_steps) if whole else as_int(max_steps)
+    if count is None or count < 1:
+        raise ValueError(f"max_steps must be an int, at least 1, but is {max_steps!r}.")
+    return count
 
 
 def check_precision(layout: Layout, method: str) -> None:

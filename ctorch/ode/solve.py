@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 
 from ctorch._eager import eager
 from ctorch._exceptions import ArgumentError
-from ctorch._numbers import as_int
 from ctorch.ode import (
     adams,
     arguments,
@@ -151,13 +150,9 @@ def solve_ode(
     layout = Layout(y0, batched)
     t = arguments.check_times(t, layout.device, strict=False, batched=batched)
     options = arguments.as_options(options)
-    dt0 = _first_step(dt0)
+    dt0 = arguments.first_step(dt0)
     if max_steps is not None:
-        whole = isinstance(max_steps, float) and max_steps.is_integer()  # 1e5, say
-        count = int(max_steps) if whole else as_int(max_steps)
-        if count is None or count < 1:
-            raise ValueError(f"max_steps must be an int, at least 1, but is {max_steps!r}.")
-        options["max_num_steps"] = count
+        options["max_num_steps"] = arguments.step_limit(max_steps)
     request = Request(
         func, y0, t, method, rtol, atol, options, layout, args,
         controller=controller, events=_events(events), dense=dense, dt0=dt0, gradient=gradient,
@@ -173,20 +168,6 @@ def solve_ode(
         if throw:
             failure.raise_(solution)
     return solution
-
-
-def _first_step(dt0: Any) -> float | None:
-    if dt0 is None:
-        return None
-    if isinstance(dt0, Tensor):
-        dt0 = dt0.detach()
-    try:
-        length = float(dt0)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"dt0 must be a number, but is {dt0!r}.") from None
-    if not length > 0:
-        raise ValueError(f"dt0 must be positive, but is {length}: the direction is that of t.")
-    return length
 
 
 def _check_unbuilt(gradient: Any, save: str) -> None:

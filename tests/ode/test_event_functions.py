@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -94,3 +95,22 @@ def test_a_step_has_a_time_but_no_derivative(native: bool) -> None:
     assert sol.event.t.item() == pytest.approx(0.693147, abs=1e-5)
     with pytest.raises(GradientError, match="no derivative"):
         sol.event.t.backward()
+
+
+def event_by_item(t: Tensor, y: Tensor) -> Tensor:
+    return y - 0.5 * (1 if y.sum().item() > -1e9 else 2)
+
+
+def norm_by_item(y: Tensor) -> Tensor:
+    return y.abs().max() if y.sum().item() > -1e9 else y.sum()
+
+
+@pytest.mark.parametrize("how", [{"events": event_by_item}, {"options": {"norm": norm_by_item}}])
+def test_try_warns_once_of_a_function_that_cannot_be_traced(how: dict[str, Any]) -> None:
+    y0 = torch.ones(2, dtype=F64)
+    with pytest.warns(UserWarning, match="native: solving eagerly"):
+        first = ctorch.solve_ode(decay, y0, T, native="try", **how)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = ctorch.solve_ode(decay, y0, T, native="try", **how)
+    assert torch.equal(first.y, second.y)
