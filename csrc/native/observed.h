@@ -22,6 +22,7 @@ struct Observation {
   int64_t piece_count;
   double event_time;
   int64_t event, rows;  // which one fired, or -1; how many rows there are then
+  int64_t nan_event;    // which one is NaN, at event_time; or -1
 };
 
 // The steps of a continuous solution.
@@ -48,13 +49,14 @@ class Observed : Joint<Field, Method, W> {
 
   void run() {
     this->begin();
-    asked.event = -1;
+    asked.event = asked.nan_event = -1;
     int64_t status = kSuccess;
     if constexpr (count > 0) {
       evaluate_events(task.t[0], [](Part& part) { return part.tile.y; });
       for (long i = 0; i < count; ++i) signs[i] = sign(values[i]);
     }
-    if (output < task.rows || count > 0) status = adaptive ? integrate() : integrate_on_knots();
+    if (asked.nan_event < 0 && (output < task.rows || count > 0))
+      status = adaptive ? integrate() : integrate_on_knots();
     if (asked.event >= 0) output = task.rows;
     if (pieces != nullptr) asked.piece_count = static_cast<int64_t>(pieces->starts.size());
     this->finish(status);
@@ -68,7 +70,9 @@ class Observed : Joint<Field, Method, W> {
   // Places within a step at which events are looked at.
   static constexpr int kPlaces = 4;
 
-  bool reading() const { return asked.event < 0 && (output < task.rows || asked.until_event); }
+  bool reading() const {
+    return asked.event < 0 && asked.nan_event < 0 && (output < task.rows || asked.until_event);
+  }
 
   // ---- adaptive steps
   // -------------------------------------------------------------------------------------------
@@ -211,6 +215,9 @@ class Observed : Joint<Field, Method, W> {
     if constexpr (count > 0) {
       gather(of, state.data());
       evaluate_values<Events, real>(static_cast<real>(t), state.data(), asked.shared, values);
+      for (long i = 0; i < count; ++i)
+        if (std::isnan(values[i]) && asked.nan_event < 0)
+          asked.nan_event = Events::event[i], asked.event_time = t;
     }
   }
 

@@ -91,8 +91,8 @@ class Samples {
     put(clock.error, lane, std::numeric_limits<real>::quiet_NaN());
     sample[lane] = number;
     put(active, lane, kYes);
-    mark = peek(clock.tau, lane), last_goal = mark + peek(span, lane);
-    wild = 0;
+    mark[lane] = peek(clock.tau, lane), last_goal[lane] = mark[lane] + peek(span, lane);
+    wild[lane] = since[lane] = 0;
     output[lane] = 0;
     advance(lane);
     const double start = peek(clock.tau, lane);
@@ -171,9 +171,11 @@ class Samples {
       }
       accept(moved);
     }
-    if constexpr (W == 1)
-      if (task.patience > 0) watch(norm);
-    return any(ended) ? leave(bits_of(ended)) : 0;
+    uint32_t creeping = 0;
+    if (task.patience > 0)
+      creeping = watch(active & mask_for<D>(negated(norm < all<E>(kInfinity))));
+    ended = ended & active;
+    return creeping | (any(ended) ? leave(bits_of(ended)) : 0);
   }
 
   CT_LANES void accept(Mask<D> moved) {
@@ -187,15 +189,28 @@ class Samples {
 
   // Whether the solve creeps along the edge of the field's domain: tiny steps that do not move the
   // state have no error, grow, leave the domain, and are cut again. As the eager solver asks.
-  CT_LANES void watch(E norm) {
-    if constexpr (W == 1) {
-      wild += norm < kInfinity ? 0 : 1;
-      const int64_t attempts = static_cast<int64_t>(clock.attempts);
-      if (attempts % task.patience != 0) return;
-      if (active && wild > task.patience / 5 && clock.tau - mark < 1e-3 * (last_goal - clock.tau))
-        finish(0, kNonfinite);
-      mark = clock.tau, wild = 0;
+  // `lost`: lanes whose error was not finite. Returns those that creep. One sample is asked every
+  // so many attempts; of several, each when it is lost again.
+  CT_LANES uint32_t watch(Mask<D> lost) {
+    if (W > 1 && !any(lost)) [[likely]]
+      return 0;
+    const uint32_t lanes = bits_of(lost);
+    uint32_t creeping = 0;
+    for (int lane = 0; lane < W; ++lane) {
+      const int64_t attempts = static_cast<int64_t>(peek(clock.attempts, lane));
+      wild[lane] += lanes >> lane & 1;
+      if (W == 1 ? attempts % task.patience != 0
+                 : !(lanes >> lane & 1) || attempts - since[lane] < task.patience)
+        continue;
+      const double tau = peek(clock.tau, lane);
+      if (peek(active, lane) && wild[lane] > task.patience / 5 &&
+          tau - mark[lane] < 1e-3 * (last_goal[lane] - tau)) {
+        finish(lane, kNonfinite);
+        creeping |= 1u << lane;
+      }
+      mark[lane] = tau, wild[lane] = 0, since[lane] = attempts;
     }
+    return creeping;
   }
 
   CT_LANES uint32_t leave(uint32_t lanes) {
@@ -250,9 +265,9 @@ class Samples {
   Mask<D> active;
   D goal, span, extended;
   int64_t sample[W], output[W];
-  // where the solve was when patience was last tried, and errors not finite since
-  double mark, last_goal;
-  int64_t wild;
+  // where a solve was when patience was last tried, errors not finite since, and the attempt
+  double mark[W], last_goal[W];
+  int64_t wild[W], since[W];
 };
 
 }  // namespace ct::native

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from ctorch.codegen.graph import ZERO
 from ctorch.codegen.lower_expression import Expr, stacked
@@ -19,8 +20,8 @@ MOVEMENTS = {
     "triu", "diag_embed", "constant_pad_nd", "slice_backward", "select_backward", "_unsafe_index",
     "diagonal_backward", "slice_scatter", "select_scatter", "diagonal_scatter", "take",
     "as_strided_scatter", "index_copy", "contiguous", "replication_pad1d", "reflection_pad1d",
-    "replication_pad2d", "reflection_pad2d", "_reshape_copy", "unfold_copy", "expand_copy",
-    "view_copy", "permute_copy", "alias_copy",
+    "replication_pad2d", "reflection_pad2d", "replication_pad3d", "reflection_pad3d",
+    "_reshape_copy", "unfold_copy", "expand_copy", "view_copy", "permute_copy", "alias_copy",
 }  # fmt: skip
 
 #: Results that depend on the shape of a tensor alone.
@@ -368,7 +369,29 @@ def _index_add(x: Expr, dim: int, index: Any, source: Expr, alpha: float = 1) ->
     return sum_into(x.reshape(-1), positions.reshape(-1), spread).reshape(*x.shape)
 
 
+def _pad_backward(pad: Callable[..., Any]) -> Rule:
+    def rule(grad: Expr, x: Expr, padding: Sequence[int]) -> Expr:
+        """What was copied to several places is the sum of what comes from them."""
+        places = pad(torch.arange(x.ids.size).reshape(x.shape), padding).numpy()
+        nothing = Expr(x.graph, np.full(x.ids.size, ZERO))
+        return sum_into(nothing, places.reshape(-1), grad).reshape(*x.shape)
+
+    return rule
+
+
+_PADS = [f"{kind}_pad{d}d" for kind in ("replication", "reflection") for d in (1, 2, 3)]
+
+
+def _weight_norm_backward(grad: Expr, v: Expr, g: Expr, norms: Expr, dim: int) -> tuple[Expr, Expr]:
+    """Of ``w = g v / |v|``, the norm over all dimensions but one."""
+    others = [d for d in range(v.ndim) if d != dim % v.ndim]
+    along = (grad * v).sum(others, keepdim=True) / norms
+    return g / norms * (grad - v * (along / norms)), along
+
+
 RULES: dict[str, Rule] = {
+    **{f"{name}_backward": _pad_backward(getattr(torch.ops.aten, name)) for name in _PADS},
+    "_weight_norm_interface_backward": _weight_norm_backward,
     "sum": _sum, "mean": _mean, "prod": _prod, "amax": _amax, "amin": _amin, "all": _all,
     "any": _any, "var": _var, "std": _std, "var_mean": _var_mean, "linalg_vector_norm": _norm,
     "norm": _norm, "logsumexp": _logsumexp, "_softmax": _softmax, "_log_softmax": _log_softmax,

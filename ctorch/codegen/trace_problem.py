@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ctorch._trees import leaves_like
 from ctorch.codegen.lower_source import Untraceable
 from ctorch.codegen.trace_record import Inputs
 
@@ -85,7 +86,7 @@ class Problem:
         return call
 
     def _slope(self, value: Any, y: list[Tensor]) -> list[Tensor]:
-        leaves = pytree.tree_leaves(value)
+        leaves = [value] if self.y_spec is None else leaves_like(value, self.y_spec)
         shapes = [tuple(x.shape) if isinstance(x, Tensor) else None for x in leaves]
         if shapes != [tuple(x.shape) for x in y]:
             raise ValueError(f"func returned {shapes} for a state of {[tuple(x.shape) for x in y]}")

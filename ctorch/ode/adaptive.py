@@ -16,6 +16,7 @@ from ctorch.ode.run import (
     endless_failure,
     max_steps_failure,
     nonfinite_failure,
+    short_failure,
     underflow_failure,
 )
 from ctorch.ode.steps import FREE, Step
@@ -133,5 +134,7 @@ class AdaptiveLoop(Loop):
             return nonfinite_failure(t, length, "the vector field func(t, y) (underflow in dt)")
         if not length < math.inf or not math.isfinite(tau):
             return endless_failure(t, length, error)
+        if not self.stats.steps:  # there was no error yet
+            return short_failure(t, length)
         worst = self.stepper.error_vector(y, y) if self.stats.rejected else None
         return underflow_failure(problem, t, length, error, worst)

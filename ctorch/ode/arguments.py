@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ctorch._exceptions import ArgumentError, ArgumentTypeError
+from ctorch._numbers import as_int
+from ctorch._trees import leaves_like
 from ctorch.ode.layout import Layout
 from ctorch.ode.problem import Tolerances
 
@@ -36,6 +38,72 @@ def check_func(func: Any) -> None:
     if not callable(func):
         raise ArgumentTypeError(
             f"func must be callable as func(t, y), but is {type(func).__name__}."
+        )
+
+
+def check_args(args: Any) -> tuple[Any, ...]:
+    """Further arguments of ``func``, as a tuple.
+
+    Raises:
+        TypeError: they are not in a tuple or list; a tensor would fall apart into its rows.
+    """
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(f"args must be a tuple, but is {type(args).__name__}: use args=(value,).")
+    return tuple(args)
+
+
+def as_options(options: Any) -> dict[str, Any]:
+    """A copy of ``options``.
+
+    Raises:
+        TypeError: it is no mapping.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"options must be a dict, but is {type(options).__name__}.")
+    return dict(options or {})
+
+
+def first_step(dt0: Any) -> float | None:
+    """``dt0`` as a number.
+
+    Raises:
+        TypeError, ValueError: it is none, or not positive.
+    """
+    if dt0 is None:
+        return None
+    try:
+        length = float(dt0.detach() if isinstance(dt0, Tensor) else dt0)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"dt0 must be a number, but is {dt0!r}.") from None
+    if not length > 0:
+        raise ValueError(f"dt0 must be positive, but is {length}: the direction is that of t.")
+    return length
+
+
+def step_limit(max_steps: Any) -> int:
+    """``max_steps`` as an int; it may be written as 1e5.
+
+    Raises:
+        ValueError: it is no positive int.
+    """
+    whole = isinstance(max_steps, float) and max_steps.is_integer()
+    count = int(max_steps) if whole else as_int(max_steps)
+    if count is None or count < 1:
+        raise ValueError(f"max_steps must be an int, at least 1, but is {max_steps!r}.")
+    return count
+
+
+def check_precision(layout: Layout, method: str) -> None:
+    """Error control and linear algebra need a state of float32 or float64.
+
+    Raises:
+        TypeError: it is narrower.
+    """
+    if layout.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"method {method!r} needs a state of float32 or float64, but y0 is {layout.user_dtype}:"
+            " keep the state in float32 (y0.float()), func may compute in less (under autocast, or"
+            " by casts of its own); or take a fixed-step method."
         )
 
 
@@ -122,14 +190,14 @@ def _tolerance(name: str, value: Any, layout: Layout, y0: Any) -> Tensor:
         if not value >= 0:
             raise ArgumentError(f"{name} must be at least 0 and not NaN, but is {value}.")
         return torch.scalar_tensor(value, dtype=torch.float64)
-    parts = pytree.tree_leaves(value) if not layout.is_tensor else [value]
+    parts = [value] if layout.is_tensor else _parts(name, value, y0)
     for part in parts:
         if isinstance(part, Tensor) and part.requires_grad:
             raise ArgumentError(f"{name} cannot require gradient.")
     if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.dim() == 0):
         tolerance = torch.tensor(float(value), dtype=torch.float64)
     elif layout.is_tensor:
-        tolerance = _expand(name, torch.as_tensor(value), y0, layout)
+        tolerance = _expand(name, _numbers(name, value), y0, layout)
     else:
         if isinstance(value, Tensor) and value.dim() == 1:
             parts = list(value.unbind())
@@ -140,7 +208,7 @@ def _tolerance(name: str, value: Any, layout: Layout, y0: Any) -> Tensor:
                 " for each part."
             )
         expanded = [
-            _expand(name, torch.as_tensor(p), leaf, layout)
+            _expand(name, _numbers(name, p), leaf, layout)
             for p, leaf in zip(parts, leaves, strict=True)
         ]
         start = 1 if layout.batched else 0
@@ -148,6 +216,22 @@ def _tolerance(name: str, value: Any, layout: Layout, y0: Any) -> Tensor:
     if not bool((tolerance >= 0).all()):
         raise ArgumentError(f"{name} must be at least 0 and not NaN, but is {value}.")
     return tolerance
+
+
+def _parts(name: str, value: Any, y0: Any) -> list[Any]:
+    if not isinstance(value, dict):
+        return pytree.tree_leaves(value)
+    try:
+        return leaves_like(value, pytree.tree_structure(y0))
+    except TypeError as error:
+        raise ArgumentTypeError(f"{name} must have the structure of y0: {error}") from None
+
+
+def _numbers(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentTypeError(f"{name} must be a number or a tensor, but is {value!r}.") from None
 
 
 def _expand(name: str, value: Tensor, y: Tensor, layout: Layout) -> Tensor:
@@ -174,7 +258,10 @@ def check_options(options: dict[str, Any], known: set[str], solver: str, strict:
 def number(options: dict[str, Any], name: str, default: float, positive: bool = False) -> float:
     """A number from the options."""
     value = options.get(name, default)
-    value = default if value is None else float(value)
+    try:
+        value = default if value is None else float(value)
+    except (TypeError, ValueError):
+        raise ArgumentTypeError(f"options[{name!r}] must be a number, but is {value!r}.") from None
     if math.isnan(value) or value < 0 or (positive and value == 0):
         allowed = "positive" if positive else "at least 0"
         raise ArgumentError(f"options[{name!r}] must be {allowed}, but is {value}.")

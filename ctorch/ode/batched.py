@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ctorch.ode import methods
+from ctorch.ode.adaptive import PATIENCE
 from ctorch.ode.arguments import check_rows
 from ctorch.ode.batched_sweep import BatchedSweep, replay_batched
 from ctorch.ode.capture import Captured
@@ -225,6 +226,7 @@ class BatchedLoop:
         problem, method = self.problem, self.method
         samples, counts, turns = self.samples, self.counts, self._turns
         busy = bool((counts[control.FATE] == control.RUNNING).any())
+        mark, wild, turn = samples[control.TAU].clone(), torch.zeros_like(samples[0]), 0
         while busy:
             plan, lands, times = turns.plan()
             if plan is not self._plan:
@@ -250,11 +252,34 @@ class BatchedLoop:
                         self._read(step, stages, stage_times, y1, found, inside)
                     self._keep(step, stages, bool(flags & control.NOT_FINITE))
                 y, k0 = turns.accept(moved, y, y1, k0, k1)
-            busy = bool(flags & control.BUSY)
+            busy, turn = bool(flags & control.BUSY), turn + 1
+            if flags & control.NOT_FINITE:
+                wild += ~torch.isfinite(error)
+            if turn % PATIENCE == 0 and busy:
+                busy = self._stop_creeping(mark, wild)
+                mark, wild = samples[control.TAU].clone(), torch.zeros_like(wild)
             if problem.progress is not None:
                 tau = samples[control.TAU]
                 problem.progress(float((self.direction * tau)[tau.argmin()]))
         return y
+
+    def _stop_creeping(self, mark: Tensor, wild: Tensor) -> bool:
+        """End samples that creep along the edge of the field's domain, as the loop for one solve
+        does.
+
+        Args:
+            mark: where they were ``PATIENCE`` attempts ago, [B].
+            wild: how many of these attempts were not finite, [B].
+
+        Returns:
+            Whether samples are left.
+        """
+        samples, fates = self.samples, self.counts[control.FATE]
+        moved, left = samples[control.TAU] - mark, samples[control.END] - samples[control.TAU]
+        creeping = (wild > PATIENCE // 5) & (moved < 1e-3 * left) & (fates == control.RUNNING)
+        fates.masked_fill_(creeping, control.WILD)
+        samples[control.ERROR].masked_fill_(creeping, math.nan)
+        return bool((fates == control.RUNNING).any())
 
     # -- one step
     # ----------------------------------------------------------------------------------------------

@@ -11,6 +11,11 @@ from ctorch.ode.layout import Layout
 from ctorch.ops import runge_kutta
 
 
+def as_time(t: Any) -> Tensor:
+    """A time, or several, as a tensor. Of numbers torch makes float32, too coarse for times."""
+    return t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
+
+
 class DenseOutput:
     """The state at any time of a solved interval.
 
@@ -59,3 +64,27 @@ class DenseOutput:
                 f"t lies outside the solved interval [{first:.6g}, {last:.6g}]: it ranges from"
                 f" {float(t.min()):.6g} to {float(t.max()):.6g}."
             )
+
+
+class Start:
+    """The continuous solution where no step was made: the initial state, at the initial time.
+
+    Args:
+        t: the time.
+        y: packed state.
+        layout: of the state.
+    """
+
+    def __init__(self, t: float, y: Tensor, layout: Layout) -> None:
+        self.interval = (t, t)
+        self._y, self._unpack = y, layout.unpack
+
+    def __call__(self, t: Tensor) -> Any:
+        """As ``DenseOutput``."""
+        if bool((t.detach().double() != self.interval[0]).any()):
+            raise ValueError(
+                f"t lies outside the solved interval, which is t={self.interval[0]:.6g} alone: it"
+                f" ranges from {float(t.min()):.6g} to {float(t.max()):.6g}."
+            )
+        shape = tuple(t.shape)
+        return self._unpack(self._y.expand(*shape, *self._y.shape), shape)

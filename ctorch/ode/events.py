@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ctorch._exceptions import GradientError
+from ctorch._exceptions import ArgumentError, GradientError
+from ctorch._trees import leaves_like
 from ctorch.ode.layout import Layout
 
 
@@ -84,14 +85,15 @@ class Watch:
         with torch.no_grad():
             state = self.layout.unpack(y)
             time = self._time(t)
-            return [
-                torch.as_tensor(event.fn(time, state, *self.args))
-                .detach()
-                .to(torch.float64)
-                .reshape(-1)
-                .tolist()
-                for event in self.events
+            found = [
+                _checked(i, event.fn(time, state, *self.args)).to(torch.float64).reshape(-1)
+                for i, event in enumerate(self.events)
             ]
+            values = [x.tolist() for x in found]
+        for i, given in enumerate(values):
+            if any(map(math.isnan, given)):
+                raise nan_event(i, t)
+        return values
 
     def start(self, t: float, y: Tensor) -> None:
         """Note the signs at the first time."""
@@ -140,6 +142,28 @@ class Watch:
 
         resolution = 4e-16 * max(1.0, abs(t / h))
         return bracketed_root(value, low, high, resolution)
+
+
+def nan_event(index: int, t: float) -> ArgumentError:
+    """An event function has no sign."""
+    return ArgumentError(
+        f"event {index} is NaN at t={t:.9g}: an event function must be defined wherever the solve"
+        " goes, on both sides of its zero (for instance y - 1 in the place of log(y))."
+    )
+
+
+def _checked(index: int, value: Any) -> Tensor:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return torch.tensor(float(value))
+    if isinstance(value, Tensor) and value.is_floating_point():
+        if not value.numel():
+            raise ArgumentError(f"event {index} returned no elements: nothing can cross zero.")
+        return value.detach()
+    what = value.dtype if isinstance(value, Tensor) else type(value).__name__
+    raise TypeError(
+        f"event {index} must return a real floating point tensor that crosses zero, such as"
+        f" y[0] - 1, but returned {what}."
+    )
 
 
 def bracketed_root(
@@ -192,43 +216,58 @@ def link(
 
     Args:
         func: the vector field.
-        event_fn: the event function; the element nearest to zero is the one that fired.
+        event_fn: the event function; of its elements the one nearest to its zero, in time, fired.
         t: 0-dim, the event's time, without graph.
         y: the state there, differentiable at fixed t.
 
     Returns:
-        The same values, differentiable once.
+        The same values, differentiable once; not at all (an error says so) where the event function
+        does not move.
     """
     leaves, spec = pytree.tree_flatten(y)
     with torch.enable_grad():
         t_leaf = t.detach().requires_grad_(True)
         y_leaves = [leaf.detach().requires_grad_(True) for leaf in leaves]
         with torch.no_grad():
-            f = pytree.tree_leaves(
-                func(t.detach(), pytree.tree_unflatten([x.detach() for x in leaves], spec))
-            )
-        g = _fired(event_fn(t_leaf, pytree.tree_unflatten(y_leaves, spec)))
+            state = pytree.tree_unflatten([x.detach() for x in leaves], spec)
+            f = leaves_like(func(t.detach(), state), spec)
+        g = torch.as_tensor(event_fn(t_leaf, pytree.tree_unflatten(y_leaves, spec))).reshape(-1)
         if not g.requires_grad:
             return t, y
-        slopes = torch.autograd.grad(g, [t_leaf, *y_leaves], allow_unused=True)
-        total = g.new_zeros(())
-        if slopes[0] is not None:
-            total = total + slopes[0]
-        for slope, k in zip(slopes[1:], f, strict=True):
-            if slope is not None:
-                total = total + (slope.conj() * k).sum().real
-        value = _fired(event_fn(t.detach(), y))
-        moved = -(value - value.detach()) / total
+        rates = _rates(g, [t_leaf, *y_leaves], [torch.ones_like(t_leaf), *f])
+        # an element that stays at zero is no event
+        away = torch.where(rates != 0, g.detach().abs() / rates.abs(), math.inf)
+        fired = int(away.argmin())
+        total = rates[fired]
+        stays = not bool(total.abs() > 0)
+        value = torch.as_tensor(event_fn(t.detach(), y)).reshape(-1)[fired]
+        moved = -(value - value.detach()) / (torch.ones_like(total) if stays else total)
         t_linked = t + moved.to(t.dtype)
         linked = [leaf + k * moved.to(leaf.dtype) for leaf, k in zip(leaves, f, strict=True)]
-        t_once, *once = _Once.apply(t_linked, *linked)
+        t_once, *once = _Once.apply(stays, t_linked, *linked)
     return t_once, pytree.tree_unflatten(once, spec)
 
 
-def _fired(g: Tensor) -> Tensor:
-    flat = torch.as_tensor(g).reshape(-1)
-    flat = flat.real if flat.is_complex() else flat
-    return flat[flat.detach().abs().argmin()]
+def _rates(g: Tensor, inputs: list[Tensor], tangents: list[Tensor]) -> Tensor:
+    """How the elements of ``g`` [n] change as its inputs move along the tangents: [n]."""
+    if g.numel() == 1:
+        slopes = torch.autograd.grad(g, inputs, torch.ones_like(g), allow_unused=True)
+        return _along(slopes, tangents, g).reshape(1)
+    # the derivative of the vector-Jacobian product, which is linear in the vector
+    weights = torch.zeros_like(g).requires_grad_(True)
+    slopes = torch.autograd.grad(g, inputs, weights, create_graph=True, allow_unused=True)
+    along = _along(slopes, tangents, g)
+    if not along.requires_grad:
+        return torch.zeros_like(g)
+    return torch.autograd.grad(along, weights)[0]
+
+
+def _along(slopes: Sequence[Tensor | None], tangents: list[Tensor], like: Tensor) -> Tensor:
+    total = like.new_zeros(())
+    for slope, tangent in zip(slopes, tangents, strict=True):
+        if slope is not None:
+            total = total + (slope.conj() * tangent).sum().real
+    return total
 
 
 class _Once(torch.autograd.Function):
@@ -237,17 +276,23 @@ class _Once(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, stays: bool, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        ctx.stays = stays
         return tuple(x.clone() for x in tensors)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if ctx.stays:
+            raise GradientError(
+                "the event's time has no derivative: the event function does not change there with"
+                " time and state (is it a step, such as torch.sign?)."
+            )
         if torch.is_grad_enabled():
             raise GradientError(
                 "an event's time and state can be differentiated once only (create_graph=True was"
                 " asked for)."
             )
-        return grads
+        return None, *grads
 
 
 def _sign(value: float) -> float:

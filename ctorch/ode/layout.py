@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ctorch._trees import leaves_like
+
 
 class Layout:
     """The shape of a state, seen by the user and seen by the solver.
@@ -54,7 +56,7 @@ class Layout:
         if self.is_tensor:
             packed = y
         else:
-            leaves = pytree.tree_leaves(y)
+            leaves = leaves_like(y, self._spec)
             start = 1 if self.batched else 0
             flat = [leaf.reshape(*leaf.shape[:start], -1).to(self.user_dtype) for leaf in leaves]
             packed = torch.cat(flat, dim=start)
@@ -88,13 +90,19 @@ class Layout:
         shapes = [str(list(shape)) for shape in self._shapes]
         return shapes[0] if self.is_tensor else f"({', '.join(shapes)})"
 
+    def _leaves(self, value: Any, what: str) -> list[Any]:
+        if isinstance(value, Tensor):
+            return [value]
+        try:
+            return leaves_like(value, self._spec)
+        except TypeError as error:
+            raise TypeError(f"{what} must return what it was given: {error}") from None
+
     def check_like(self, value: Any, what: str) -> None:
         """Raise where ``value`` (what the vector field returned) does not have the state's
         structure and shapes.
         """
-        leaves, _ = pytree.tree_flatten(value)
-        # a field may return a list where the state is a tuple: what counts is the order of the
-        # tensors
+        leaves = self._leaves(value, what)
         same = len(leaves) == len(self._shapes) and (self.is_tensor == isinstance(value, Tensor))
         if not same or not all(isinstance(leaf, Tensor) for leaf in leaves):
             got = type(value).__name__ if not leaves else f"{type(value).__name__} of {len(leaves)}"

@@ -36,7 +36,16 @@ if TYPE_CHECKING:
 
 
 class Unsupported(NotImplementedError):
-    """A solve that cannot be native; the message says why."""
+    """A solve that cannot be native; the message says why.
+
+    Args:
+        message: it.
+        functions: those of the user's that cannot be traced, if it is for them.
+    """
+
+    def __init__(self, message: str, functions: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.functions = functions
 
 
 _MODES = (True, False, "try")
@@ -84,16 +93,19 @@ def solve(request: Request) -> tuple[Run, Tensor, Problem] | None:
         Unsupported, ctorch.codegen.Untraceable, ctorch.codegen.build.NoCompiler: with
         ``native=True``, why it cannot be.
     """
-    if request.native == "try" and refused(request.func):
+    events = [event.fn for event in request.events]
+    functions = (request.func, *events, request.options.get("norm"))
+    if request.native == "try" and any(refused(function) for function in functions):
         return None
     try:
         return _solve(request)
     except (Unsupported, Untraceable, build.NoCompiler, build.CompileError) as error:
         if request.native is True:
             raise
-        if isinstance(error, Untraceable):
+        named = (request.func,) if isinstance(error, Untraceable) else ()
+        for function in getattr(error, "functions", named):
             with contextlib.suppress(TypeError):  # no weak reference to it, or no hash
-                _refused.add(request.func)
+                _refused.add(function)
         warnings.warn(f"native: solving eagerly, for {error}", stacklevel=4)
         return None
 
@@ -283,7 +295,7 @@ def settings(request: Request, problem: Problem) -> Task:
         max_step=problem.max_step, max_steps=problem.max_steps,
         first_step=-1.0 if problem.first_step is None else problem.first_step,
         overshoot=problem.overshoot, perturb=problem.perturb,
-        patience=0 if request.layout.batched else PATIENCE,
+        patience=PATIENCE,
     )  # fmt: skip
     if not tolerances.rtol.dim():
         task.rtol, task.atol = tolerances.rtol.item(), tolerances.atol.item()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ctorch.codegen import Traced
 from ctorch.ode import methods
+from ctorch.ode.events import nan_event
 from ctorch.ode.native import Call, Outcome, Unsupported
 from ctorch.ode.native_source import Form
 from ctorch.ode.native_values import Values, traced_values
@@ -38,7 +39,7 @@ class Observation(ctypes.Structure):
         ("pieces", ctypes.c_void_p),
         ("piece_count", ctypes.c_int64),
         ("event_time", ctypes.c_double),
-        *[(name, ctypes.c_int64) for name in ("event", "rows")],
+        *[(name, ctypes.c_int64) for name in ("event", "rows", "nan_event")],
     ]
 
 
@@ -102,6 +103,8 @@ class ObservedCall(Call):
     def make(self) -> Outcome:
         """Make the call; where an event fired, the last of the times is its own from then on."""
         outcome, found = super().make(), self.observation
+        if found.nan_event >= 0:
+            raise nan_event(found.nan_event, found.event_time)
         if found.event >= 0:
             self.fired = (found.event_time, found.event)
             reached = self.t[: found.rows - 1]

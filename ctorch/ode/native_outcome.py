@@ -15,6 +15,7 @@ from ctorch.ode.run import (
     Run,
     max_steps_failure,
     nonfinite_failure,
+    short_failure,
     underflow_failure,
 )
 from ctorch.ode.solution import Stats, Status
@@ -57,7 +58,12 @@ def joint_run(problem: Problem, rows: Tensor, outcome: Outcome) -> Run:
         if status == 0:  # of samples that take the same steps, another one failed
             status = int(outcome.numbers[3].max())
         run.status = Status(status)
-        run.failure = _failure(problem, run.status, *outcome.end(0))
+        t, h, error = outcome.end(0)
+        if accepted + rejected == 0 and t + h == t:
+            run.failure = short_failure(t, h)
+            run.status = run.failure.status
+        else:
+            run.failure = _failure(problem, run.status, t, h, error)
     return run
 
 

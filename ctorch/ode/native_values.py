@@ -77,9 +77,9 @@ def traced_values(
     try:
         traced, sizes = trace_values(functions, y, t, args, **how)
     except Untraceable as error:
-        raise Unsupported(f"{what} cannot be native: {error}") from error
+        raise Unsupported(f"{what} cannot be native: {error}", functions) from error
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise Unsupported(f"{what} cannot be traced: {error}") from error
+        raise Unsupported(f"{what} cannot be traced: {error}", functions) from error
     return Values(traced, sizes, layout.dtype)
 
 

@@ -13,6 +13,7 @@ from ctorch._eager import eager
 from ctorch._exceptions import ArgumentError, ArgumentTypeError
 from ctorch.ode import arguments, methods
 from ctorch.ode.continuous import ContinuousAdjoint
+from ctorch.ode.dense import as_time
 from ctorch.ode.events import Event, link
 from ctorch.ode.layout import Layout
 from ctorch.ode.native import check_mode
@@ -218,11 +219,11 @@ def odeint_dense(
 
     Args:
         func, y0, rtol, atol, method, options: as for ``odeint``; any Runge-Kutta method, any state.
-        t0, t1: ends of the interval, in either order.
+        t0, t1: ends of the interval, in either order; numbers are taken in float64.
 
     Returns:
-        ``fn(t)``: t a number or a tensor of any shape [*S] inside the interval -> [*S, *y0.shape].
-        Differentiable.
+        ``fn(t)``: t a number (taken in float64) or a tensor of any shape [*S] inside the interval
+        -> [*S, *y0.shape]. Differentiable.
 
     Example:
         >>> import torch
@@ -232,7 +233,7 @@ def odeint_dense(
         (tensor([0.6065, 0.6065]), torch.Size([3, 4, 2]))
     """
     layout = Layout(y0)
-    ends = [torch.as_tensor(x, device=layout.device) for x in (t0, t1)]
+    ends = [as_time(x).to(layout.device) for x in (t0, t1)]
     dtype = torch.promote_types(ends[0].dtype, ends[1].dtype)
     if not dtype.is_floating_point:
         dtype = torch.float64
@@ -242,8 +243,8 @@ def odeint_dense(
     run, _, problem = request.solve()
     if run.failure is not None:
         run.failure.raise_()
-    dense = run.dense_output(problem, request.polynomials(run))
-    return lambda t: dense(torch.as_tensor(t))
+    dense = run.dense_output(problem, request.polynomials)
+    return lambda t: dense(as_time(t))
 
 
 def _solve(
@@ -292,7 +293,7 @@ def _request(
         )
     t = arguments.check_times(t, layout.device, strict=True, batched=False)
     events = [] if event_fn is None else [Event(event_fn)]
-    options = dict(options or {})
+    options = arguments.as_options(options)
     native = check_mode(options.pop("native", None))
     return Request(
         func,

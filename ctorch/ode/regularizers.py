@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ctorch._numbers import as_int
+from ctorch._trees import leaves_like
 from ctorch.autodiff.jet import factorial
 from ctorch.autodiff.series import taylor_series
 from ctorch.ode.continuous import ContinuousAdjoint
@@ -96,8 +97,13 @@ def jacobian(*, batch_dims: int = 1) -> Regularizer:
             leaves = pytree.tree_leaves(y)
             if not probes or [p.shape for p in probes[0]] != [leaf.shape for leaf in leaves]:
                 probes[:] = [[torch.randn_like(leaf.detach()) for leaf in leaves]]
-            slope, pull = cast(Any, torch.func.vjp)(lambda y: func(t, y), y)
-            (pulled,) = pull(pytree.tree_unflatten(probes[0], pytree.tree_structure(slope)))
+            spec = pytree.tree_structure(y)
+
+            def slope_of(y: Any) -> Any:
+                return pytree.tree_unflatten(leaves_like(func(t, y), spec), spec)
+
+            slope, pull = cast(Any, torch.func.vjp)(slope_of, y)
+            (pulled,) = pull(pytree.tree_unflatten(probes[0], spec))
             return slope, _mean_square(pulled, batch_dims)
 
         return penalty

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ctorch._exceptions import SolveError
-from ctorch.ode.dense import DenseOutput
+from ctorch.ode.dense import DenseOutput, Start
 from ctorch.ode.field import Stage
 from ctorch.ode.problem import Problem
 from ctorch.ode.solution import Stats, Status
@@ -101,10 +102,15 @@ class Run:
             torch.stack([piece.k for piece in pieces], dim=1),
         )
 
-    def dense_output(self, problem: Problem, p: Tensor) -> DenseOutput:
-        """The continuous solution; ``p`` are the polynomials of the method's interpolant."""
+    def dense_output(
+        self, problem: Problem, polynomials: Callable[[Run], Tensor]
+    ) -> DenseOutput | Start:
+        """The continuous solution; ``polynomials`` are those of the method's interpolant."""
+        made = len(self.pieces) if self.attached is None else len(self.attached.starts)
+        if not made:  # there was nothing to solve, or the first step failed
+            return Start(problem.times[0], problem.y0, problem.layout)
         pieces = self.attached if self.attached is not None else self.stacked()
-        return DenseOutput(pieces, p, problem.direction, problem.layout)
+        return DenseOutput(pieces, polynomials(self), problem.direction, problem.layout)
 
     def event_time(self, t: Tensor) -> Tensor:
         """The event's time in the dtype of ``t``."""
@@ -178,6 +184,17 @@ def underflow_failure(
         t,
         h,
         error,
+    )
+
+
+def short_failure(t: float, h: float) -> Failure:
+    """The first step cannot be told from none."""
+    return Failure(
+        Status.STEP_UNDERFLOW,
+        f"underflow in dt: at t={t:.9g} a first step of h={h:.3e} is below the resolution of time:"
+        " count time from a nearer origin, or give a longer first step (dt0).",
+        t,
+        h,
     )
 
 

@@ -7,8 +7,9 @@ import enum
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from ctorch.ode.dense import as_time
 
 
 class Status(enum.IntEnum):
@@ -96,6 +97,4 @@ class Solution:
         """
         if self.dense is None:
             raise ValueError("this solution has no continuous form: solve with dense=True.")
-        if not isinstance(t, Tensor):  # of numbers torch makes float32, too coarse for times
-            t = torch.as_tensor(t, dtype=torch.float64)
-        return self.dense(t)
+        return self.dense(as_time(t))

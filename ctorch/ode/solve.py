@@ -133,6 +133,7 @@ def solve_ode(
         tensor([0.3679, 0.3679])
     """
     arguments.check_func(func)
+    args = arguments.check_args(args)
     _check_unbuilt(gradient, save)
     native = native_solve.check_mode(native)
     key = None
@@ -148,13 +149,10 @@ def solve_ode(
     method = methods.check_method(method)
     layout = Layout(y0, batched)
     t = arguments.check_times(t, layout.device, strict=False, batched=batched)
-    options = dict(options or {})
-    if dt0 is not None and not dt0 > 0:
-        raise ValueError(f"dt0 must be positive, but is {dt0}: the direction is that of t.")
+    options = arguments.as_options(options)
+    dt0 = arguments.first_step(dt0)
     if max_steps is not None:
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, but is {max_steps}.")
-        options["max_num_steps"] = max_steps
+        options["max_num_steps"] = arguments.step_limit(max_steps)
     request = Request(
         func, y0, t, method, rtol, atol, options, layout, args,
         controller=controller, events=_events(events), dense=dense, dt0=dt0, gradient=gradient,
@@ -302,6 +300,8 @@ class Request:
             else arguments.TAYLOR_OPTIONS if method in methods.TAYLOR
             else arguments.SCIPY_OPTIONS
         )  # fmt: skip
+        if layout.batched or adaptive or method in methods.BDF:
+            arguments.check_precision(layout, method)
         arguments.check_options(options, known, method, strict=not self.torchdiffeq)
         norm, max_norm = _norm(options.get("norm"))
         step_t, jump_t = arguments.special_times(options, direction)
@@ -487,5 +487,5 @@ def _solution(
         event = EventRecord(time, state, index)
         times = torch.cat([t[: count - 1], time.reshape(1).to(t)])
         y = pytree.tree_map(lambda x, s: torch.cat([x[:-1], s.unsqueeze(0)]), y, state)
-    dense = run.dense_output(problem, request.polynomials(run)) if request.dense else None
+    dense = run.dense_output(problem, request.polynomials) if request.dense else None
     return Solution(times, y, run.stats, run.status, event, dense)

@@ -252,14 +252,12 @@ class Program:
             return torch.where(x.sum(dim, keepdim=True) > 0.1234, x, x.square())
         if name in ("reflect", "replicate"):
             long = torch.cat([x, x + 1, x * 2], -1).reshape(len(x), -1, 3 * n)
-            return F.pad(long.detach() if name == "replicate" else long, (1, 2), mode=name)
+            return F.pad(long, (1, 2), mode=name)
         if name in ("reflect_2d", "replicate_2d"):
             flat = x.flatten(1)
             plane = torch.stack([flat, flat.sin(), flat.cos()], 1)[:, None]
             plane = torch.cat([plane, 2 * plane, plane], -1)
-            if name == "reflect_2d":
-                return F.pad(plane, (1, 1, 1, 1), mode="reflect")
-            return F.pad(plane.detach(), (1, 1, 1, 1), mode="replicate")
+            return F.pad(plane, (1, 1, 1, 1), mode=name.removesuffix("_2d"))
         if name == "diagonals":
             square = torch.diag_embed(x.flatten(1)[:, :6]).triu()
             return square.diagonal_scatter(square.sum(1), 0, 1, 2)

@@ -122,6 +122,30 @@ def test_a_convolution_of_one_system() -> None:
     check(lambda t, y: F.conv1d(y, WEIGHT[9].reshape(3, 3, 1)), state(3, 7), batched=False)
 
 
+@pytest.mark.parametrize("mode", ["replicate", "reflect", "circular"])
+def test_padding_by_what_is_there(mode: str) -> None:
+    """Its derivative adds up what was copied to several places."""
+
+    def func(t: Tensor, y: Tensor) -> Tensor:
+        line = F.pad(y, (3, 2), mode=mode).unfold(-1, 6, 1) @ WEIGHT[12][:6]
+        plane = F.pad(y.unflatten(-1, (2, 3)), (2, 1, 1, 0), mode=mode)
+        block = F.pad(y.reshape(-1, 1, 2, 2, 3), (0, 2, 1, 1, 1, 0), mode=mode)
+        ends = plane.flatten(-2).square()[..., -6:] + block.flatten(1).sin()[:, None, -6:]
+        return line + ends
+
+    check(func, state(3, 2, 6), factor=10.0)
+
+
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_weight_norm(dim: int | None) -> None:
+    layer = torch.nn.Linear(6, 6, dtype=F64)
+    torch.nn.utils.parametrizations.weight_norm(layer, dim=dim)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.linspace(-1, 1.5, parameter.numel()).view(parameter.shape))
+    check(lambda t, y: torch.tanh(layer(y)), state(3, 6), factor=10.0)
+
+
 def interpolated(t: Tensor, y: Tensor) -> Tensor:
     right = torch.searchsorted(KNOTS, y.detach()).clamp(1, 8)
     left = right - 1

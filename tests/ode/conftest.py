@@ -69,7 +69,7 @@ WRITTEN = {
     "test_max_steps",
     "test_what_is_refused_is_named",
     "test_step_underflow_names_the_worst_element_and_remedies",  # natively, no element is known
-    "test_a_solve_that_creeps_at_the_edge_of_the_domain_ends",  # for a batch, by max_steps alone
+    "test_a_start_too_late_for_its_first_step_is_no_fault_of_the_field",
     "test_no_evaluation_lies_outside_the_interval_and_the_last_step_ends_on_its_end",  # callbacks
     "test_native_try_solves_and_warns_once",
     "test_errors_in_the_field_come_through_unchanged",

@@ -69,6 +69,17 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "grid_constructor",
     ),
+    "args": ({"args": torch.ones(2)}, TypeError, r"args=\(value,\)"),
+    "options": ({"options": [1]}, TypeError, "options must be a dict"),
+    "dt0 kind": ({"dt0": "short"}, TypeError, "dt0"),
+    "max_steps kind": ({"max_steps": 10.5}, ValueError, "max_steps"),
+    "max_steps flag": ({"max_steps": True}, ValueError, "max_steps"),
+    "rtol kind": ({"rtol": "small"}, TypeError, "rtol"),
+    "option kind": ({"options": {"max_step": "long"}}, TypeError, "max_step"),
+    "half": ({"y0": Y0.half()}, TypeError, r"dopri5.*float16.*y0\.float"),
+    "half, batched": ({"y0": Y0.bfloat16(), "batched": True}, TypeError, "bfloat16"),
+    "half, implicit": ({"y0": Y0.half(), "method": "bdf2"}, TypeError, "float16"),
+    "half, native": ({"y0": Y0.half(), "native": True}, TypeError, "float16"),
     "events": ({"events": [3]}, TypeError, "fn"),
     "scipy solver": ({"method": "scipy_solver", "options": {"solver": "X"}}, ValueError, "LSODA"),
 }
@@ -95,6 +106,47 @@ def test_events_and_controllers_check_their_settings() -> None:
         StepController(min_factor=2.0)
     with pytest.raises(ValueError, match="positive"):
         StepController(p=0.0, i=0.0, d=0.0)
+
+
+def test_steps_of_given_length_take_narrow_states() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        y = call(y0=Y0.to(dtype), method="rk4", dt0=0.25).y
+        assert y.dtype is dtype
+        torch.testing.assert_close(y[-1].double(), Y0 * math.exp(-1), rtol=1e-2, atol=0.0)
+
+
+def test_args_are_checked_on_the_short_way_to_a_native_solve_too() -> None:
+    rates = torch.ones(2, dtype=F64)
+    for _ in range(2):
+        call(func=lambda t, y, a: -a * y, args=(rates,), native=True)
+    with pytest.raises(TypeError, match="args"):
+        call(func=lambda t, y, a: -a * y, args=rates, native=True)
+
+
+def test_max_steps_may_be_written_as_a_float() -> None:
+    assert call(max_steps=1e5).status == 0
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "taylor", "bdf2"])
+def test_where_no_step_is_made_the_continuous_solution_is_the_start(method: str) -> None:
+    y0 = Y0.clone().requires_grad_()
+    for t in (T[:1], T[:1].expand(3)):
+        sol = call(y0=y0, t=t, dense=True, method=method)
+        assert sol(torch.zeros(2, 3, dtype=F64)).shape == (2, 3, 2)
+        (g,) = torch.autograd.grad(sol(0.0).sum(), y0)
+        assert torch.equal(g, torch.ones_like(y0))
+        with pytest.raises(ValueError, match="outside"):
+            sol(0.5)
+    failed = call(func=lambda t, y: y * math.nan, dense=True, method=method, throw=False)
+    assert failed.status != 0
+    assert failed.dense.interval[0] == 0.0
+
+
+def test_where_no_step_is_made_natively_the_continuous_solution_is_the_start() -> None:
+    sol = call(t=T[:1], dense=True, native=True)
+    assert torch.equal(sol(0.0), Y0)
+    failed = call(func=lambda t, y: y * math.nan, dense=True, throw=False, native=True)
+    assert failed.dense.interval == (0.0, 0.0)
 
 
 def test_a_solution_without_dense_output_says_so() -> None:

@@ -60,3 +60,27 @@ def test_rows_before_a_failure_have_gradients(native: bool, gradient: str) -> No
     (slope,) = torch.autograd.grad(solve(y0, gain).y[:, 1].sum(), gain, create_graph=True)
     (second,) = torch.autograd.grad(slope, gain)
     assert bool(second.isfinite())
+
+
+def creeping(t: Tensor, y: Tensor) -> Tensor:
+    """Falls to the edge of the root's domain, where float32 cannot tell tiny steps from none."""
+    return torch.sqrt(y - 0.5) * 0 - 1
+
+
+@both_forms
+@pytest.mark.parametrize("batch", [1, 3, 40])
+def test_a_sample_that_creeps_at_the_edge_of_the_domain_ends(native: bool, batch: int) -> None:
+    """And the others go on."""
+    y0 = torch.full((batch, 1), 9.0)
+    y0[0] = 1.0
+    t = torch.tensor([0.0, 0.25, 2.0])
+    sol = ctorch.solve_ode(
+        creeping, y0, t, batched=True, gradient="none", throw=False, native=native,
+        max_steps=30_000,
+    )  # fmt: skip
+    assert sol.status.tolist() == [Status.NONFINITE] + [Status.SUCCESS] * (batch - 1)
+    assert float(sol.y[0, 1]) == pytest.approx(0.75)
+    assert bool(sol.y[0, 2].isnan())
+    torch.testing.assert_close(sol.y[1:, 2], y0[1:] - 2)
+    assert int(sol.stats.accepted[0] + sol.stats.rejected[0]) < 10_000
+    assert "sample 0: the vector field or the state is not finite" in sol.message

@@ -319,3 +319,12 @@ class TestDense:
         for a, b in zip(got, expected, strict=True):
             assert a is not None
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_odeint_dense_takes_numbers_in_double_precision() -> None:
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return torch.cos(t) + 0 * y
+
+    dense = ctorch.odeint_dense(field, torch.zeros(1, dtype=F64), 0.1, 1.3, rtol=1e-10, atol=1e-10)
+    for t in (0.7, 1.3):
+        assert dense(t).item() == pytest.approx(math.sin(t) - math.sin(0.1), abs=1e-9)

@@ -135,6 +135,13 @@ def test_max_num_steps_counts_the_whole_solve() -> None:
         ctorch.odeint(lambda t, y: -y, ONE, t, options={"max_num_steps": 10, "max_step": 0.02})
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_a_start_too_late_for_its_first_step_is_no_fault_of_the_field(native: bool) -> None:
+    with pytest.raises(ctorch.SolveError, match=r"first step.*resolution of time") as caught:
+        ctorch.solve_ode(lambda t, y: -y, ONE, times(1e16, 1e16 + 4), native=native)
+    assert caught.value.status is Status.STEP_UNDERFLOW
+
+
 def test_step_underflow_names_the_worst_element_and_remedies() -> None:
     def field(t: Tensor, y: Tensor) -> Tensor:
         return torch.stack([-y[0], y[1] ** 2, -y[2]])
