@@ -27,7 +27,7 @@ MAX_ORDER = 24
 NUMBERS = {name: number for number, name in enumerate(reference.ACTIVATIONS)}
 
 Tensors = Sequence[Tensor]
-NET = "Tensor[] weights, Tensor[] biases, int activation, float param"
+NET = "Tensor[] weights, Tensor[] biases, int[] activations, float[] params"
 
 
 @cache
@@ -43,15 +43,18 @@ def available(operator: str) -> bool:
 class _Net:
     """A net of the bare operators' arguments, for their references."""
 
-    def __init__(self, weights: Tensors, biases: Tensors, activation: int, param: float) -> None:
+    def __init__(
+        self, weights: Tensors, biases: Tensors, activations: Sequence[int], params: Sequence[float]
+    ) -> None:
         self.weights = weights
         biased = [b if b.numel() else None for b in biases]
         self.layers = list(zip(weights, biased, strict=True))
-        self.activation, self.param = reference.ACTIVATIONS[activation], param
+        names = (reference.ACTIVATIONS[number] for number in activations)
+        self.kinds = tuple(zip(names, params, strict=True))
 
 
-def _net(weights: Tensors, biases: Tensors, activation: int, param: float) -> Any:
-    return _Net(weights, biases, activation, param)
+def _net(weights: Tensors, biases: Tensors, acts: Sequence[int], params: Sequence[float]) -> Any:
+    return _Net(weights, biases, acts, params)
 
 
 def _by_autograd(function: Any, inputs: Tensors, grads: Tensors) -> list[Tensor]:
@@ -75,12 +78,13 @@ class _Kernel:
 
     def __init__(self, net: MLP) -> None:
         self.layers = len(net.weights)
-        self.number, self.param = NUMBERS[net.activation], float(net.param)
+        self.numbers = [NUMBERS[name] for name, _ in net.kinds]
+        self.params = [param for _, param in net.kinds]
 
     def net(self, tensors: Tensors, before: int) -> tuple[Any, ...]:
         """The net's arguments of an operator."""
         weights = list(tensors[before : before + self.layers])
-        return weights, list(tensors[before + self.layers :]), self.number, self.param
+        return weights, list(tensors[before + self.layers :]), self.numbers, self.params
 
     def ordered(self, found: Tensors, before: int) -> list[Tensor]:
         """From weight, bias, weight, bias, ... to weights, then biases."""
@@ -101,8 +105,8 @@ def _derivative_fake(
     v: Tensor,
     weights: Tensors,
     biases: Tensors,
-    act: int,
-    p: float,
+    act: Sequence[int],
+    p: Sequence[float],
     order: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -115,8 +119,8 @@ def _derivative_reference(
     v: Tensor,
     weights: Tensors,
     biases: Tensors,
-    act: int,
-    p: float,
+    act: Sequence[int],
+    p: Sequence[float],
     order: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -367,13 +371,25 @@ def _series_kept(x: Tensor, weights: Tensors, order: int, keep: bool) -> Tensor:
 
 
 def _series_fake(
-    x: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, order: int, keep: bool
+    x: Tensor,
+    weights: Tensors,
+    biases: Tensors,
+    act: Sequence[int],
+    p: Sequence[float],
+    order: int,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(order + 1, *x.shape), _series_kept(x, weights, order, keep)
 
 
 def _series_reference(
-    x: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, order: int, keep: bool
+    x: Tensor,
+    weights: Tensors,
+    biases: Tensors,
+    act: Sequence[int],
+    p: Sequence[float],
+    order: int,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     out = reference.series(_net(weights, biases, act, p), x, order)
     return out, _series_kept(x, weights, order, keep)
@@ -440,14 +456,14 @@ def _closed_kept(x: Tensor, weights: Tensors, keep: bool) -> Tensor:
 
 
 def _closed_fake(
-    x: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, keep: bool
+    x: Tensor, weights: Tensors, biases: Tensors, act: Sequence[int], p: Sequence[float], keep: bool
 ) -> tuple[Tensor, ...]:
     value, trace = x.new_empty(x.shape[0], weights[-1].shape[0]), x.new_empty(x.shape[0])
     return value, trace, _closed_kept(x, weights, keep)
 
 
 def _closed_reference(
-    x: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, keep: bool
+    x: Tensor, weights: Tensors, biases: Tensors, act: Sequence[int], p: Sequence[float], keep: bool
 ) -> tuple[Tensor, ...]:
     value, trace = reference.closed_divergence(_net(weights, biases, act, p), x)
     return value, trace, _closed_kept(x, weights, keep)
