@@ -17,9 +17,10 @@ def as_mlp(f: Any) -> MLP | None:
     """The MLP that a function is, or None where it is not known to be one.
 
     Recognised are ``nn.Linear`` and ``nn.Sequential``, nested as deep as may be, of linear layers
-    and smooth activation modules: layer, activation, layer, ... , layer. Identity, and dropout that does nothing (in eval mode, or with p = 0), are passed over. A module of a
-    subclass, with hooks, with a parametrization, or with a forward of its own is not recognised,
-    since it may compute something else.
+    and smooth activation modules: layer, activation, layer, ... , layer; each activation may be
+    another. Identity, and dropout that does nothing (in eval mode, or with p = 0), are passed over.
+    A module of a subclass, with hooks, with a parametrization, or with a forward of its own is not
+    recognised, since it may compute something else.
 
     Another object says that it is an MLP by a method ``__ctorch_mlp__()`` that returns one (or None
     where, in its present state, it is not). Its weights may be made on the fly from parameters:

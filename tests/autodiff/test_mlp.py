@@ -218,11 +218,11 @@ def test_a_net_is_checked_when_made() -> None:
     with pytest.raises(ValueError, match="beta of softplus"):
         MLP((w,), (None,), "softplus")
     square = (torch.ones(3, 3),) * 3, (None,) * 3
-    with pytest.raises(ValueError, match="activation must be one for all 2 hidden .* got .'tanh',"):
+    with pytest.raises(ValueError, match=r"activation must be one for all 2 .* got \('tanh',"):
         MLP(*square, ("tanh",))
     with pytest.raises(ValueError, match=r"param must be one for all 2 .* got \(1.0, 2.0, 3.0\)"):
         MLP(*square, "softplus", (1.0, 2.0, 3.0))
-    with pytest.raises(ValueError, match="beta of softplus, must be positive, got 0.0"):
+    with pytest.raises(ValueError, match=r"beta of softplus, must be positive, got 0\.0"):
         MLP(*square, ("tanh", "softplus"), (1.0, 0.0))
     with pytest.raises(TypeError, match=r"one real floating dtype, got torch.float32 and .*64"):
         MLP((w, torch.ones(2, 3, dtype=torch.float64)), (None, None), "tanh")
