@@ -267,9 +267,9 @@ class Laplacian(Kernel):
         outputs = net[0][-1].shape[0]
         shapes = [(len(x), outputs), (len(x), rows.shape[0], outputs), (len(x), outputs)]
         shapes = shapes if self.gradient else shapes[::2]
-        filled = [filled(g, x, shape) for g, shape in zip(grads, shapes, strict=True)]
-        moved = filled[1] if self.gradient else None
-        found = mlp_laplacian_backward(filled[0], moved, filled[-1], kept, x, rows, *net)
+        whole = [filled(g, x, shape) for g, shape in zip(grads, shapes, strict=True)]
+        moved = whole[1] if self.gradient else None
+        found = mlp_laplacian_backward(whole[0], moved, whole[-1], kept, x, rows, *net)
         if back is not None:
             found[1] = back @ found[1]
         return self.ordered(found, 2)
