@@ -57,20 +57,20 @@ void closed_forward(const Net& net, const Tensor& x, Tensor& value, Tensor& trac
       mixed = kept + places.mixed() + begin * two.out;
     }
     TracedTask<T> task{};
-    task.activation = net.activation, task.param = static_cast<T>(net.param);
+    task.activation = net.activations[0], task.param = static_cast<T>(net.params[0]);
     task.samples = r, task.n = one.out;
     task.z = z1, task.bias = one.bias, task.value = h, task.slope = slope;
     one.factor.product(r, data<T>(x) + begin * one.in, z1);
     loop.traced(task);
     two.factor.product(r, h, z2);
     mixing.product(r, slope, mixed);
+    task.activation = net.activations[1], task.param = static_cast<T>(net.params[1]);
     task.n = two.out;
     task.z = z2, task.bias = two.bias, task.slope = nullptr;
     task.beside = mixed, task.trace = data<T>(trace) + begin;
     loop.traced(task);
     T* to = data<T>(value) + begin * last.out;
-    last.factor.product(r, h, to);
-    add_bias(to, last.bias, r, last.out);
+    last.factor.product(r, h, to, last.bias, r);
   });
 }
 
@@ -126,7 +126,7 @@ void closed_backward(const Net& net, const Tensor& x, const T* kept, const Tenso
     T* z = const_cast<T*>(kept);  // only read
     const T* from = data<T>(x) + begin * one.in;
     TracedTask<T> task{};
-    task.activation = net.activation, task.param = static_cast<T>(net.param);
+    task.activation = net.activations[1], task.param = static_cast<T>(net.params[1]);
     task.samples = r, task.n = two.out;
     task.z = z + places.second() + begin * two.out, task.value = h;
     task.beside = kept + places.mixed() + begin * two.out, task.slope = mixed_bar;
@@ -144,6 +144,7 @@ void closed_backward(const Net& net, const Tensor& x, const T* kept, const Tenso
     if (two.bias != nullptr) add_rows(sums.of(lane, 3), z2_bar, r, two.out);
     mixing.product(r, mixed_bar, slope_bar);
     two.factor.product(r, z2_bar, h_bar);
+    task.activation = net.activations[0], task.param = static_cast<T>(net.params[0]);
     task.n = one.out;
     task.z = z + begin * one.out, task.value_bar = h_bar;
     task.beside = slope_bar, task.slope = slope;

@@ -16,6 +16,8 @@ namespace ct::mlp {
 namespace {
 
 using Tensors = std::vector<Tensor>;
+using Kinds = std::vector<int64_t>;
+using Params = std::vector<double>;
 
 bool has_gemm() { return gemm_routine<float>() != nullptr && gemm_routine<double>() != nullptr; }
 
@@ -36,9 +38,9 @@ int read_order(const char* op, int64_t order) {
 }
 
 std::tuple<Tensor, Tensor> mlp_derivative(const Tensor& x, const Tensor& v, Tensors weights,
-                                          Tensors biases, int64_t activation, double param,
+                                          Tensors biases, Kinds activations, Params params,
                                           int64_t order_, bool keep) {
-  const Net net("mlp_derivative", x, weights, biases, activation, param);
+  const Net net("mlp_derivative", x, weights, biases, activations, params);
   const int order = read_order(net.op, order_);
   net.check("v", v, {net.batch, net.inputs});
   Tensor out = new_tensor(x, {net.batch, net.outputs});
@@ -50,9 +52,9 @@ std::tuple<Tensor, Tensor> mlp_derivative(const Tensor& x, const Tensor& v, Tens
 }
 
 Tensors mlp_derivative_backward(const Tensor& g, const Tensor& kept, const Tensor& x,
-                                const Tensor& v, Tensors weights, Tensors biases,
-                                int64_t activation, double param, int64_t order_) {
-  const Net net("mlp_derivative_backward", x, weights, biases, activation, param);
+                                const Tensor& v, Tensors weights, Tensors biases, Kinds activations,
+                                Params params, int64_t order_) {
+  const Net net("mlp_derivative_backward", x, weights, biases, activations, params);
   const int order = read_order(net.op, order_);
   net.check("v", v, {net.batch, net.inputs});
   net.check("g", g, {net.batch, net.outputs});
@@ -68,8 +70,8 @@ Tensors mlp_derivative_backward(const Tensor& g, const Tensor& kept, const Tenso
 }
 
 std::tuple<Tensor, Tensor> mlp_series(const Tensor& x, Tensors weights, Tensors biases,
-                                      int64_t activation, double param, int64_t order_, bool keep) {
-  const Net net("mlp_series", x, weights, biases, activation, param);
+                                      Kinds activations, Params params, int64_t order_, bool keep) {
+  const Net net("mlp_series", x, weights, biases, activations, params);
   const int order = read_order(net.op, order_);
   require(net.inputs == net.outputs, net.op, ": the net must have as many outputs as inputs");
   Tensor out = new_tensor(x, {order + 1, net.batch, net.inputs});
@@ -81,9 +83,9 @@ std::tuple<Tensor, Tensor> mlp_series(const Tensor& x, Tensors weights, Tensors 
 }
 
 Tensors mlp_series_backward(const Tensor& g, const Tensor& kept, const Tensor& x, const Tensor& out,
-                            Tensors weights, Tensors biases, int64_t activation, double param,
+                            Tensors weights, Tensors biases, Kinds activations, Params params,
                             int64_t order_) {
-  const Net net("mlp_series_backward", x, weights, biases, activation, param);
+  const Net net("mlp_series_backward", x, weights, biases, activations, params);
   const int order = read_order(net.op, order_);
   require(net.inputs == net.outputs, net.op, ": the net must have as many outputs as inputs");
   net.check("out", out, {order + 1, net.batch, net.inputs});
@@ -145,41 +147,41 @@ Tensors tangents_derivative(const Net& net, const Tensor& g_value, const Tensor*
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_laplacian(const Tensor& x, const Tensor& rows,
                                                          Tensors weights, Tensors biases,
-                                                         int64_t activation, double param,
+                                                         Kinds activations, Params params,
                                                          bool gradient, bool keep) {
-  const Net net("mlp_laplacian", x, weights, biases, activation, param);
+  const Net net("mlp_laplacian", x, weights, biases, activations, params);
   return tangents(net, x, rows, nullptr, gradient, keep);
 }
 
 Tensors mlp_laplacian_backward(const Tensor& g_value, std::optional<Tensor> g_moved,
                                const Tensor& g_lap, const Tensor& kept, const Tensor& x,
                                const Tensor& rows, Tensors weights, Tensors biases,
-                               int64_t activation, double param) {
-  const Net net("mlp_laplacian_backward", x, weights, biases, activation, param);
+                               Kinds activations, Params params) {
+  const Net net("mlp_laplacian_backward", x, weights, biases, activations, params);
   return tangents_derivative(net, g_value, g_moved ? &*g_moved : nullptr, g_lap, kept, x, rows,
                              nullptr);
 }
 
 std::tuple<Tensor, Tensor, Tensor> mlp_divergence(const Tensor& x, const Tensor& rows,
                                                   const Tensor& close, Tensors weights,
-                                                  Tensors biases, int64_t activation, double param,
+                                                  Tensors biases, Kinds activations, Params params,
                                                   bool keep) {
-  const Net net("mlp_divergence", x, weights, biases, activation, param);
+  const Net net("mlp_divergence", x, weights, biases, activations, params);
   auto [value, moved, trace, kept] = tangents(net, x, rows, &close, false, keep);
   return {value, trace, kept};
 }
 
 Tensors mlp_divergence_backward(const Tensor& g_value, const Tensor& g_trace, const Tensor& kept,
                                 const Tensor& x, const Tensor& rows, const Tensor& close,
-                                Tensors weights, Tensors biases, int64_t activation, double param) {
-  const Net net("mlp_divergence_backward", x, weights, biases, activation, param);
+                                Tensors weights, Tensors biases, Kinds activations, Params params) {
+  const Net net("mlp_divergence_backward", x, weights, biases, activations, params);
   return tangents_derivative(net, g_value, nullptr, g_trace, kept, x, rows, &close);
 }
 
 std::tuple<Tensor, Tensor, Tensor> mlp_closed_divergence(const Tensor& x, Tensors weights,
-                                                         Tensors biases, int64_t activation,
-                                                         double param, bool keep) {
-  const Net net("mlp_closed_divergence", x, weights, biases, activation, param);
+                                                         Tensors biases, Kinds activations,
+                                                         Params params, bool keep) {
+  const Net net("mlp_closed_divergence", x, weights, biases, activations, params);
   require(net.depth == 3, net.op, ": the net must have two hidden layers");
   Tensor value = new_tensor(x, {net.batch, net.outputs}), trace = new_tensor(x, {net.batch});
   const ClosedPlaces places(net);
@@ -199,9 +201,9 @@ std::tuple<Tensor, Tensor, Tensor> mlp_closed_divergence(const Tensor& x, Tensor
 
 Tensors mlp_closed_divergence_backward(std::optional<Tensor> g_value, const Tensor& g_trace,
                                        const Tensor& kept, const Tensor& x, Tensors weights,
-                                       Tensors biases, int64_t activation, double param,
+                                       Tensors biases, Kinds activations, Params params,
                                        bool of_x) {
-  const Net net("mlp_closed_divergence_backward", x, weights, biases, activation, param);
+  const Net net("mlp_closed_divergence_backward", x, weights, biases, activations, params);
   require(net.depth == 3, net.op, ": the net must have two hidden layers");
   if (g_value) net.check("g_value", *g_value, {net.batch, net.outputs});
   net.check("g_trace", g_trace, {net.batch});

@@ -53,17 +53,16 @@ void derivative_forward(const Net& net, const Tensor& x, const Tensor& v, int or
       if (keep != nullptr) z = keep + places.begin[l] * r;
       const int64_t plane = r * layer.out;
       if (l > 0) {
-        layer.factor.product((order + 1) * r, h, z);
+        layer.factor.product((order + 1) * r, h, z, layer.bias, r);
       } else {
-        layer.factor.product(r, data<T>(x) + begin * d, z);
+        layer.factor.product(r, data<T>(x) + begin * d, z, layer.bias, r);
         if (order > 0) layer.factor.product(r, data<T>(v) + begin * d, z + plane);
       }
-      add_bias(z, layer.bias, r, layer.out);
-      JetTask<T> task{net.activation,
-                      static_cast<T>(net.param),
+      JetTask<T> task{net.activations[l],
+                      static_cast<T>(net.params[l]),
                       order,
                       degree,
-                      l + 2 == net.depth ? order : 0,
+                      l + 2 == net.depth,
                       plane,
                       {z, plane},
                       {h, plane},
@@ -102,12 +101,12 @@ void derivative_backward(const Net& net, const Tensor& x, const Tensor& v, int o
     for (int l = last - 1; l >= 0; --l) {
       const Layer<T>& layer = layers[l];
       const int64_t plane = r * layer.out;
-      const int degree = places.degree(l), first = l == last - 1 ? order : 0;
-      JetTask<T> task{net.activation,
-                      static_cast<T>(net.param),
+      const int degree = places.degree(l);
+      JetTask<T> task{net.activations[l],
+                      static_cast<T>(net.params[l]),
                       order,
                       degree,
-                      first,
+                      l + 1 == last,
                       plane,
                       {keep + places.begin[l] * r, plane},
                       {h, plane},

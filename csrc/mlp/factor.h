@@ -29,11 +29,22 @@ class Factor {
   // c [rows, columns] = alpha a [rows, terms] times the factor, or that is added to c
   void product(int64_t rows, const T* a, T* c, T alpha = 1, bool add = false) const {
     if (panels_ != nullptr)
-      loops<T>().product({rows, terms_, columns_, a, panels_->get(), c, alpha, add});
+      loops<T>().product({rows, terms_, columns_, a, panels_->get(), c, alpha, add, nullptr, 0});
     else if (as_ == As::kTransposed)
       multiply_transposed<T>(rows, columns_, terms_, a, w_, c, alpha, T(add));
     else
       multiply<T>(rows, columns_, terms_, a, w_, c, alpha, T(add));
+  }
+
+  // c = a times the factor, and a bias in its first rows, unless it is null
+  void product(int64_t rows, const T* a, T* c, const T* bias, int64_t biased) const {
+    if (panels_ != nullptr && bias != nullptr)
+      return loops<T>().product(
+          {rows, terms_, columns_, a, panels_->get(), c, 1, false, bias, biased});
+    product(rows, a, c);
+    if (bias == nullptr) return;
+    for (int64_t r = 0; r < biased; ++r)
+      for (int64_t i = 0; i < columns_; ++i) c[r * columns_ + i] += bias[i];
   }
 
  private:

@@ -10,7 +10,7 @@ template <typename T_, int kSeries, int kOrder, int kDegree>
 struct LocalSeries {
   using T = T_;
   using V = Vector<T>;
-  static constexpr bool kUnrolled = kOrder >= 0;
+  static constexpr bool kUnrolled = kOrder >= 0, kFilled = kOrder >= 0 && kDegree < 0;
   static constexpr int kSize = (kOrder < 0 ? kMaxOrder : kOrder) + 1;
 
   CT_MLP_INLINE LocalSeries(int order, int degree) : order_(order), degree_(degree) {}
@@ -32,7 +32,7 @@ template <typename Op, bool kSlope, typename S, typename T>
 CT_MLP_INLINE void fill_series(S& s, const JetTask<T>& task, int64_t at, int lanes) {
   const int order = s.order(), degree = s.degree(kZ);
   CT_MLP_ORDERS(S, k, 0, order, {
-    const bool known = k <= degree && k <= task.degree;
+    const bool known = k <= degree && (!S::kFilled || k <= task.degree);
     s.set(kZ, k, known ? load<T>(task.z[k] + at, lanes) : Vector<T>{});
     Op::template order<kSlope>(s, k, task.param);
   })
@@ -43,20 +43,20 @@ CT_MLP_INLINE void jet_vector(const JetTask<T>& task, int64_t at, int lanes) {
   using S = LocalSeries<T, Op::kSeries, kOrder, kDegree>;
   S s(task.order, task.degree);
   fill_series<Op, false>(s, task, at, lanes);
-  const int order = s.order(), first = task.first;
-  CT_MLP_ORDERS(S, k, 0, order, {
-    if (k >= first) store<T>(task.y[k - first] + at, s.get(kY, k), lanes);
-  })
+  const int order = s.order();
+  if (task.last) return store<T>(task.y[0] + at, s.get(kY, order), lanes);
+  CT_MLP_ORDERS(S, k, 0, order, store<T>(task.y[k] + at, s.get(kY, k), lanes);)
 }
 
-// z_bar_j = sum_(k >= j) y_bar_k u_(k-j). Coefficients below task.first have no cotangents.
+// z_bar_j = sum_(k >= j) y_bar_k u_(k-j). With task.last, the last coefficient alone has a
+// cotangent.
 template <typename Op, int kOrder, typename T>
 CT_MLP_INLINE void jet_derivative_vector(const JetTask<T>& task, int64_t at, int lanes) {
   using V = Vector<T>;
   using S = LocalSeries<T, Op::kSeries, kOrder, -1>;
   S s(task.order, task.degree);
   fill_series<Op, true>(s, task, at, lanes);
-  const int order = s.order(), first = task.first;
+  const int order = s.order(), first = task.last ? order : 0;
   V bar[S::kSize];
   CT_MLP_ORDERS(S, k, 0, order, {
     bar[k] = k < first ? V{} : load<T>(task.y_bar[k - first] + at, lanes);
@@ -83,8 +83,10 @@ __attribute__((noinline)) void jet_derivative_from(const JetTask<T>& task, int64
     jet_derivative_vector<Op, -1>(task, at, lanes_from<T>(at, task.count));
 }
 
+// Works on a copy of the task, which no store can change.
 template <typename Op, int kOrder, int kDegree, typename T>
-void jet_loop(const JetTask<T>& task) {
+void jet_loop(const JetTask<T>& given) {
+  const JetTask<T> task = given;
   constexpr int kLanes = Lanes<T>::kCount;
   int64_t at = 0;
   for (; at + kLanes <= task.count; at += kLanes) jet_vector<Op, kOrder, kDegree>(task, at, kLanes);
@@ -105,7 +107,7 @@ void jet_of_order(const JetTask<T>& task) {
   if (task.degree == 1)
     jet_loop<Op, kOrder, 1>(task);
   else
-    jet_loop<Op, kOrder, -1>(task);
+    jet_loop<Op, kOrder, kOrder>(task);
 }
 
 // Low orders of the usual activations have code of their own; the others share one.

@@ -53,14 +53,19 @@ struct Layer {
 // dtype on the CPU, with no size zero and at least one hidden layer.
 struct Net {
   Net(const char* op, const Tensor& x, const std::vector<Tensor>& weights,
-      const std::vector<Tensor>& biases, int64_t activation, double param)
-      : op(op), weights(weights), biases(biases), param(param), dtype(x.scalar_type()) {
+      const std::vector<Tensor>& biases, const std::vector<int64_t>& activations,
+      const std::vector<double>& params)
+      : op(op), weights(weights), biases(biases), params(params), dtype(x.scalar_type()) {
     require(weights.size() >= 2 && biases.size() == weights.size(), op,
             ": weights and biases must be one each for two layers or more");
-    require(activation >= 0 && activation < static_cast<int64_t>(Activation::kCount), op,
-            ": activation must be in [0, ", static_cast<int64_t>(Activation::kCount), "), got ",
-            activation);
-    this->activation = static_cast<Activation>(activation);
+    require(activations.size() + 1 == weights.size() && params.size() == activations.size(), op,
+            ": activations and params must be one each for a hidden layer");
+    for (const int64_t kind : activations) {
+      require(kind >= 0 && kind < static_cast<int64_t>(Activation::kCount), op,
+              ": activations must be in [0, ", static_cast<int64_t>(Activation::kCount), "), got ",
+              kind);
+      this->activations.push_back(static_cast<Activation>(kind));
+    }
     check("x", x, 2);
     batch = x.size(0), inputs = x.size(1);
     require(batch > 0 && inputs > 0, op, ": x must not be empty");
@@ -107,8 +112,8 @@ struct Net {
 
   const char* op;
   const std::vector<Tensor>&weights, &biases;
-  Activation activation;
-  double param;
+  std::vector<Activation> activations;  // of hidden layers
+  const std::vector<double>& params;
   ScalarType dtype;
   int64_t batch, inputs, outputs, widest = 1;
   int depth;

@@ -96,6 +96,8 @@ struct Tile {
   int64_t columns;  // of out
   T alpha;
   bool add;
+  const T* bias;   // of the panel's columns
+  int64_t biased;  // how many of the rows it is added to
 };
 
 template <int kRows, int kVectors, typename T>
@@ -120,6 +122,7 @@ __attribute__((noinline)) void tile(const Tile<T>& task) {
     CT_MLP_EACH for (int v = 0; v < kVectors; ++v) {
       Vector<T> out = task.alpha * sum[r][v];
       if (task.add && whole) out += load<T>(to + v * kLanes);
+      if (r < task.biased && whole) out += load<T>(task.bias + v * kLanes);
       store<T>(to + v * kLanes, out);
     }
   }
@@ -128,6 +131,7 @@ __attribute__((noinline)) void tile(const Tile<T>& task) {
     for (int64_t c = 0; c < task.columns; ++c) {
       T& out = task.out[r * task.out_row + c];
       out = task.add ? out + rest[r][c] : rest[r][c];
+      if (r < task.biased) out += task.bias[c];
     }
 }
 
@@ -157,14 +161,16 @@ void product(const ProductTask<T>& task) {
                   task.out + c,
                   task.columns - c < width ? task.columns - c : width,
                   task.alpha,
-                  task.add || t > 0};
+                  task.add || t > 0,
+                  task.bias + c,
+                  t > 0 ? 0 : task.biased};
       for (int64_t i = 0; i < count; ++i) {
         const int rows = static_cast<int>(least + (i < more));
         if (vectors == 2)
           tile_of<2>(rows, one);
         else
           tile_of<1>(rows, one);
-        one.a += rows * one.row, one.out += rows * one.out_row;
+        one.a += rows * one.row, one.out += rows * one.out_row, one.biased -= rows;
       }
       panel += task.terms * width;
     }

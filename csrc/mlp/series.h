@@ -33,7 +33,9 @@ void series_forward(const Net& net, const Tensor& x, int order, Tensor& out, Ten
   const auto layers = net.layers<T>(As::kTransposed, order);
   const KeptSeries places(net, order);
   const auto& loop = loops<T>();
-  const int count = loop.series(net.activation), hidden = net.depth - 1;
+  const int hidden = net.depth - 1;
+  int count = 0;  // of the series of a layer
+  for (const Activation kind : net.activations) count = std::max(count, loop.series(kind));
   // what is kept is laid out by the blocks of the backward pass
   const Blocks blocks = series_blocks(net, order, kept == nullptr ? count : kBarSeries, sizeof(T));
   const int64_t d = net.inputs, most = blocks.size * net.widest * order, step = net.batch * d;
@@ -53,9 +55,8 @@ void series_forward(const Net& net, const Tensor& x, int order, Tensor& out, Ten
           series[kU] = series[kY] + order * plane;
         }
         T* z = series[kZ] + k * plane;
-        layer.factor.product(r, h, z);
-        if (k == 0) add_bias(z, layer.bias, r, layer.out);
-        loop.step({net.activation, static_cast<T>(net.param), k, plane, plane, series});
+        layer.factor.product(r, h, z, k == 0 ? layer.bias : nullptr, r);
+        loop.step({net.activations[l], static_cast<T>(net.params[l]), k, plane, plane, series});
         h = series[kY] + k * plane;
       }
       const Layer<T>& last = layers.back();

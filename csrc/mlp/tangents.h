@@ -90,9 +90,8 @@ void tangents_forward(const Tangents& t, const Tensor& x, const Tensor& rows, co
     for (int l = 0; l + 1 < net.depth; ++l) {
       const Layer<T>& layer = layers[l];
       if (keep != nullptr) z = keep + t.begin[l] * r;
-      layer.factor.product((l == 0 ? 1 : t.planes()) * r, from, z);
-      add_bias(z, layer.bias, r, layer.out);
-      loop.slopes({net.activation, static_cast<T>(net.param), r * layer.out, z, h, slopes,
+      layer.factor.product((l == 0 ? 1 : t.planes()) * r, from, z, layer.bias, r);
+      loop.slopes({net.activations[l], static_cast<T>(net.params[l]), r * layer.out, z, h, slopes,
                    slopes + r * layer.out, nullptr});
       RowsTask<T> task = activation_task<T>(t, l, r, z, slopes, h, data<T>(rows),
                                             close == nullptr ? nullptr : data<T>(*close));
@@ -101,8 +100,7 @@ void tangents_forward(const Tangents& t, const Tensor& x, const Tensor& rows, co
       from = h;
     }
     const Layer<T>& last = layers.back();
-    last.factor.product(t.last_planes() * r, h, ends);
-    add_bias(ends, last.bias, r, last.out);
+    last.factor.product(t.last_planes() * r, h, ends, last.bias, r);
     T *to_value = data<T>(value), *to_moved = t.all ? data<T>(moved) : nullptr,
       *to_second = data<T>(second);
     for_outputs(t, begin, r, ends, [&](int64_t p, int64_t sample, const T* from, int64_t o) {
@@ -156,8 +154,8 @@ void tangents_backward(const Tangents& t, const Tensor& x, const Tensor& rows, c
       const Layer<T>& layer = layers[l];
       const int64_t n = layer.out, plane = r * n;
       const T* z = keep + t.begin[l] * r;
-      loop.slopes({net.activation, static_cast<T>(net.param), plane, z, h, slopes, slopes + plane,
-                   slopes + 2 * plane});
+      loop.slopes({net.activations[l], static_cast<T>(net.params[l]), plane, z, h, slopes,
+                   slopes + plane, slopes + 2 * plane});
       RowsDerivativeTask<T> d{};
       d.task = activation_task<T>(t, l, r, z, slopes, h, data<T>(rows),
                                   close == nullptr ? nullptr : data<T>(*close));

@@ -89,12 +89,13 @@ template <typename T>
 struct JetTask {
   Activation activation;
   T param;
-  int order, degree, first;
+  int order, degree;
+  bool last;          // whether of y the coefficient of that order is wanted alone
   int64_t count;      // elements of a plane
   Planes<const T> z;  // coefficients 0 ... degree; the higher ones are zero
-  Planes<T> y;        // out: coefficients first ... order
+  Planes<T> y;        // out: all coefficients, or the last
   // of the derivative only
-  Planes<const T> y_bar;  // in: cotangents of coefficients first ... order
+  Planes<const T> y_bar;  // in: cotangents of all coefficients, or of the last
   Planes<T> z_bar;        // out: those of coefficients 0 ... degree
 };
 
@@ -192,7 +193,7 @@ struct PackTask {
   T* to;
 };
 
-// out = alpha a b, or that is added to out; b is in panels.
+// out = alpha a b, or that is added to out; b is in panels. A bias is for the first rows alone.
 template <typename T>
 struct ProductTask {
   int64_t rows, terms, columns;
@@ -201,6 +202,8 @@ struct ProductTask {
   T* out;  // [rows, columns]
   T alpha;
   bool add;
+  const T* bias;   // [columns], or null
+  int64_t biased;  // rows that it is added to
 };
 
 // The loops for one instruction set.

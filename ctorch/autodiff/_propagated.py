@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import sys
 import threading
-import types
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+
+from ctorch.autodiff._functions import dispatches, name_of, no_rule, targets, writes
 
 Function = Callable[..., Any]
 P = TypeVar("P", bound="Propagated")
@@ -223,7 +224,7 @@ class Propagated:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or not hasattr(Tensor, name):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        raise MissingRuleError(_no_rule(type(self), f"torch.Tensor.{name}"))
+        raise MissingRuleError(no_rule(type(self), f"torch.Tensor.{name}"))
 
     # ---- dispatch
 
@@ -237,12 +238,12 @@ class Propagated:
         else:
             rule = RULES.get((cls, func)) or RULES.get(func) or _rule_of_aten(cls, func)
         if rule is None:
-            raise MissingRuleError(_no_rule(cls, _name(func), _writes(func)))
+            raise MissingRuleError(no_rule(cls, name_of(func), writes(func)))
         if not torch.is_grad_enabled():
             _check_recorded(rule, func, cls)
         if kwargs:
             if kwargs.get("out") is not None:
-                raise TypeError(f"{_name(func)}: out= cannot take a {cls.__name__}; drop it")
+                raise TypeError(f"{name_of(func)}: out= cannot take a {cls.__name__}; drop it")
             return rule(*args, **kwargs)
         return rule(*args)
 
@@ -259,7 +260,7 @@ def rule(*functions: Function | str, kind: type[Propagated] | None = None) -> An
 
     def register(function: Function) -> Function:
         for key in functions:
-            for target in _targets(key) if isinstance(key, str) else [key]:
+            for target in targets(key) if isinstance(key, str) else [key]:
                 RULES[target if kind is None else (kind, target)] = function
             name = key if isinstance(key, str) else getattr(key, "__name__", "")
             method = getattr(Tensor, name, None)
@@ -317,33 +318,17 @@ def register_jet_rule(
     overload = getattr(function, "_opoverload", None)  # of torch.library.custom_op
     if overload is not None:
         function = overload.overloadpacket
-    if not _dispatches(function):
+    if not dispatches(function):
         raise TypeError(
-            f"function: {_name(function)} does not dispatch through __torch_function__: it runs as "
-            f"it is, and a rule for it would never be used. Derivative operators go through what "
-            f"it calls; give the rule to the one among these that has none, make it an operator "
-            f"by torch.library.custom_op, or let it dispatch: "
+            f"function: {name_of(function)} does not dispatch through __torch_function__: it runs "
+            f"as it is, and a rule for it would never be used. Derivative operators go through "
+            f"what it calls; give the rule to the one among these that has none, make it an "
+            f"operator by torch.library.custom_op, or let it dispatch: "
             f"f = torch.overrides.wrap_torch_function(lambda x: (x,))(f), called and registered "
             f"under that name"
         )
     _register(function, kind=kind)(rule)
     return rule
-
-
-def _dispatches(function: Any) -> bool:
-    """Whether a function asks its arguments for a rule."""
-    if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        return True
-    if isinstance(function, types.FunctionType):  # in Python: says so itself, or torch lists it
-        return (
-            "handle_torch_function" in function.__code__.co_names
-            or function in torch.overrides.get_testing_overrides()
-        )
-    if isinstance(function, types.BuiltinFunctionType):
-        return (function.__module__ or "torch").partition(".")[0] == "torch"
-    if isinstance(function, types.MethodWrapperType):  # the __get__ of an attribute
-        function = function.__self__
-    return getattr(function, "__objclass__", None) in Tensor.__mro__[:-1]  # a method of tensors
 
 
 _running = threading.local()
@@ -443,15 +428,7 @@ def _is_shared(x: Any) -> bool:
     return sys.getrefcount(shared) > 3  # x, the variable, and the argument
 
 
-# ---- names and errors
-
-
-def _targets(name: str) -> list[Function]:
-    # under torch.einsum, torch.norm and others lies one of the same name, with its own dispatch
-    places: tuple[Any, ...] = (torch, torch.special, torch._C._VariableFunctions)
-    if name.startswith("__"):
-        places = ()
-    return [getattr(place, name) for place in (*places, Tensor) if hasattr(place, name)]
+# ---- how a rule is found
 
 
 def _method(name: str, target: Function) -> Function:
@@ -463,7 +440,7 @@ def _method(name: str, target: Function) -> Function:
             return kind.__torch_function__(target, (), (self, *args), kwargs)
         found = METHODS.get((kind, name)) or METHODS.get(name)
         if found is None:  # there is one for another kind
-            raise MissingRuleError(_no_rule(kind, f"torch.Tensor.{name}", _writes(method)))
+            raise MissingRuleError(no_rule(kind, f"torch.Tensor.{name}", writes(method)))
         if not torch.is_grad_enabled():
             _check_recorded(found, target, kind)
         return found(self, *args, **kwargs)
@@ -486,47 +463,13 @@ def _rule_of_aten(kind: type[Propagated], func: Any) -> Function | None:
     return RULES.get((kind, target)) or RULES.get(target)
 
 
-def _name(func: Any) -> str:
-    name = getattr(func, "__name__", None) or str(func)
-    if isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        return f"torch.ops.{func}"
-    if getattr(Tensor, name, None) is func:
-        return f"torch.Tensor.{name}"
-    for place, prefix in ((torch, "torch"), (torch.nn.functional, "torch.nn.functional")):
-        if getattr(place, name, None) is func:
-            return f"{prefix}.{name}"
-    for part in ("special", "fft", "linalg"):  # torch._C._special.special_erfcx and the like
-        if name.startswith(f"{part}_"):
-            return f"torch.{part}.{name[len(part) + 1 :]}"
-    return f"{getattr(func, '__module__', None) or 'torch'}.{name}"
-
-
-def _writes(func: Any) -> bool:
-    name = getattr(func, "__name__", "")
-    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-
-
 def _check_recorded(rule: Function, func: Function, kind: type[Propagated]) -> None:
     """Refuses derivatives where ``f`` switches gradients off: torch would take a constant."""
     if not getattr(_running, "recorded", False) or getattr(rule, "constant", False):
         return
     raise TypeError(
-        f"{_name(func)} of a {kind.__name__} where gradients are switched off within f, by "
+        f"{name_of(func)} of a {kind.__name__} where gradients are switched off within f, by "
         f"torch.no_grad or in the forward of a torch.autograd.Function: what is meant as constant "
         f"takes x.detach(); in place of a Function with a backward of its own, use a torch.library "
         f"operator and give it a rule (ctorch.autodiff.register_jet_rule)"
-    )
-
-
-def _no_rule(kind: type[Propagated], name: str, writes: bool = False) -> str:
-    if writes:
-        return (
-            f"{name}: in-place writing has no rule for a {kind.__name__}; use the function that "
-            f"returns a new value, or torch.cat, torch.stack, torch.where"
-        )
-    return (
-        f"{name} has no rule to carry derivatives ({kind.__name__}); express it by functions that "
-        f"have one, or register a rule:\n"
-        f"    @ctorch.autodiff.register_jet_rule({name})\n"
-        f"    def rule(x, ...):  # the arguments of {name}; returns the same out of known functions"
     )

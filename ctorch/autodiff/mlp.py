@@ -17,10 +17,10 @@ def as_mlp(f: Any) -> MLP | None:
     """The MLP that a function is, or None where it is not known to be one.
 
     Recognised are ``nn.Linear`` and ``nn.Sequential``, nested as deep as may be, of linear layers
-    and smooth activation modules of **one** kind: layer, activation, layer, ... , layer. Identity,
-    and dropout that does nothing (in eval mode, or with p = 0), are passed over. A module of a
-    subclass, with hooks, with a parametrization, or with a forward of its own is not recognised,
-    since it may compute something else.
+    and smooth activation modules: layer, activation, layer, ... , layer; each activation may be
+    another. Identity, and dropout that does nothing (in eval mode, or with p = 0), are passed over.
+    A module of a subclass, with hooks, with a parametrization, or with a forward of its own is not
+    recognised, since it may compute something else.
 
     Another object says that it is an MLP by a method ``__ctorch_mlp__()`` that returns one (or None
     where, in its present state, it is not). Its weights may be made on the fly from parameters:
@@ -58,14 +58,22 @@ def as_mlp(f: Any) -> MLP | None:
         parameters = layer.__dict__["_parameters"]
         weights.append(parameters["weight"])
         biases.append(parameters["bias"])
-    kind: tuple[str, float] | None = None
+    kinds = []
     for part in working[1::2]:
         found = _activation(part)
-        if found is None or kind not in (None, found):
+        if found is None:
             return None
-        kind = found
+        kinds.append(found)
+    names: Any
+    params: Any
+    if not kinds:
+        names, params = "identity", 0.0
+    elif kinds.count(kinds[0]) == len(kinds):
+        names, params = kinds[0]
+    else:
+        names, params = zip(*kinds, strict=True)
     try:
-        return MLP(tuple(weights), tuple(biases), *(kind or ("identity", 0.0)))
+        return MLP(tuple(weights), tuple(biases), names, params)
     except (TypeError, ValueError):  # sizes that do not follow on each other, an integer dtype, ...
         return None
 
@@ -140,17 +148,8 @@ _HOOKS = (
 
 def _untouched(module: nn.Module) -> bool:
     """Whether a module computes what its class says and nothing more."""
-    own = module.__dict__  # asked at each call of an operator: no loops, no look-ups by torch
-    get = own.get
-    if (
-        get("_forward_hooks")
-        or get("_forward_pre_hooks")
-        or get("_backward_hooks")
-        or get("_backward_pre_hooks")
-        or "forward" in own
-        or "__call__" in own
-        or "_call_impl" in own
-    ):
+    own = module.__dict__  # asked at each call of an operator: no look-ups by torch
+    if any(map(own.get, _TOUCHES)):
         return False
     if type(module) is nn.Linear:  # pruning and old-style norms leave tensors that hooks fill
         parameters = own["_parameters"]
@@ -158,6 +157,7 @@ def _untouched(module: nn.Module) -> bool:
     return True
 
 
+_TOUCHES = (*_HOOKS, "forward", "__call__", "_call_impl")
 _LINEAR = {"weight", "bias"}
 
 

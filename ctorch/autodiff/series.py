@@ -70,7 +70,7 @@ class Autonomous(nn.Module):
     """A vector field that does not depend on time: ``forward(t, y)`` is ``net(y)``.
 
     It says so to ``taylor_series``, which then has a kernel of its own for a plain MLP
-    (``nn.Sequential`` of linear layers and smooth activations of one kind), with an adjoint to
+    (``nn.Sequential`` of linear layers and smooth activations), with an adjoint to
     match. Parameters are those of ``net``, under ``net.``.
 
     Args:

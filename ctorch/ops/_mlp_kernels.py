@@ -27,7 +27,7 @@ MAX_ORDER = 24
 NUMBERS = {name: number for number, name in enumerate(reference.ACTIVATIONS)}
 
 Tensors = Sequence[Tensor]
-NET = "Tensor[] weights, Tensor[] biases, int activation, float param"
+NET = "Tensor[] weights, Tensor[] biases, int[] activations, float[] params"
 
 
 @cache
@@ -43,18 +43,21 @@ def available(operator: str) -> bool:
 class _Net:
     """A net of the bare operators' arguments, for their references."""
 
-    def __init__(self, weights: Tensors, biases: Tensors, activation: int, param: float) -> None:
+    def __init__(
+        self, weights: Tensors, biases: Tensors, activations: Sequence[int], params: Sequence[float]
+    ) -> None:
         self.weights = weights
         biased = [b if b.numel() else None for b in biases]
         self.layers = list(zip(weights, biased, strict=True))
-        self.activation, self.param = reference.ACTIVATIONS[activation], param
+        names = (reference.ACTIVATIONS[number] for number in activations)
+        self.kinds = tuple(zip(names, params, strict=True))
 
 
-def _net(weights: Tensors, biases: Tensors, activation: int, param: float) -> Any:
-    return _Net(weights, biases, activation, param)
+def net_of(weights: Tensors, biases: Tensors, acts: Sequence[int], params: Sequence[float]) -> Any:
+    return _Net(weights, biases, acts, params)
 
 
-def _by_autograd(function: Any, inputs: Tensors, grads: Tensors) -> list[Tensor]:
+def by_autograd(function: Any, inputs: Tensors, grads: Tensors) -> list[Tensor]:
     """Gradients of all inputs, zero where there is none."""
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in inputs]
@@ -66,21 +69,22 @@ def _by_autograd(function: Any, inputs: Tensors, grads: Tensors) -> list[Tensor]
     return list(found)
 
 
-def _interleaved(weights: Tensors, biases: Tensors) -> list[Tensor]:
+def interleaved(weights: Tensors, biases: Tensors) -> list[Tensor]:
     return [x for pair in zip(weights, biases, strict=True) for x in pair]
 
 
-class _Kernel:
+class Kernel:
     """What the operators of one net share."""
 
     def __init__(self, net: MLP) -> None:
         self.layers = len(net.weights)
-        self.number, self.param = NUMBERS[net.activation], float(net.param)
+        self.numbers = [NUMBERS[name] for name, _ in net.kinds]
+        self.params = [param for _, param in net.kinds]
 
     def net(self, tensors: Tensors, before: int) -> tuple[Any, ...]:
         """The net's arguments of an operator."""
         weights = list(tensors[before : before + self.layers])
-        return weights, list(tensors[before + self.layers :]), self.number, self.param
+        return weights, list(tensors[before + self.layers :]), self.numbers, self.params
 
     def ordered(self, found: Tensors, before: int) -> list[Tensor]:
         """From weight, bias, weight, bias, ... to weights, then biases."""
@@ -101,8 +105,8 @@ def _derivative_fake(
     v: Tensor,
     weights: Tensors,
     biases: Tensors,
-    act: int,
-    p: float,
+    act: Sequence[int],
+    p: Sequence[float],
     order: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -115,12 +119,12 @@ def _derivative_reference(
     v: Tensor,
     weights: Tensors,
     biases: Tensors,
-    act: int,
-    p: float,
+    act: Sequence[int],
+    p: Sequence[float],
     order: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    out = reference.derivative(_net(weights, biases, act, p), x, v, order)
+    out = reference.derivative(net_of(weights, biases, act, p), x, v, order)
     return out, x.new_zeros(_derivative_kept(x, weights, order) if keep else 0)
 
 
@@ -130,15 +134,15 @@ def _derivative_backward_reference(
     act, p, order = rest
 
     def function(x: Tensor, v: Tensor, *flat: Tensor) -> Tensor:
-        return reference.derivative(_net(flat[::2], flat[1::2], act, p), x, v, order)
+        return reference.derivative(net_of(flat[::2], flat[1::2], act, p), x, v, order)
 
-    return _by_autograd(function, [x, v, *_interleaved(weights, biases)], [g])
+    return by_autograd(function, [x, v, *interleaved(weights, biases)], [g])
 
 
 def _derivative_backward_fake(
     g: Tensor, kept: Tensor, x: Tensor, v: Tensor, weights: Tensors, biases: Tensors, *rest: Any
 ) -> list[Tensor]:
-    return [torch.empty_like(t) for t in (x, v, *_interleaved(weights, biases))]
+    return [torch.empty_like(t) for t in (x, v, *interleaved(weights, biases))]
 
 
 mlp_derivative = define(
@@ -154,7 +158,7 @@ mlp_derivative_backward = define(
 )
 
 
-class Derivative(_Kernel):
+class Derivative(Kernel):
     """``d^K/ds^K f(x + s v)``: tensors are x, v, weights, biases."""
 
     def __init__(self, net: MLP, order: int) -> None:
@@ -180,7 +184,7 @@ class Derivative(_Kernel):
 # ---- laplacian ---------------------------------------------------------------------------------
 
 
-def _tangents_kept(x: Tensor, planes: int, weights: Tensors, keep: bool) -> Tensor:
+def tangents_kept(x: Tensor, planes: int, weights: Tensors, keep: bool) -> Tensor:
     widths = [w.shape[0] for w in weights[:-1]]
     return x.new_zeros(x.shape[0] * (widths[0] + planes * sum(widths[1:])) if keep else 0)
 
@@ -192,16 +196,16 @@ def _laplacian_fake(
     count, outputs = rows.shape[0], weights[-1].shape[0]
     value = x.new_empty(x.shape[0], outputs)
     moved = x.new_empty(x.shape[0] if gradient else 0, count, outputs)
-    return value, moved, torch.empty_like(value), _tangents_kept(x, count + 2, weights, keep)
+    return value, moved, torch.empty_like(value), tangents_kept(x, count + 2, weights, keep)
 
 
 def _laplacian_reference(
     x: Tensor, rows: Tensor, weights: Tensors, biases: Tensors, *rest: Any
 ) -> tuple[Tensor, ...]:
     act, p, gradient, keep = rest
-    value, moved, lap = reference.laplacian(_net(weights, biases, act, p), x, rows)
+    value, moved, lap = reference.laplacian(net_of(weights, biases, act, p), x, rows)
     moved = moved.contiguous() if gradient else moved.new_empty(0, *moved.shape[1:])
-    return value, moved, lap, _tangents_kept(x, rows.shape[0] + 2, weights, keep)
+    return value, moved, lap, tangents_kept(x, rows.shape[0] + 2, weights, keep)
 
 
 def _laplacian_backward_reference(
@@ -210,18 +214,18 @@ def _laplacian_backward_reference(
     x, rows, weights, biases, act, p = args
 
     def function(x: Tensor, rows: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
-        value, moved, lap = reference.laplacian(_net(flat[::2], flat[1::2], act, p), x, rows)
+        value, moved, lap = reference.laplacian(net_of(flat[::2], flat[1::2], act, p), x, rows)
         return (value, lap) if g_moved is None else (value, moved, lap)
 
     grads = [g for g in (g_value, g_moved, g_lap) if g is not None]
-    return _by_autograd(function, [x, rows, *_interleaved(weights, biases)], grads)
+    return by_autograd(function, [x, rows, *interleaved(weights, biases)], grads)
 
 
 def _laplacian_backward_fake(
     g_value: Tensor, g_moved: Tensor | None, g_lap: Tensor, kept: Tensor, *args: Any
 ) -> list[Tensor]:
     x, rows, weights, biases, _act, _p = args
-    return [torch.empty_like(t) for t in (x, rows, *_interleaved(weights, biases))]
+    return [torch.empty_like(t) for t in (x, rows, *interleaved(weights, biases))]
 
 
 mlp_laplacian = define(
@@ -238,7 +242,7 @@ mlp_laplacian_backward = define(
 )
 
 
-class Laplacian(_Kernel):
+class Laplacian(Kernel):
     """Value, tangents (where the gradient is wanted), Laplacian: tensors are x, rows, net."""
 
     def __init__(self, net: MLP, gradient: bool) -> None:
@@ -263,9 +267,9 @@ class Laplacian(_Kernel):
         outputs = net[0][-1].shape[0]
         shapes = [(len(x), outputs), (len(x), rows.shape[0], outputs), (len(x), outputs)]
         shapes = shapes if self.gradient else shapes[::2]
-        filled = [_filled(g, x, shape) for g, shape in zip(grads, shapes, strict=True)]
-        moved = filled[1] if self.gradient else None
-        found = mlp_laplacian_backward(filled[0], moved, filled[-1], kept, x, rows, *net)
+        whole = [filled(g, x, shape) for g, shape in zip(grads, shapes, strict=True)]
+        moved = whole[1] if self.gradient else None
+        found = mlp_laplacian_backward(whole[0], moved, whole[-1], kept, x, rows, *net)
         if back is not None:
             found[1] = back @ found[1]
         return self.ordered(found, 2)
@@ -282,80 +286,8 @@ class Laplacian(_Kernel):
         return q, r.contiguous()
 
 
-def _filled(g: Tensor | None, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+def filled(g: Tensor | None, like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return like.new_zeros(shape) if g is None else g.contiguous()
-
-
-# ---- divergence --------------------------------------------------------------------------------
-
-
-def _divergence_fake(
-    x: Tensor, rows: Tensor, close: Tensor, weights: Tensors, biases: Tensors, *rest: Any
-) -> tuple[Tensor, ...]:
-    kept = _tangents_kept(x, rows.shape[0] + 1, weights, rest[-1])
-    return x.new_empty(x.shape[0], weights[-1].shape[0]), x.new_empty(x.shape[0]), kept
-
-
-def _divergence_reference(
-    x: Tensor, rows: Tensor, close: Tensor, weights: Tensors, biases: Tensors, *rest: Any
-) -> tuple[Tensor, ...]:
-    act, p, keep = rest
-    value, trace = reference.divergence(_net(weights, biases, act, p), x, rows, close)
-    return value, trace, _tangents_kept(x, rows.shape[0] + 1, weights, keep)
-
-
-def _divergence_backward_reference(
-    g_value: Tensor, g_trace: Tensor, kept: Tensor, *args: Any
-) -> list[Tensor]:
-    x, rows, close, weights, biases, act, p = args
-
-    def function(x: Tensor, rows: Tensor, close: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
-        return reference.divergence(_net(flat[::2], flat[1::2], act, p), x, rows, close)
-
-    inputs = [x, rows, close, *_interleaved(weights, biases)]
-    return _by_autograd(function, inputs, [g_value, g_trace])
-
-
-def _divergence_backward_fake(
-    g_value: Tensor, g_trace: Tensor, kept: Tensor, *args: Any
-) -> list[Tensor]:
-    x, rows, close, weights, biases, _act, _p = args
-    return [torch.empty_like(t) for t in (x, rows, close, *_interleaved(weights, biases))]
-
-
-mlp_divergence = define(
-    f"mlp_divergence(Tensor x, Tensor rows, Tensor close, {NET}, bool keep) "
-    "-> (Tensor, Tensor, Tensor)",
-    _divergence_reference,
-    fake=_divergence_fake,
-)
-mlp_divergence_backward = define(
-    "mlp_divergence_backward(Tensor g_value, Tensor g_trace, Tensor kept, Tensor x, Tensor rows, "
-    f"Tensor close, {NET}) -> Tensor[]",
-    _divergence_backward_reference,
-    fake=_divergence_backward_fake,
-)
-
-
-class Divergence(_Kernel):
-    """Value and trace of the Jacobian: tensors are x, rows, close, weights, biases."""
-
-    def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The results, and what the backward pass needs."""
-        x, rows, close = tensors[:3]
-        value, trace, kept = mlp_divergence(x, rows, close, *self.net(tensors, 3), keep)
-        return (value, trace), kept
-
-    def backward(
-        self, grads: Sequence[Tensor | None], kept: Tensor, tensors: Tensors, needed: Sequence[bool]
-    ) -> list[Tensor]:
-        """Gradients of all tensors."""
-        x, rows, close = tensors[:3]
-        net = self.net(tensors, 3)
-        value = _filled(grads[0], x, (len(x), net[0][-1].shape[0]))
-        trace = _filled(grads[1], x, (len(x),))
-        found = mlp_divergence_backward(value, trace, kept, x, rows, close, *net)
-        return self.ordered(found, 3)
 
 
 # ---- series ------------------------------------------------------------------------------------
@@ -367,15 +299,27 @@ def _series_kept(x: Tensor, weights: Tensors, order: int, keep: bool) -> Tensor:
 
 
 def _series_fake(
-    x: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, order: int, keep: bool
+    x: Tensor,
+    weights: Tensors,
+    biases: Tensors,
+    act: Sequence[int],
+    p: Sequence[float],
+    order: int,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(order + 1, *x.shape), _series_kept(x, weights, order, keep)
 
 
 def _series_reference(
-    x: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, order: int, keep: bool
+    x: Tensor,
+    weights: Tensors,
+    biases: Tensors,
+    act: Sequence[int],
+    p: Sequence[float],
+    order: int,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    out = reference.series(_net(weights, biases, act, p), x, order)
+    out = reference.series(net_of(weights, biases, act, p), x, order)
     return out, _series_kept(x, weights, order, keep)
 
 
@@ -385,15 +329,15 @@ def _series_backward_reference(
     act, p, order = rest
 
     def function(x: Tensor, *flat: Tensor) -> Tensor:
-        return reference.series(_net(flat[::2], flat[1::2], act, p), x, order)
+        return reference.series(net_of(flat[::2], flat[1::2], act, p), x, order)
 
-    return _by_autograd(function, [x, *_interleaved(weights, biases)], [g])
+    return by_autograd(function, [x, *interleaved(weights, biases)], [g])
 
 
 def _series_backward_fake(
     g: Tensor, kept: Tensor, x: Tensor, out: Tensor, weights: Tensors, biases: Tensors, *rest: Any
 ) -> list[Tensor]:
-    return [torch.empty_like(t) for t in (x, *_interleaved(weights, biases))]
+    return [torch.empty_like(t) for t in (x, *interleaved(weights, biases))]
 
 
 mlp_series = define(
@@ -409,7 +353,7 @@ mlp_series_backward = define(
 )
 
 
-class Series(_Kernel):
+class Series(Kernel):
     """Taylor coefficients of an ODE's solution: tensors are x, weights, biases."""
 
     def __init__(self, net: MLP, order: int) -> None:
@@ -428,83 +372,4 @@ class Series(_Kernel):
         out, kept = kept
         net = self.net(tensors, 1)
         found = mlp_series_backward(grads[0].contiguous(), kept, tensors[0], out, *net, self.order)
-        return self.ordered(found, 1)
-
-
-# ---- divergence, two hidden layers -------------------------------------------------------------
-
-
-def _closed_kept(x: Tensor, weights: Tensors, keep: bool) -> Tensor:
-    one, two = weights[0].shape[0], weights[1].shape[0]
-    return x.new_zeros(x.shape[0] * (one + 2 * two) + one * two if keep else 0)
-
-
-def _closed_fake(
-    x: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, keep: bool
-) -> tuple[Tensor, ...]:
-    value, trace = x.new_empty(x.shape[0], weights[-1].shape[0]), x.new_empty(x.shape[0])
-    return value, trace, _closed_kept(x, weights, keep)
-
-
-def _closed_reference(
-    x: Tensor, weights: Tensors, biases: Tensors, act: int, p: float, keep: bool
-) -> tuple[Tensor, ...]:
-    value, trace = reference.closed_divergence(_net(weights, biases, act, p), x)
-    return value, trace, _closed_kept(x, weights, keep)
-
-
-def _closed_backward_reference(
-    g_value: Tensor | None, g_trace: Tensor, kept: Tensor, x: Tensor, *args: Any
-) -> list[Tensor]:
-    weights, biases, act, p, of_x = args
-
-    def function(x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
-        net = _net(flat[::2], flat[1::2], act, p)
-        value, trace = reference.closed_divergence(net, x)
-        return (trace,) if g_value is None else (value, trace)
-
-    grads = [g for g in (g_value, g_trace) if g is not None]
-    found = _by_autograd(function, [x, *_interleaved(weights, biases)], grads)
-    found[0] = found[0] if of_x else x.new_empty(0, x.shape[1])
-    return found
-
-
-def _closed_backward_fake(
-    g_value: Tensor | None, g_trace: Tensor, kept: Tensor, x: Tensor, *args: Any
-) -> list[Tensor]:
-    weights, biases, _act, _p, of_x = args
-    of_inputs = torch.empty_like(x) if of_x else x.new_empty(0, x.shape[1])
-    return [of_inputs, *(torch.empty_like(t) for t in _interleaved(weights, biases))]
-
-
-mlp_closed_divergence = define(
-    f"mlp_closed_divergence(Tensor x, {NET}, bool keep) -> (Tensor, Tensor, Tensor)",
-    _closed_reference,
-    fake=_closed_fake,
-)
-mlp_closed_divergence_backward = define(
-    "mlp_closed_divergence_backward(Tensor? g_value, Tensor g_trace, Tensor kept, Tensor x, "
-    f"{NET}, bool of_x) -> Tensor[]",
-    _closed_backward_reference,
-    fake=_closed_backward_fake,
-)
-
-
-class ClosedDivergence(_Kernel):
-    """Value and trace of the Jacobian of a net with two hidden layers: tensors are x, net."""
-
-    def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The results, and what the backward pass needs."""
-        value, trace, kept = mlp_closed_divergence(tensors[0], *self.net(tensors, 1), keep)
-        return (value, trace), kept
-
-    def backward(
-        self, grads: Sequence[Tensor | None], kept: Tensor, tensors: Tensors, needed: Sequence[bool]
-    ) -> list[Tensor]:
-        """Gradients of all tensors; an empty one of x where it is not needed."""
-        x = tensors[0]
-        value = None if grads[0] is None else grads[0].contiguous()
-        trace = _filled(grads[1], x, (len(x),))
-        net = self.net(tensors, 1)
-        found = mlp_closed_divergence_backward(value, trace, kept, x, *net, needed[0])
         return self.ordered(found, 1)

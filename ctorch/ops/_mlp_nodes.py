@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ctorch.ops import _mlp_divergences as divergences
 from ctorch.ops import _mlp_kernels as kernels
 from ctorch.ops import _mlp_reference as reference
 from ctorch.ops import _op
@@ -73,7 +74,8 @@ def divergence(net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
     if tensors is None:
         return reference.divergence(net, x, rows, close)
     return cast(
-        tuple[Tensor, Tensor], Rule(net, kernels.Divergence(net), reference.divergence)(tensors, 3)
+        tuple[Tensor, Tensor],
+        Rule(net, divergences.Divergence(net), reference.divergence)(tensors, 3),
     )
 
 
@@ -83,7 +85,7 @@ def _closed_divergence(net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
     tensors = _for_kernel("mlp_closed_divergence", net, x)
     if tensors is None:
         return reference.closed_divergence(net, x)
-    rule = Rule(net, kernels.ClosedDivergence(net), reference.closed_divergence)
+    rule = Rule(net, divergences.ClosedDivergence(net), reference.closed_divergence)
     return cast(tuple[Tensor, Tensor], rule(tensors, 1))
 
 

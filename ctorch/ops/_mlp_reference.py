@@ -220,12 +220,12 @@ def derivative(net: MLP, x: Tensor, v: Tensor, order: int) -> Tensor:
     """``d^K/ds^K f(x + s v)`` at 0; x and v [B, d], result [B, o]."""
     *hidden, (last, last_bias) = net.layers
     jets: list[Tensor] = [x, v][: order + 1]
-    for weight, bias in hidden:
+    for (weight, bias), kind in zip(hidden, net.kinds, strict=True):
         jets = _stacked(jets, weight)
         if bias is not None:
             jets[0] = jets[0] + bias
         zero = jets[0].new_zeros(()).expand_as(jets[0])
-        series = Series(net.activation, net.param)
+        series = Series(*kind)
         jets = [series.push(jets[k] if k < len(jets) else zero) for k in range(order + 1)]
     if order >= len(jets):  # a lone linear layer
         return 0 * F.linear(v, last)
@@ -241,7 +241,7 @@ def _stacked(jets: Sequence[Tensor], weight: Tensor) -> list[Tensor]:
 def series(net: MLP, x: Tensor, order: int) -> Tensor:
     """Taylor coefficients of the solution of ``x' = f(x)``: [K+1, B, d]."""
     *hidden, (last, last_bias) = net.layers
-    activations = [Series(net.activation, net.param) for _ in hidden]
+    activations = [Series(*kind) for kind in net.kinds]
     coefficients = [x]
     for k in range(order):
         h = coefficients[k]
@@ -260,8 +260,8 @@ def laplacian(net: MLP, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor
     (first, first_bias), *others = net.layers
     z, lap = F.linear(x, first, first_bias), None
     rows = rows.unsqueeze(1)
-    for weight, bias in others:
-        y, d1, d2 = slopes(z, net.activation, net.param)
+    for (weight, bias), kind in zip(others, net.kinds, strict=True):
+        y, d1, d2 = slopes(z, *kind)
         bend = d2 * (rows * rows).sum(0)
         lap = F.linear(bend if lap is None else bend + d1 * lap, weight)
         z, rows = F.linear(y, weight, bias), F.linear(d1 * rows, weight)
@@ -288,7 +288,7 @@ def divergence(
     for number, (weight, bias) in enumerate(hidden):
         if number:
             moved = F.linear(moved, weight)
-        h, d1, _ = slopes(F.linear(h, weight, bias), net.activation, net.param)
+        h, d1, _ = slopes(F.linear(h, weight, bias), *net.kinds[number])
         moved = d1 * moved
     return F.linear(h, last, last_bias), (moved * close.unsqueeze(1)).sum((0, -1))
 
@@ -300,11 +300,11 @@ def closed_divergence(net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
     matrix ``M = W_2 * (W_1 W_3)^T``, elementwise [h_2, h_1].
     """
     first, *_, last = net.weights
-    h, d1, _ = slopes(F.linear(x, *net.layers[0]), net.activation, net.param)
+    h, d1, _ = slopes(F.linear(x, *net.layers[0]), *net.kinds[0])
     if len(net.weights) == 2:
         return F.linear(h, *net.layers[1]), d1 @ (first * last.t()).sum(1)
     mix = net.weights[1] * (first @ last).t()
-    h, d2, _ = slopes(F.linear(h, *net.layers[1]), net.activation, net.param)
+    h, d2, _ = slopes(F.linear(h, *net.layers[1]), *net.kinds[1])
     return F.linear(h, *net.layers[2]), (d2 * F.linear(d1, mix)).sum(-1)
 
 

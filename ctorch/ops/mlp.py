@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -33,36 +34,35 @@ ACTIVATIONS = reference.ACTIVATIONS
 
 @dataclass(frozen=True)
 class MLP:
-    """The net ``x -> W_L f(... f(W_1 x + b_1) ...) + b_L``, one activation between all layers.
+    """The net ``x -> W_L f_(L-1)(... f_1(W_1 x + b_1) ...) + b_L``.
 
     Args:
         weights: ``W_l`` [h_l, h_(l-1)], from the first layer to the last; one layer is a net too.
         biases: ``b_l`` [h_l], or None.
-        activation: one of ``ACTIVATIONS``.
-        param: beta of softplus; not used otherwise.
+        activation: one of ``ACTIVATIONS`` behind all hidden layers, or a tuple of one for each.
+        param: beta of softplus, or a tuple of one for each hidden layer; not used otherwise.
 
     Raises:
-        ValueError: sizes do not follow on each other, or the activation is not known.
+        ValueError: sizes do not follow on each other, or an activation is not known.
         TypeError: the tensors are not of one real floating dtype.
     """
 
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor | None, ...]
-    activation: str
-    param: float = 0.0
+    activation: str | tuple[str, ...]
+    param: float | tuple[float, ...] = 0.0
 
     def __post_init__(self) -> None:
-        for name, given in (("weights", self.weights), ("biases", self.biases)):
-            if type(given) is not tuple:
-                object.__setattr__(self, name, tuple(given))
+        # nets are made at each call: what mostly is there is asked for first, in few words
+        if type(self.weights) is not tuple or type(self.biases) is not tuple:
+            object.__setattr__(self, "weights", tuple(self.weights))
+            object.__setattr__(self, "biases", tuple(self.biases))
+        if isinstance(self.activation, list) or isinstance(self.param, list):
+            raise TypeError("activation and param must be one for all hidden layers, or a tuple")
         if not self.weights or len(self.biases) != len(self.weights):
             got = f"{len(self.weights)} and {len(self.biases)}"
             raise ValueError(f"weights and biases must be one each a layer, got {got}")
-        if self.activation not in ACTIVATIONS:
-            allowed = ", ".join(ACTIVATIONS)
-            raise ValueError(f"activation must be one of {allowed}; got {self.activation!r}")
-        if self.activation == "softplus" and not self.param > 0:
-            raise ValueError(f"param, the beta of softplus, must be positive, got {self.param}")
+        _kinds(self.activation, self.param, len(self.weights) - 1)
         if not _fitting(self.weights, self.biases):
             for number, (weight, bias) in enumerate(self.layers, 1):
                 _check_layer(number, weight, bias, self.weights[0], self.weights[number - 2])
@@ -72,11 +72,16 @@ class MLP:
         """Weight and bias of each layer."""
         return tuple(zip(self.weights, self.biases, strict=True))
 
+    @property
+    def kinds(self) -> tuple[tuple[str, float], ...]:
+        """Activation and parameter of each hidden layer."""
+        return _kinds(self.activation, self.param, len(self.weights) - 1)
+
     def __call__(self, x: Tensor) -> Tensor:
         """The net's value at x [..., d]."""
         for number, (weight, bias) in enumerate(self.layers):
             if number:
-                x = reference.slopes(x, self.activation, self.param).value
+                x = reference.slopes(x, *self.kinds[number - 1]).value
             x = torch.nn.functional.linear(x, weight, bias)
         return x
 
@@ -98,7 +103,8 @@ def derivative(net: MLP, x: Tensor, v: Tensor, order: int) -> Tensor:
         TypeError: dtypes differ.
     """
     _check_order(order)
-    x, v = _checked(net, "x", x), _checked(net, "v", v)
+    x = _checked(net, "x", x)
+    v = v if v is x else _checked(net, "v", v)
     if x.shape != v.shape:
         x, v = torch.broadcast_tensors(x, v)
     out = nodes.derivative(net, _flat(x), _flat(v), order)
@@ -191,6 +197,28 @@ def divergence(net: MLP, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # ---- checks ------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=256)
+def _kinds(
+    activation: str | tuple[str, ...], param: float | tuple[float, ...], hidden: int
+) -> tuple[tuple[str, float], ...]:
+    """Activation and parameter of each hidden layer, checked."""
+    each: list[Any] = []
+    for name, given in (("activation", activation), ("param", param)):
+        if isinstance(given, tuple) and len(given) != hidden:
+            raise ValueError(
+                f"{name} must be one for all {hidden} hidden layers or a tuple of as many, "
+                f"got {given!r}"
+            )
+        each.append(given if isinstance(given, tuple) else (given,) * max(1, hidden))
+    for kind, beta in zip(*each, strict=False):
+        if kind not in ACTIVATIONS:
+            allowed = ", ".join(ACTIVATIONS)
+            raise ValueError(f"activation must be one of {allowed}; got {kind!r}")
+        if kind == "softplus" and not beta > 0:
+            raise ValueError(f"param, the beta of softplus, must be positive, got {beta}")
+    return tuple(zip(*each, strict=False))[:hidden]
 
 
 def _fitting(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> bool:

@@ -39,6 +39,26 @@ def test_a_recognised_net_computes_what_the_module_computes(module: nn.Module, n
     assert_close(found(x), f(x), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "kinds"),
+    [
+        (nn.Tanh(), nn.SiLU(), (("tanh", 0.0), ("silu", 0.0))),
+        (nn.Softplus(1), nn.Softplus(2), (("softplus", 1.0), ("softplus", 2.0))),
+        (nn.GELU(), nn.Softplus(3), (("gelu", 0.0), ("softplus", 3.0))),
+    ],
+    ids=str,
+)
+def test_each_layer_may_have_an_activation_of_its_own(
+    first: nn.Module, second: nn.Module, kinds: Any
+) -> None:
+    f = nn.Sequential(nn.Linear(3, 5), first, nn.Linear(5, 4), second, nn.Linear(4, 2)).double()
+    found = as_mlp(f)
+    assert found is not None
+    assert found.kinds == kinds
+    x = torch.linspace(-3, 3, 30, dtype=torch.float64).reshape(10, 3)
+    assert_close(found(x), f(x), rtol=1e-13, atol=1e-13)
+
+
 def test_holds_the_parameters_themselves() -> None:
     f = net(bias=False)
     found = as_mlp(f)
@@ -108,11 +128,8 @@ OTHERS: dict[str, Any] = {
     "two activations in a row": nn.Sequential(
         nn.Linear(3, 3), nn.Tanh(), nn.Tanh(), nn.Linear(3, 3)
     ),
-    "two kinds of activation": nn.Sequential(
-        nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.SiLU(), nn.Linear(3, 3)
-    ),
-    "softplus with two betas": nn.Sequential(
-        nn.Linear(3, 3), nn.Softplus(1), nn.Linear(3, 3), nn.Softplus(2), nn.Linear(3, 3)
+    "two kinds of activation, one without a kernel": nn.Sequential(
+        nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Hardswish(), nn.Linear(3, 3)
     ),
     "softplus with a low threshold": net(nn.Softplus(threshold=3)),
     "an activation without a kernel": net(nn.Hardswish()),
@@ -200,5 +217,12 @@ def test_a_net_is_checked_when_made() -> None:
         MLP((w,), (), "tanh")
     with pytest.raises(ValueError, match="beta of softplus"):
         MLP((w,), (None,), "softplus")
+    square = (torch.ones(3, 3),) * 3, (None,) * 3
+    with pytest.raises(ValueError, match=r"activation must be one for all 2 .* got \('tanh',"):
+        MLP(*square, ("tanh",))
+    with pytest.raises(ValueError, match=r"param must be one for all 2 .* got \(1.0, 2.0, 3.0\)"):
+        MLP(*square, "softplus", (1.0, 2.0, 3.0))
+    with pytest.raises(ValueError, match=r"beta of softplus, must be positive, got 0\.0"):
+        MLP(*square, ("tanh", "softplus"), (1.0, 0.0))
     with pytest.raises(TypeError, match=r"one real floating dtype, got torch.float32 and .*64"):
         MLP((w, torch.ones(2, 3, dtype=torch.float64)), (None, None), "tanh")

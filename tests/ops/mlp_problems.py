@@ -45,7 +45,9 @@ def net_tensors(sizes: Sequence[int], seed: int = 1, device: str = "cpu") -> lis
     return weights + [0.5 * rand(pair[:1], seed + 50 + i, device) for i, pair in enumerate(pairs)]
 
 
-def net_of(tensors: Sequence[Tensor], activation: str = "tanh", bias: bool = True) -> MLP:
+def net_of(
+    tensors: Sequence[Tensor], activation: str | tuple[str, ...] = "tanh", bias: bool = True
+) -> MLP:
     """The net with these weights and, unless there are none, biases."""
     layers = len(tensors) // 2 if bias else len(tensors)
     biases = tuple(tensors[layers:]) if bias else (None,) * layers
@@ -54,11 +56,12 @@ def net_of(tensors: Sequence[Tensor], activation: str = "tanh", bias: bool = Tru
 
 def elementary(net: MLP) -> Callable[[Tensor], Tensor]:
     """The same net in elementary operations alone."""
-    act = ELEMENTARY[net.activation]
 
     def f(x: Tensor) -> Tensor:
         for number, (weight, bias) in enumerate(net.layers):
-            x = F.linear(act(x) if number else x, weight, bias)
+            if number:
+                x = ELEMENTARY[net.kinds[number - 1][0]](x)
+            x = F.linear(x, weight, bias)
         return x
 
     return f

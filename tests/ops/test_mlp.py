@@ -44,12 +44,17 @@ def normalized(y: Tensor, order: int) -> Tensor:
     return y / math.factorial(order)
 
 
-def bare(sizes: tuple[int, ...]) -> tuple[list[Tensor], list[Tensor], int, float]:
+MIXED = [("tanh", "gelu_tanh"), ("gelu", "softplus"), ("relu", "sigmoid"), ("silu", "tanh")]
+"""Activations of two hidden layers, which keep different numbers of series."""
+
+
+def bare(sizes: tuple[int, ...]) -> tuple[list[Tensor], list[Tensor], list[int], list[float]]:
     """A net as the bare operators take it, the second bias missing."""
     tensors = net_tensors(sizes)
     weights, biases = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
     biases[1] = biases[1][:0]
-    return weights, biases, mlp.ACTIVATIONS.index("silu"), 0.0
+    kinds = [mlp.ACTIVATIONS.index(name) for name in ("silu", "tanh")[: len(sizes) - 2]]
+    return weights, biases, kinds, [0.0] * len(kinds)
 
 
 class MLPObligations(Obligations):
@@ -69,7 +74,9 @@ class MLPObligations(Obligations):
         if self.square:
             sizes[-1] = sizes[0]
         tame = [name for name in mlp.ACTIVATIONS if name != "exp" or len(sizes) < 4]
-        activation = data.draw(st.sampled_from(tame), "activation")
+        kinds = st.sampled_from(tame)
+        each = st.tuples(*[kinds] * (len(sizes) - 2))
+        activation = data.draw(kinds | each, "activation")
         bias = data.draw(st.booleans(), "bias")
         batch, seed = data.draw(BATCHES, "batch"), data.draw(st.integers(0, 99), "seed")
         tensors = [0.5 * x for x in net_tensors(sizes, seed, self.device)]
@@ -381,8 +388,38 @@ def test_many_blocks_give_what_one_sample_at_a_time_gives(
         strict(a, e)
 
 
-@pytest.mark.parametrize("activation", mlp.ACTIVATIONS)
-def test_kernels_of_every_order_are_the_reference(activation: str) -> None:
+@pytest.mark.parametrize("activation", MIXED, ids=str)
+def test_layers_of_different_kinds(activation: tuple[str, ...]) -> None:
+    """All operators by kernels and by the reference, with gradients of both kinds' layers."""
+    tensors = [t.requires_grad_() for t in net_tensors((3, 7, 5, 3))]
+    net, x = net_of(tensors, activation), rand((6, 3)).requires_grad_()
+    v, (_, _, lap) = rand((6, 3), 9), nested_laplacian(net, x)
+    pairs = [
+        (mlp.derivative(net, x, v, 3), nested_derivative(net, x, v, 3)),
+        (mlp.series(net, x, 4), nested_series(net, x, 4)),
+        (mlp.laplacian(net, x)[2], lap),
+        (mlp.divergence(net, x)[1], nested_divergence(net, x)[1]),
+        (mlp.divergence(net, x)[0], net(x)),
+    ]
+    for a, e in pairs:
+        strict(a, e)
+    rows, close = reference.trace_ends(net)
+    for a, e in (
+        (pairs[0][0], reference.derivative(net, x, v, 3)),
+        (pairs[1][0], reference.series(net, x, 4)),
+        (pairs[2][0], reference.laplacian(net, x, net.weights[0].t())[2]),
+        (pairs[3][0], reference.divergence(net, x, rows, close)[1]),
+    ):
+        got, expected = (
+            torch.autograd.grad(y.sin().sum(), (x, *tensors), materialize_grads=True)
+            for y in (a, e)
+        )
+        for g, h in zip(got, expected, strict=True):
+            strict(g, h)
+
+
+@pytest.mark.parametrize("activation", [*mlp.ACTIVATIONS, *MIXED], ids=str)
+def test_kernels_of_every_order_are_the_reference(activation: str | tuple[str, ...]) -> None:
     """Orders that have code of their own and others, whole vectors and what is left of a plane."""
     tensors = [0.5 * t for t in net_tensors((5, 11, 13, 3))]
     inputs = [t.requires_grad_() for t in (*tensors, rand((3, 5), 7), rand((3, 5), 8))]
