@@ -20,7 +20,7 @@ struct JointState {
   // the attempt before, if it was accepted, and the rows in it
   int64_t moved;
   double t, h, tau, stop;
-  int64_t first_row, end_row;
+  int64_t anchor, first_row, end_row;
 };
 static_assert(sizeof(JointState) <= 512);
 
@@ -172,7 +172,8 @@ class JointSample {
     if (!there || tape == nullptr || tape->begins == nullptr) return;
     Keeper<real> keeper(*tape, sample, task.batch);
     keeper.skip(state.accepted - 1);
-    real* to = keeper.add(sample, state.t, state.h, t1, kFree, state.first_row, state.end_row, dim);
+    real* to =
+        keeper.add(sample, state.t, state.h, t1, state.anchor, state.first_row, state.end_row, dim);
     for (long d = 0; d < dim; ++d) to[d] = tile.y[d];
   }
 
@@ -292,6 +293,7 @@ class JointJudge {
       ++state.accepted;
       state.evaluations += Method::late;
       state.tau = clock.tau, state.stop = clock.stop;
+      state.anchor = clock.lands ? task.rows - 1 : kFree;
       state.first_row = state.output;
       bool inside = false;
       for (; state.output < task.rows && goal() <= clock.stop; ++state.output)

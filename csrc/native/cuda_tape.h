@@ -8,6 +8,7 @@ namespace ct::native {
 
 struct KeptStep {
   double t, h, stop;
+  int64_t anchor;              // on what the end hangs
   int64_t first_row, end_row;  // the output times in it
 };
 
@@ -28,12 +29,12 @@ class Keeper {
     last = tape.begins[batch];
   }
 
-  // Room for the state, which the caller fills; a step's anchor is not needed. What is too much
-  // (the solves differ, which the counts tell) goes where nothing is read.
-  CT_BOTH Real* add(int64_t, double t, double h, double stop, int64_t, int64_t first_row,
+  // Room for the state, which the caller fills. What is too much (the solves differ, which the
+  // counts tell) goes where nothing is read.
+  CT_BOTH Real* add(int64_t, double t, double h, double stop, int64_t anchor, int64_t first_row,
                     int64_t end_row, long dim) {
     const int64_t number = at < end ? at++ : last;
-    tape.steps[number] = {t, h, stop, first_row, end_row};
+    tape.steps[number] = {t, h, stop, anchor, first_row, end_row};
     return static_cast<Real*>(tape.states) + number * dim;
   }
 

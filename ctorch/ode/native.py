@@ -376,11 +376,6 @@ class Call:
         self.shared = [plain(x.detach(), layout.dtype, layout.device) for x in traced.shared]
         self.norm = self._norm()
         self.form = self._form()
-        if self.form.device != "cpu" and self.gradient and problem.t.requires_grad:
-            raise Unsupported(
-                f"a gradient in times is not built natively on {self.form.device}: use"
-                " native=False, or times that do not require grad."
-            )
         self.library = library_of(traced, self.form)
         self.task = settings(request, problem)
         if self.norm is not None:

@@ -12,16 +12,23 @@ from torch import Tensor
 
 from ctorch.codegen import Traced, cuda
 from ctorch.ode.coefficients import coefficients
-from ctorch.ode.native_source import Form, cuda_gradient_source, cuda_source
+from ctorch.ode.native_source import (
+    Form,
+    cuda_gradient_source,
+    cuda_source,
+    multiplies_together,
+)
 from ctorch.ode.native_task import Cotangents, Task
 
 UNCOUNTED = -1
 #: steps of a joint solve that are launched before it is asked whether it is done
 _FIRST_LAUNCHES, _MOST_LAUNCHES = 8, 128
 _DONE = 4  # Phase of csrc/native/cuda_joint.h
-_STATE, _STEP = 512, 40  # bytes: of JointState at most, of KeptStep
-#: bytes of the sums that threads have for themselves in the gradient
-_MOST_SUMS = 256 << 20
+_STATE, _STEP = 512, 48  # bytes: of JointState at most, of KeptStep
+#: bytes of the sums that threads or blocks have for themselves in the gradient, and blocks at most
+_MOST_SUMS, _MOST_BLOCKS = 256 << 20, 1024
+#: bytes of these that a block keeps in shared memory: of more, too few blocks would run at a time
+_MOST_LAUNCHED = 32 << 10
 
 
 class _Tape(ctypes.Structure):
@@ -34,9 +41,12 @@ class _Cotangents(ctypes.Structure):
     """``CudaCotangents`` of csrc/native/cuda_adjoint.h."""
 
     _fields_ = [
-        *[(name, ctypes.c_void_p) for name in ("out", "y0", "own", "sums")],
+        *[(name, ctypes.c_void_p) for name in ("out", "y0", "own", "t")],
+        ("times", ctypes.c_int64),
+        ("sums", ctypes.c_void_p),
         ("slots", ctypes.c_int64),
         ("starts", ctypes.c_void_p),
+        ("launched", ctypes.c_int64),
     ]
 
 
@@ -50,6 +60,7 @@ class Library:
         dtype: of these.
         shared: how many shared arrays the vector field reads.
         device: where the arrays are.
+        together: the gradient is one of blocks, which go through samples together.
     """
 
     def __init__(
@@ -60,9 +71,10 @@ class Library:
         dtype: torch.dtype,
         shared: int,
         device: torch.device,
+        together: bool = False,
     ) -> None:
         self.kernels, self.form, self.dim, self.dtype = kernels, form, dim, dtype
-        self.shared, self.device = shared, device
+        self.shared, self.device, self.together = shared, device, together
         self._names = itertools.count(1)
         self._accepted: dict[int, Tensor] = {}  # by tape: how many steps each sample took
 
@@ -172,19 +184,28 @@ class Library:
         sizes = _array(ctypes.c_int64, given.sizes, self.shared)
         sizes = [size if to else 0 for to, size in zip(wanted, sizes, strict=True)]
         ends = [0, *itertools.accumulate(sizes)]
-        slots = _slots(batch, ends[-1] * self.dtype.itemsize)
-        sums = torch.zeros(ends[-1] * slots, dtype=self.dtype, device=self.device)
+        count, size = ends[-1], ends[-1] * self.dtype.itemsize
+        kernel, launched = self.kernels["ct_pull_back"], 0
+        if self.together:
+            slots = min(-(-batch // cuda.BLOCK), _MOST_BLOCKS, max(1, _MOST_SUMS // max(size, 1)))
+            threads, apart = slots * cuda.BLOCK, (count, 1)
+            launched = size if size <= min(kernel.room, _MOST_LAUNCHED) else 0
+        else:
+            threads = slots = _slots(batch, size)
+            apart = 1, slots
+        sums = torch.zeros(count * slots, dtype=self.dtype, device=self.device)
         starts = self._numbers(*ends)
         mine = _Cotangents(
-            given.out, given.y0, given.own, sums.data_ptr(), slots, starts.data_ptr()
-        )
+            out=given.out, y0=given.y0, own=given.own, t=given.t, times=given.times,
+            sums=sums.data_ptr(), slots=slots, starts=starts.data_ptr(), launched=launched > 0,
+        )  # fmt: skip
         numbers = torch.frombuffer(bytearray(bytes(mine)), dtype=torch.uint8).to(self.device)
-        cuda.launch(self.kernels["ct_pull_back"], slots, [memory, numbers])
-        for to, start, size in zip(wanted, ends, sizes, strict=False):
-            if to and size:
-                begin = sums.data_ptr() + start * slots * self.dtype.itemsize
-                where = self._numbers(slots, begin, to)
-                cuda.launch(self.kernels["ct_add_up"], size * cuda.BLOCK, [where])
+        cuda.launch(kernel, threads, [memory, numbers], launched)
+        for to, start, length in zip(wanted, ends, sizes, strict=False):
+            if to and length:
+                begin = sums.data_ptr() + start * apart[1] * self.dtype.itemsize
+                where = self._numbers(slots, *apart, begin, to)
+                cuda.launch(self.kernels["ct_add_up"], length * cuda.BLOCK, [where])
 
 
 def _slots(batch: int, size: int) -> int:
@@ -207,10 +228,17 @@ def library(traced: Traced, form: Form) -> Library:
     device = torch.device(form.device)
     names = ["ct_solve", "ct_eval", *["ct_judge"] * (form.entry == "solve_joint")]
     kernels = dict(cuda.load(cuda_source(traced.source, form), names, device))
+    together = form.gradient and multiplies_together(traced.source)
     if form.gradient:
-        source = cuda_gradient_source(traced.source, form)
-        kernels |= cuda.load(source, ["ct_pull_back", "ct_add_up"], device)
+        names = ["ct_pull_back", "ct_add_up"]
+        gradient = cuda.load(cuda_gradient_source(traced.source, form, together), names, device)
+        if gradient["ct_pull_back"].threads < cuda.BLOCK:  # it takes too many registers
+            together = False
+            gradient = cuda.load(cuda_gradient_source(traced.source, form, False), names, device)
+        kernels |= gradient
     y = traced.problem.y[0]
-    made = Library(kernels, form, traced.dim, traced.field.dtype, len(traced.shared), y.device)
+    made = Library(
+        kernels, form, traced.dim, traced.field.dtype, len(traced.shared), y.device, together
+    )
     traced.verify(made.evaluate)
     return made

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from ctorch import codegen
 from ctorch.codegen import build, cache, cuda
-from ctorch.ode.native_source import Form, cuda_gradient_source, cuda_source
+from ctorch.ode.native_source import (
+    Form,
+    cuda_gradient_source,
+    cuda_source,
+    multiplies_together,
+)
 
 ARCHITECTURES = ("sm_80", "sm_90")
 
@@ -99,7 +104,9 @@ def sources(case: str) -> list[tuple[str, list[bytes]]]:
     solve = [b"ct_solve", b"ct_eval", *[b"ct_judge"] * (entry == "solve_joint")]
     made = [(cuda_source(field, form), solve)]
     if case != "functions":
-        made.append((cuda_gradient_source(field, form), [b"ct_pull_back", b"ct_add_up"]))
+        names = [b"ct_pull_back", b"ct_add_up"]
+        for together in {False, multiplies_together(field)}:
+            made.append((cuda_gradient_source(field, form, together), names))
     return made
 
 
