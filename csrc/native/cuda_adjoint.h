@@ -4,8 +4,8 @@
 // back add nothing.
 #pragma once
 
+#include "cuda_stages.h"
 #include "cuda_sums.h"
-#include "cuda_tape.h"
 #include "hang.h"
 #include "rows.h"
 
@@ -23,22 +23,20 @@ struct CudaCotangents {
   int64_t slots;          // threads, or blocks
   const int64_t* starts;  // [shared + 1]: of the shared arrays among the numbers
   int64_t launched;       // a block adds up in the memory that was launched with it
+  // real [P, batch, dim] and [P, total, batch, dim]: of the pieces, or null
+  const void *states, *slopes;
 };
 
 template <class Field, class Method, class Sums>
-class SampleAdjoint {
+class SampleAdjoint : StagesAgain<Field, Method> {
  public:
-  using T = Tile<Field, Method, 1>;
-  using real = typename T::real;
-  static constexpr long dim = T::dim;
-  static constexpr int stages = T::stages, total = T::total;
+  using S = StagesAgain<Field, Method>;
+  using typename S::real;
+  static constexpr long dim = S::dim;
+  static constexpr int stages = S::stages, total = S::total;
 
   CT_BOTH SampleAdjoint(const Task& task_, const CudaCotangents& given_, const Sums& sums_)
-      : task(task_),
-        given(given_),
-        tape(*static_cast<const CudaTape*>(task_.tape)),
-        all_sums(sums_) {
-    tile.shared.attach(task.shared);
+      : S(task_), given(given_), all_sums(sums_) {
     for (long s = 0; s < Field::shared; ++s) sums[s] = all_sums + given.starts[s];
   }
 
@@ -48,13 +46,15 @@ class SampleAdjoint {
     if (at == first) end();
     while (any(at > first)) {
       const bool stepping = at > first;
-      if (stepping) load(--at);
+      if (stepping) this->load_step(--at);
       step(stepping);
       if (stepping && at == first) end();
     }
   }
 
  private:
+  using S::stage_times, S::states, S::tape, S::taken, S::task, S::tile;
+
   // ---- a sample
   // ------------------------------------------------------------------------------------------------
 
@@ -67,15 +67,16 @@ class SampleAdjoint {
   CT_BOTH void begin(int64_t number) {
     there = number < task.batch;
     sample = std::min(number, task.batch - 1);
-    const real* own = static_cast<const real*>(task.own) + sample * Field::own;
-    for (long j = 0; j < Field::own; ++j) tile.own[j] = own[j], own_b[j] = 0;
+    this->load_own(sample);
+    for (long j = 0; j < Field::own; ++j) own_b[j] = 0;
     const real* y0 = static_cast<const real*>(task.y0) + sample * dim;
     for (long d = 0; d < dim; ++d) tile.y[d] = y0[d];
     clear();
-    taken = {goals()[0], 0, goals()[0], kFree, 0, 0};
+    taken = {goals()[0], 0, goals()[0], kFree, 0, 0, 0};
     first = tape.begins[sample], at = there ? tape.begins[sample + 1] : first;
     // nothing is read behind the last rows, and a failed sample's steps there may lead up to where
     // the field has no derivative
+    if (given.states != nullptr) return;
     while (at > first && tape.steps[at - 1].first_row == tape.steps[at - 1].end_row) --at;
   }
 
@@ -83,12 +84,6 @@ class SampleAdjoint {
   CT_BOTH void clear() {
     for (long d = 0; d < dim; ++d) yb[d] = carried[d] = 0;
     tau = 0;
-  }
-
-  CT_BOTH void load(int64_t step) {
-    taken = tape.steps[step];
-    const real* y = static_cast<const real*>(tape.states) + step * dim;
-    for (long d = 0; d < dim; ++d) tile.y[d] = y[d];
   }
 
   CT_BOTH void end() {
@@ -116,7 +111,8 @@ class SampleAdjoint {
     for (long d = 0; d < dim; ++d) starts[d] = 0;
     tb = hb = 0;
     const bool reads = stepping && read_rows(), inside = any(reads);
-    make_stages(inside);
+    const bool anew = at == first || taken.jumped;
+    this->make_stages(anew, inside, timed());
     if (timed() && reads) read_times();
     for_constants<0, stages>([&](auto i) {
       constexpr double b = Method::b[decltype(i)::value];
@@ -134,27 +130,28 @@ class SampleAdjoint {
     for_constants<0, stages - 1>([&](auto j) { pull_back<stages - 1 - decltype(j)::value>(h); });
     if constexpr (Method::fsal) {
       if (timed()) lengthen<0>();
-      hand_over();
+      hand_over(anew);
     }
-    if (!Method::fsal || any(at == first)) pull_back<0>(h);
+    if (!Method::fsal || any(anew)) pull_back<0>(h);
     if (timed() && stepping) {
       const int64_t before = at == first ? kFree : tape.steps[at - 1].anchor;
       tau = hang(taken.anchor, before, tb, hb, tau, times());
     }
   }
 
-  // The first slope, where it is the last one of the step before.
-  CT_BOTH void hand_over() {
+  // The first slope to the step before, of which it is the last one.
+  CT_BOTH void hand_over(bool anew) {
     for (long d = 0; d < dim; ++d) {
-      carried[d] = at == first ? real(0) : kb[0][d];
-      kb[0][d] = at == first ? kb[0][d] : real(0);
+      carried[d] = anew ? real(0) : kb[0][d];
+      kb[0][d] = anew ? kb[0][d] : real(0);
     }
   }
 
   // Cotangents of the rows in the step: yb of its end, `starts` of its start, kb of its slopes.
   // Returns whether any is inside.
   CT_BOTH bool read_rows() {
-    bool inside = false;
+    bool inside = given.states != nullptr;
+    if (inside) read_piece();
     for (int64_t r = taken.first_row; r < taken.end_row; ++r) {
       const real* g = row(r);
       if (ends_step(r)) {
@@ -178,28 +175,14 @@ class SampleAdjoint {
     return inside;
   }
 
-  // The stages of the forward step again, as adjoint.h makes them.
-  CT_BOTH void make_stages(bool inside) {
-    const bool fresh = at == first;
-    const real begin = static_cast<real>(taken.t), end = static_cast<real>(taken.stop);
-    const real end_time = task.knots == nullptr || task.perturb ? beside(end, begin) : end;
-    real first_time = begin;
-    if constexpr (Method::fsal)
-      first_time = fresh ? begin : beside(begin, begin - (end - begin));
-    else if (task.perturb)
-      first_time = beside(begin, end);
-    stage_times[0] = first_time;
-    for (long d = 0; d < dim; ++d) states[0][d] = tile.y[d];
-    tile.evaluate(first_time, tile.y, tile.k[0]);
-    for_constants<1, total>([&](auto i) {
-      constexpr int I = decltype(i)::value;
-      if (I >= stages && !inside) return;
-      stage_times[I] = tile.template stage_time<I>(taken.t, taken.h, end_time);
-      tile.template stage_state<I>(static_cast<real>(taken.h), states[I]);
-      constexpr bool kUsed = I != (Method::fsal ? stages - 1 : stages);
-      const bool later = I < total - 1 || timed();  // something reads its slope
-      if (later && (kUsed || inside)) tile.evaluate(stage_times[I], states[I], tile.k[I]);
-    });
+  // Cotangents of the step as a piece of the continuous solution.
+  CT_BOTH void read_piece() {
+    const int64_t piece = at - first, size = task.batch * dim, own = sample * dim;
+    const real* g = static_cast<const real*>(given.states) + piece * size + own;
+    for (long d = 0; d < dim; ++d) starts[d] += g[d];
+    g = static_cast<const real*>(given.slopes) + piece * size * total + own;
+    for (int i = 0; i < total; ++i, g += size)
+      for (long d = 0; d < dim; ++d) kb[i][d] += g[d];
   }
 
   template <int I>
@@ -293,17 +276,12 @@ class SampleAdjoint {
     hb += along / taken.h;
   }
 
-  const Task& task;
   const CudaCotangents& given;
-  const CudaTape& tape;
   const Sums all_sums;
-  T tile;
   real yb[dim], starts[dim], carried[dim], kb[total][dim];
-  real states[total][dim], stage_times[total];
   real own_b[Field::own + 1], work[Field::vjp_work + 1];
   double tau, tb, hb;  // cotangents of the step's end, start and length
   Sums sums[Field::shared + 1];
-  KeptStep taken;
   int64_t sample, first, at;
   bool there;
 };

@@ -115,6 +115,10 @@ __device__ void solve_fixed(const Task& task) {
   if (!kTogether && i >= task.batch) return;
   with_keeper<Field>(task, i, [&](K* keeper) {
     Worker(task, keeper).run(std::min(i, task.batch), i < task.batch);
+    const auto* asked = static_cast<const CudaObservation*>(task.observation);
+    if (asked == nullptr || !asked->dense || i >= task.batch) return;
+    const int64_t accepted = task.counts[task.batch + i];
+    if (accepted > 0) task.counts[i] = accepted * Method::total;
   });
 }
 
@@ -147,7 +151,7 @@ __device__ void judge_joint(const Task& task, const JointMemory<Field, Method>& 
   if (threadIdx.x == 0) JointJudge<Field, Method>(task, *memory.state).run(parts);
 }
 
-// ---- the field, and gradients
+// ---- the field, the continuous solution, and gradients
 // ------------------------------------------------------------------------------------
 
 template <class Field>
@@ -155,6 +159,15 @@ __device__ void evaluate_sample(int64_t batch, const double* t, const void* y, c
                                 const void* const* shared, void* dy) {
   Evaluation<Field, 1> evaluation;
   evaluation.run(thread_number(), batch, t, y, own, shared, dy);
+}
+
+// A thread makes one piece of one sample.
+template <class Field, class Method>
+__device__ void make_pieces(const Task& task, const CudaPieces& given) {
+  using Worker = SamplePiece<Field, Method>;
+  check_size<Worker>();
+  const int64_t i = thread_number();
+  if (kTogether || i < given.count * task.batch) Worker(task, given).run(i);
 }
 
 template <class Worker>

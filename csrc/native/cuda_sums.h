@@ -33,7 +33,7 @@ CT_LANES void outer(const V* u, const V* x, Strided<T> w) {
 
 namespace sums_detail {
 
-constexpr int kPending = 16, kParts = kThreads / kPending, kSamples = kThreads / kParts;
+constexpr int kPending = 16, kParts = kThreads / kPending, kPartSamples = kThreads / kParts;
 
 // Numbers to which every thread of the block has a share, until there are enough of them.
 template <class T>
@@ -72,8 +72,8 @@ class Adder {
     const int part = thread / kPending;
     __syncthreads();
     T sum{};
-    for (int i = 0; i < kSamples && number < count; ++i)
-      sum += block.shares[number][part * kSamples + i];
+    for (int i = 0; i < kPartSamples && number < count; ++i)
+      sum += block.shares[number][part * kPartSamples + i];
     block.parts[part][number] = sum;
     __syncthreads();
     if (thread < count) write(block, thread);

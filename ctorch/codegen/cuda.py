@@ -65,8 +65,10 @@ class _Loaded:
     def __init__(self, kernel: Any, device: int) -> None:
         self._kernel = kernel
         self.threads = self._attribute(_THREADS)
-        most = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-        self.room = max(0, most - self._attribute(_SHARED_MEMORY))
+        properties: Any = torch.cuda.get_device_properties(device)
+        self.room = max(
+            0, properties.shared_memory_per_block_optin - self._attribute(_SHARED_MEMORY)
+        )
         self._asked = 0
 
     def __call__(

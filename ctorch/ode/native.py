@@ -154,10 +154,9 @@ def _objection(request: Request, problem: Problem) -> str:
     observed = looked_at_for(request, problem)
     if observed and layout.batched:
         return f"{observed} with batched=True"
-    if problem.norm is not None:
-        observed = observed or 'a function as options["norm"]'
-    if observed and layout.device.type != "cpu":
-        return f"{observed} on {layout.device}"
+    if layout.device.type != "cpu" and (request.events or problem.norm is not None):
+        what = "events" if request.events else 'a function as options["norm"]'
+        return f"{what} on {layout.device}"
     if problem.callbacks:
         return "a callback"
     if not y0.numel():

@@ -76,13 +76,15 @@ extern "C" void ct_pull_back(const ct::native::Task* task, const ct::native::Cot
 
 
 def cuda_source(field: str, form: Form) -> str:
-    """The kernels ``ct_solve`` and ``ct_eval`` for ``field``, and for "solve_joint" ``ct_judge``.
+    """The kernels ``ct_solve`` and ``ct_eval`` for ``field``, for "solve_joint" ``ct_judge``, and
+    where steps are looked at ``ct_pieces``.
 
     A thread takes a sample. Where the field has large matrices, the threads of a block multiply
     them together.
     """
     solve = _CUDA_JOINT if form.entry == "solve_joint" else _CUDA_SOLVE.format(entry=form.entry)
-    return _cuda_unit(field, form, multiplies_together(field), solve + _CUDA_EVAL)
+    entries = solve + _CUDA_EVAL + _CUDA_PIECES * bool(form.events)
+    return _cuda_unit(field, form, multiplies_together(field), entries)
 
 
 def cuda_gradient_source(field: str, form: Form, together: bool) -> str:
@@ -133,6 +135,11 @@ _CUDA_EVAL = """extern "C" __global__ void ct_eval(const int64_t* numbers, const
                                    const void* y, const void* own, void* dy) {
   const auto shared = reinterpret_cast<const void* const*>(numbers + 1);
   ct::native::evaluate_sample<Field>(numbers[0], t, y, own, shared, dy);
+}
+"""
+_CUDA_PIECES = """extern "C" __global__ void ct_pieces(const ct::native::Task* task,
+                                     const ct::native::CudaPieces* given) {
+  ct::native::make_pieces<Field, Method>(*task, *given);
 }
 """
 _CUDA_GRADIENT = """extern "C" __global__ void ct_pull_back(const ct::native::Task* task,

@@ -266,8 +266,6 @@ def test_kernels_that_differ_from_func_are_refused(
 
 LOOKED_AT: dict[str, dict[str, Any]] = {
     "events": {"events": lambda t, y: y[0, 0] - 2},
-    "dense": {"dense": True},
-    "step_t": {"options": {"step_t": torch.tensor([0.5], dtype=F64)}},
     "norm": {"options": {"norm": lambda x: x.abs().max()}},
 }
 
