@@ -158,8 +158,8 @@ void check(bool joint, int64_t blocks, bool launched) {
   for (int64_t i = 0; i < kBatch; ++i) expect("steps", i, again[i], accepted[i]);
   std::vector<double> y0(2 * kBatch), own(kBatch), times(kBatch * kRows), sums(blocks);
   const int64_t starts[] = {0, 1};
-  const CudaCotangents given{ones.data(), y0.data(), own.data(), times.data(), kRows,
-                             sums.data(), blocks,    starts,     launched};
+  const CudaCotangents given{ones.data(), y0.data(), own.data(), times.data(), kRows,  sums.data(),
+                             blocks,      starts,    launched,   nullptr,      nullptr};
   CT_LAUNCH(pull_back, blocks, kThreads, launched * sizeof(double), nullptr, &second.task, &given);
   double rate = 0, exact_rate = 0;
   const CudaSums totals{blocks, 1, 1, sums.data(), &rate};
