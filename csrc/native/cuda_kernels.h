@@ -204,7 +204,7 @@ __device__ void pull_back_samples(const Task& task, const CudaCotangents& given)
   real* const sums = given.launched ? reinterpret_cast<real*>(memory) : to;
   for (int64_t i = threadIdx.x; i < count && given.launched; i += kThreads) sums[i] = 0;
   __syncthreads();
-  Adder<real> adder;
+  Adder<real> adder(sums);
   Worker worker(task, given, {sums, &adder});
   for (int64_t i = block * kThreads; i < task.batch; i += given.slots * kThreads)
     worker.run(i + threadIdx.x);

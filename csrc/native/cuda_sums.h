@@ -40,7 +40,7 @@ template <class T>
 struct Pending {
   T shares[kPending][kThreads + 1];
   T parts[kParts][kPending];
-  T* to[kPending];
+  int64_t to[kPending];  // their places
 };
 
 template <class T>
@@ -57,10 +57,12 @@ class Adder {
  public:
   bool active = false;  // whether the thread's sample has a share; else it adds zeros
 
+  __device__ explicit Adder(T* sums_) : sums(sums_) {}
+
   __device__ void add(T* to, T share) {
     auto& block = sums_detail::pending<T>();
     block.shares[count][threadIdx.x] = active ? share : T{};
-    if (threadIdx.x == 0) block.to[count] = to;
+    if (threadIdx.x == 0) block.to[count] = to - sums;
     if (++count == sums_detail::kPending) flush();
   }
 
@@ -84,16 +86,17 @@ class Adder {
  private:
   // Of equal places one thread adds all.
   __device__ void write(const sums_detail::Pending<T>& block, int number) const {
-    T* const to = block.to[number];
+    const int64_t to = block.to[number];
     for (int i = 0; i < number; ++i)
       if (block.to[i] == to) return;
-    T total = *to;
+    T total = sums[to];
     for (int i = number; i < count; ++i)
       if (block.to[i] == to)
         for (int part = 0; part < sums_detail::kParts; ++part) total += block.parts[part][i];
-    *to = total;
+    sums[to] = total;
   }
 
+  T* const sums;
   int count = 0;
 };
 

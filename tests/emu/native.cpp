@@ -81,7 +81,7 @@ void multiply(const double* w, const double* b, const double* x, double* y, doub
 void sum_up(const double* u, const double* x, double* sums) {
   const long sample = threadIdx.x, size = kOutputs * kInputs;
   u += sample * kOutputs, x += sample * kInputs;
-  Adder<double> adder;
+  Adder<double> adder(sums);
   adder.active = sample != 1;
   const BlockSums<double> to{sums, &adder};
   for (long o = 0; o < kOutputs; ++o) to[2 * size + o] += u[o];
