@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "hang.h"
 #include "pending.h"
 #include "rows.h"
 #include "runs.h"
@@ -357,10 +358,6 @@ class Adjoint {
     return times[row] == taped.stop && (!timed() || row == taped.anchor);
   }
 
-  static double theta_of(const Taped& taped, double at) {
-    return std::min((at - taped.t) / (taped.stop - taped.t), 1.0);
-  }
-
   // How the rows inside the step move with their times, its start and its length.
   void read_times() {
     for (int lane = 0; lane < W; ++lane) {
@@ -396,16 +393,12 @@ class Adjoint {
 
   // Hands the cotangents of the step's start and length to what they hang on.
   void hang(int lane) {
-    double start = get(tb, lane);
-    const double after = get(tau, lane), length = get(hb, lane) + after;
+    const double start = get(tb, lane), after = get(tau, lane);
     if (at[lane] < 0) return set(tau, lane, after + start);
     const Taped& taped = run.steps[at[lane]];
-    double* to = times_of(sample[lane]);
-    if (taped.anchor >= 0) to[taped.anchor] += length;
-    start += after - (taped.anchor == kFree ? 0 : length);
     const int64_t before = taped.before < 0 ? kFree : run.steps[taped.before].anchor;
-    if (before >= 0) to[before] += start;
-    set(tau, lane, before >= 0 ? 0 : start);
+    double* to = times_of(sample[lane]);
+    set(tau, lane, ct::native::hang(taped.anchor, before, start, get(hb, lane), after, to));
   }
 
   const Task& task;

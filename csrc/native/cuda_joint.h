@@ -9,7 +9,7 @@
 
 namespace ct::native {
 
-enum Phase : int64_t { kBegin, kProbe, kAttempt, kClose, kDone };
+enum Phase : int64_t { kBegin, kProbe, kAttempt, kClose, kDone, kJump };
 
 // Zeros at first. Python reads the first three numbers.
 struct JointState {
@@ -17,10 +17,11 @@ struct JointState {
   Clock<double> clock;  // of the attempt
   double last_goal, mark, h0;
   int64_t output, evaluations, attempts, wild;
+  int64_t next, jumped;  // the stop ahead; the slope was evaluated just after the last one
   // the attempt before, if it was accepted, and the rows in it
   int64_t moved;
   double t, h, tau, stop;
-  int64_t first_row, end_row;
+  int64_t anchor, first_row, end_row, after_jump;
 };
 static_assert(sizeof(JointState) <= 512);
 
@@ -77,7 +78,9 @@ class JointSample {
     load(2, tile.k[0]);
     if (state.phase == kProbe) return probe(parts);
     if (state.moved) commit();
-    if (state.phase == kAttempt)
+    if (state.phase == kJump)
+      jump();
+    else if (state.phase == kAttempt)
       attempt(parts);
     else
       close(parts);
@@ -141,6 +144,13 @@ class JointSample {
     for (int i = 1; i < T::stages; ++i) store(2 + i, tile.k[i]);
   }
 
+  // The slope just after the time at which the step ended.
+  CT_BOTH void jump() {
+    const real far = static_cast<real>(state.clock.direction * kInfinity);
+    tile.evaluate(beside(static_cast<real>(state.clock.t()), far), tile.y, tile.k[0]);
+    store(2, tile.k[0]);
+  }
+
   // The end of an accepted step.
   CT_BOTH void commit() {
     load(1, tile.y1);
@@ -172,14 +182,18 @@ class JointSample {
     if (!there || tape == nullptr || tape->begins == nullptr) return;
     Keeper<real> keeper(*tape, sample, task.batch);
     keeper.skip(state.accepted - 1);
-    real* to = keeper.add(sample, state.t, state.h, t1, kFree, state.first_row, state.end_row, dim);
+    real* to = keeper.add(sample, state.t, state.h, t1, state.anchor, state.first_row,
+                          state.end_row, dim, state.after_jump);
     for (long d = 0; d < dim; ++d) to[d] = tile.y[d];
   }
 
   CT_BOTH void close(double* parts) {
-    bool finite = true;
-    for (long d = 0; d < dim; ++d) finite &= std::isfinite(tile.y[d]);
-    parts[0] = finite ? 0 : 1;
+    bool finite = true, slope = true;
+    for (long d = 0; d < dim; ++d) {
+      finite &= std::isfinite(tile.y[d]);
+      slope &= std::isfinite(tile.k[0][d]);
+    }
+    parts[0] = finite ? 0 : 1, parts[1] = slope ? 0 : 1;
     if (!there) return;
     for (int64_t r = state.output; r < task.rows; ++r)
       for (long d = 0; d < dim; ++d)
@@ -206,7 +220,8 @@ class JointJudge {
   using T = Tile<Field, Method, 1>;
   static constexpr int segments = Method::segments;
 
-  CT_BOTH JointJudge(const Task& task_, JointState& state_) : task(task_), state(state_) {}
+  CT_BOTH JointJudge(const Task& task_, JointState& state_)
+      : task(task_), state(state_), asked(static_cast<const CudaObservation*>(task_.observation)) {}
 
   // `parts`: of all samples.
   CT_BOTH void run(const double* parts) {
@@ -220,8 +235,12 @@ class JointJudge {
         return plan();
       case kAttempt:
         return judge(norm(parts));
+      case kJump:
+        ++state.evaluations;
+        state.moved = 0, state.jumped = 1;
+        return plan();
       default:
-        return finish(parts[0] == 0);
+        return finish(parts[0] == 0, parts[1] == 0);
     }
   }
 
@@ -276,6 +295,10 @@ class JointJudge {
       if (state.wild > task.patience / 5 && creeps) return close(kNonfinite);
       state.mark = clock.tau, state.wild = 0;
     }
+    if (asked != nullptr) {
+      while (state.next < asked->stop_count && asked->stops[state.next] <= clock.tau) ++state.next;
+      clock.end = state.next < asked->stop_count ? asked->stops[state.next] : kInfinity;
+    }
     clock.plan(task, true);
     if (!(clock.stop > clock.tau)) return close(clock.error < kInfinity ? kUnderflow : kNonfinite);
     ++state.attempts;
@@ -292,23 +315,36 @@ class JointJudge {
       ++state.accepted;
       state.evaluations += Method::late;
       state.tau = clock.tau, state.stop = clock.stop;
+      state.anchor = clock.lands ? landing() : kFree;
+      state.after_jump = state.jumped, state.jumped = 0;
       state.first_row = state.output;
-      bool inside = false;
+      bool inside = asked != nullptr && asked->dense;
       for (; state.output < task.rows && goal() <= clock.stop; ++state.output)
         inside |= goal() < clock.stop;
       state.end_row = state.output;
       if (inside) state.evaluations += T::total - T::stages;
       clock.tau = clock.stop;
+      if (clock.lands && jumps() && state.output < task.rows) {
+        state.phase = kJump;
+        return;
+      }
     }
     plan();
   }
+
+  // On what the end of a step hangs that lands, and whether the field jumps there.
+  CT_BOTH int64_t landing() const {
+    return asked == nullptr ? task.rows - 1 : asked->anchors[state.next];
+  }
+  CT_BOTH bool jumps() const { return asked != nullptr && asked->jumps[state.next]; }
 
   CT_BOTH void close(int64_t status) {
     state.status = status;
     state.phase = kClose;
   }
 
-  CT_BOTH void finish(bool finite) {
+  CT_BOTH void finish(bool finite, bool slope) {
+    finite = finite && (asked == nullptr || state.status != kUnderflow || slope);
     if (state.status != kMaxSteps && !finite) state.status = kNonfinite;
     task.counts[0] = state.evaluations;
     task.counts[task.batch] = state.accepted;
@@ -322,6 +358,7 @@ class JointJudge {
 
   const Task& task;
   JointState& state;
+  const CudaObservation* const asked;
 };
 
 }  // namespace ct::native

@@ -39,12 +39,6 @@ __device__ double of_memory(const Value* values, int64_t count, const Combine& c
   return of_block(total, combine);
 }
 
-#if defined(CT_TOGETHER)
-constexpr bool kTogether = true;
-#else
-constexpr bool kTogether = false;
-#endif
-
 __device__ inline int64_t thread_number() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
@@ -74,7 +68,8 @@ class KeptSample : Samples<Field, Method, 1> {
       if (keeper == nullptr || !moved) return;
       int64_t row = output[0];
       while (row < task.rows && clock.direction * this->goal_of(number, row) <= clock.stop) ++row;
-      real* to = keeper->add(number, t, h, clock.t1(), kFree, output[0], row, dim);
+      const int64_t anchor = clock.lands ? task.rows - 1 : kFree;
+      real* to = keeper->add(number, t, h, clock.t1(), anchor, output[0], row, dim);
       for (long d = 0; d < dim; ++d) to[d] = tile.y[d];
     };
     while (any(active)) this->step(keep);
@@ -120,6 +115,10 @@ __device__ void solve_fixed(const Task& task) {
   if (!kTogether && i >= task.batch) return;
   with_keeper<Field>(task, i, [&](K* keeper) {
     Worker(task, keeper).run(std::min(i, task.batch), i < task.batch);
+    const auto* asked = static_cast<const CudaObservation*>(task.observation);
+    if (asked == nullptr || !asked->dense || i >= task.batch) return;
+    const int64_t accepted = task.counts[task.batch + i];
+    if (accepted > 0) task.counts[i] = accepted * Method::total;
   });
 }
 
@@ -152,7 +151,7 @@ __device__ void judge_joint(const Task& task, const JointMemory<Field, Method>& 
   if (threadIdx.x == 0) JointJudge<Field, Method>(task, *memory.state).run(parts);
 }
 
-// ---- the field, and gradients
+// ---- the field, the continuous solution, and gradients
 // ------------------------------------------------------------------------------------
 
 template <class Field>
@@ -162,31 +161,73 @@ __device__ void evaluate_sample(int64_t batch, const double* t, const void* y, c
   evaluation.run(thread_number(), batch, t, y, own, shared, dy);
 }
 
+// A thread makes one piece of one sample.
+template <class Field, class Method>
+__device__ void make_pieces(const Task& task, const CudaPieces& given) {
+  using Worker = SamplePiece<Field, Method>;
+  check_size<Worker>();
+  const int64_t i = thread_number();
+  if (kTogether || i < given.count * task.batch) Worker(task, given).run(i);
+}
+
+template <class Worker>
+constexpr void check_adjoint_size() {
+  static_assert(sizeof(Worker) <= kMostAdjointBytes,
+                "a sample of this field is too large for one thread");
+}
+
+#if !defined(CT_TOGETHER)
+
 // A thread goes through the samples slot, slot + slots, ..., and adds to sums of its own.
 template <class Field, class Method>
 __device__ void pull_back_samples(const Task& task, const CudaCotangents& given) {
-  using Worker = SampleAdjoint<Field, Method>;
-  static_assert(sizeof(Worker) <= kMostAdjointBytes,
-                "a sample of this field is too large for one thread");
+  using real = typename Field::real;
+  using Worker = SampleAdjoint<Field, Method, Strided<real>>;
+  check_adjoint_size<Worker>();
   const int64_t slot = thread_number();
   if (slot >= given.slots) return;
-  Worker worker(task, given, slot);
+  Worker worker(task, given, {static_cast<real*>(given.sums) + slot, given.slots});
   for (int64_t i = slot; i < task.batch; i += given.slots) worker.run(i);
 }
 
-// The threads' sums of an array, and where their totals go.
+#else
+
+// The same of blocks, whose threads have a sample each. A grid has `slots` of them.
+template <class Field, class Method>
+__device__ void pull_back_samples(const Task& task, const CudaCotangents& given) {
+  using real = typename Field::real;
+  using Worker = SampleAdjoint<Field, Method, BlockSums<real>>;
+  check_adjoint_size<Worker>();
+  CT_LAUNCHED_MEMORY(memory);
+  const int64_t block = blockIdx.x, count = given.starts[Field::shared];
+  real* const to = static_cast<real*>(given.sums) + block * count;
+  real* const sums = given.launched ? reinterpret_cast<real*>(memory) : to;
+  for (int64_t i = threadIdx.x; i < count && given.launched; i += kThreads) sums[i] = 0;
+  __syncthreads();
+  Adder<real> adder(sums);
+  Worker worker(task, given, {sums, &adder});
+  for (int64_t i = block * kThreads; i < task.batch; i += given.slots * kThreads)
+    worker.run(i + threadIdx.x);
+  adder.flush();
+  for (int64_t i = threadIdx.x; i < count && given.launched; i += kThreads) to[i] = sums[i];
+}
+
+#endif
+
+// What threads or blocks added up of an array, and where their totals go.
 struct CudaSums {
-  int64_t slots;
-  const void* sums;  // real [numbers, slots]
-  void* to;          // real [numbers]
+  int64_t slots, slot, number;  // how many there are; how far apart these lie, and the numbers
+  const void* sums;             // real
+  void* to;                     // real [numbers]
 };
 
 // The total of the block's number.
 template <class Real>
 __device__ void add_up(const CudaSums& of) {
-  const auto add = [](double a, double b) { return a + b; };
-  const Real* sums = static_cast<const Real*>(of.sums) + blockIdx.x * of.slots;
-  const double total = of_memory(sums, of.slots, add);
+  const Real* const sums = static_cast<const Real*>(of.sums) + blockIdx.x * of.number;
+  double total = 0;
+  for (int64_t i = threadIdx.x; i < of.slots; i += kThreads) total += sums[i * of.slot];
+  total = of_block(total, [](double a, double b) { return a + b; });
   if (threadIdx.x == 0) static_cast<Real*>(of.to)[blockIdx.x] = static_cast<Real>(total);
 }
 

@@ -11,6 +11,8 @@ constexpr int kThreads = 64;  // of a block: as ctorch/codegen/cuda.py launches
 
 #if defined(CT_TOGETHER)
 
+constexpr bool kTogether = true;
+
 namespace linear_detail {
 
 constexpr int kTileOutputs = 32, kTileInputs = 16;  // at a time
@@ -29,10 +31,25 @@ struct ProductTile {
   T y[kTileOutputs][kThreads];
 };
 
+// Factors of a tile of outer products, all samples of a number side by side. The padding takes
+// numbers that a warp reads at once to different banks.
+template <class T>
+struct alignas(16) OuterTile {
+  static constexpr int side = 32, padding = 16 / sizeof(T);
+  T u[side][kThreads + padding];
+  T x[side][kThreads + padding];
+};
+
+template <class T>
+union BlockTile {
+  ProductTile<T> product;
+  OuterTile<T> outer;
+};
+
 // The block's, of which there is no room for more.
 template <class T>
-__device__ ProductTile<T>& product_tile() {
-  __shared__ ProductTile<T> tile;
+__device__ BlockTile<T>& block_tile() {
+  __shared__ BlockTile<T> tile;
   return tile;
 }
 
@@ -88,7 +105,7 @@ __device__ void linear(const T* w, const T* b, const T* x, T* y, const T* const*
   if constexpr (N * K < kLeastProduct) {
     linear<N, K, kRow, kColumn, kSum, T, T>(w, b, x, y, turned);
   } else {
-    ProductTile<T>& tile = product_tile<T>();
+    ProductTile<T>& tile = block_tile<T>().product;
     for (long out = 0; out < N; out += kTileOutputs) {
       Patch<T> patch;
       for (long first = 0; first < K; first += kTileInputs) {
@@ -107,6 +124,10 @@ __device__ void linear(const T* w, const T* b, const T* x, T* y, const T* const*
     }
   }
 }
+
+#else
+
+constexpr bool kTogether = false;
 
 #endif
 

@@ -8,7 +8,18 @@ namespace ct::native {
 
 struct KeptStep {
   double t, h, stop;
+  int64_t anchor;              // on what the end hangs
   int64_t first_row, end_row;  // the output times in it
+  int64_t jumped;              // its first slope was evaluated just after its start
+};
+
+// What Task.observation points to.
+struct CudaObservation {
+  const double* stops;     // in tau, increasing: where adaptive steps have to end
+  const int64_t* jumps;    // whether the field jumps there
+  const int64_t* anchors;  // the output time that one is, or kConstant
+  int64_t stop_count;
+  int64_t dense;  // all steps become pieces of a continuous solution
 };
 
 // What Task.tape points to.
@@ -28,12 +39,12 @@ class Keeper {
     last = tape.begins[batch];
   }
 
-  // Room for the state, which the caller fills; a step's anchor is not needed. What is too much
-  // (the solves differ, which the counts tell) goes where nothing is read.
-  CT_BOTH Real* add(int64_t, double t, double h, double stop, int64_t, int64_t first_row,
-                    int64_t end_row, long dim) {
+  // Room for the state, which the caller fills. What is too much (the solves differ, which the
+  // counts tell) goes where nothing is read.
+  CT_BOTH Real* add(int64_t, double t, double h, double stop, int64_t anchor, int64_t first_row,
+                    int64_t end_row, long dim, int64_t jumped = 0) {
     const int64_t number = at < end ? at++ : last;
-    tape.steps[number] = {t, h, stop, first_row, end_row};
+    tape.steps[number] = {t, h, stop, anchor, first_row, end_row, jumped};
     return static_cast<Real*>(tape.states) + number * dim;
   }
 

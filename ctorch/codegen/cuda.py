@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -25,18 +25,88 @@ BLOCK = 64
 
 
 class Kernel(Protocol):
-    """A kernel on a device."""
+    """A kernel on a device.
+
+    Attributes:
+        threads: that a block may have.
+        room: bytes of shared memory that a launch may ask for, beside what the kernel declares.
+    """
+
+    threads: int
+    room: int
 
     def __call__(
-        self, grid: tuple[int, int, int], block: tuple[int, int, int], args: list[Tensor]
+        self,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        args: list[Tensor],
+        shared_mem: int = 0,
     ) -> None:
         """Launch it on the current stream; the arguments are pointers to tensors."""
 
 
-def launch(kernel: Kernel, threads: int, args: Sequence[Tensor]) -> None:
-    """Launch a kernel with at least so many threads, where the arguments are."""
+def launch(kernel: Kernel, threads: int, args: Sequence[Tensor], shared_memory: int = 0) -> None:
+    """Launch a kernel with at least so many threads, where the arguments are.
+
+    Args:
+        kernel: what to launch.
+        threads: how many there must be.
+        args: its arguments.
+        shared_memory: bytes that a block asks for, of the kernel's ``room``.
+    """
     with torch.cuda.device_of(args[0]):
-        kernel(grid=(-(-threads // BLOCK), 1, 1), block=(BLOCK, 1, 1), args=list(args))
+        grid, block = (-(-threads // BLOCK), 1, 1), (BLOCK, 1, 1)
+        kernel(grid=grid, block=block, args=list(args), shared_mem=shared_memory)
+
+
+class _Loaded:
+    """A kernel as PyTorch loads it."""
+
+    def __init__(self, kernel: Any, device: int) -> None:
+        self._kernel = kernel
+        self.threads = self._attribute(_THREADS)
+        properties: Any = torch.cuda.get_device_properties(device)
+        self.room = max(
+            0, properties.shared_memory_per_block_optin - self._attribute(_SHARED_MEMORY)
+        )
+        self._asked = 0
+
+    def __call__(
+        self,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        args: list[Tensor],
+        shared_mem: int = 0,
+    ) -> None:
+        """Launch it."""
+        if shared_mem > self._asked:
+            self._ask_for(shared_mem)
+        self._kernel(grid=grid, block=block, args=args, shared_mem=shared_mem)
+
+    def _attribute(self, number: int) -> int:
+        value = ctypes.c_int()
+        error = _driver().cuFuncGetAttribute(ctypes.byref(value), number, self._kernel.func)
+        if error:
+            raise RuntimeError(f"CUDA does not tell the limits of a kernel (error {error}).")
+        return value.value
+
+    def _ask_for(self, size: int) -> None:
+        """Without, a block has 48 KB at most, with what the kernel declares."""
+        error = _driver().cuFuncSetAttribute(self._kernel.func, _LAUNCHED_MEMORY, size)
+        if error:
+            raise RuntimeError(f"CUDA refuses {size} bytes of shared memory (error {error}).")
+        self._kernel.set_shared_memory_config(size)  # PyTorch counts them, too
+        self._asked = size
+
+
+#: of CUfunction_attribute
+_THREADS, _SHARED_MEMORY, _LAUNCHED_MEMORY = 0, 1, 8
+
+
+def _driver() -> Any:
+    from torch.cuda._utils import _get_gpu_runtime_library
+
+    return _get_gpu_runtime_library()
 
 
 def load(source: str, names: Sequence[str], device: torch.device) -> Mapping[str, Kernel]:
@@ -46,13 +116,15 @@ def load(source: str, names: Sequence[str], device: torch.device) -> Mapping[str
         ctorch.codegen.build.NoCompiler, ctorch.codegen.build.CompileError: they cannot be made.
     """
     with _lock, torch.cuda.device(device):
-        key = (source, torch.cuda.current_device())
+        index = torch.cuda.current_device()
+        key = (source, index)
         if key not in _loaded:
             from torch.cuda._utils import _cuda_load_module
 
             major, minor = torch.cuda.get_device_capability()
             code = compiled(source, f"sm_{major}{minor}")
-            _loaded[key] = cast("Mapping[str, Kernel]", _cuda_load_module(code, list(names)))
+            kernels = cast("Mapping[str, Any]", _cuda_load_module(code, list(names)))
+            _loaded[key] = {name: _Loaded(kernel, index) for name, kernel in kernels.items()}
         return _loaded[key]
 
 

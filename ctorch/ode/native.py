@@ -166,10 +166,9 @@ def _objection(request: Request, problem: Problem) -> str:
     observed = looked_at_for(request, problem)
     if observed and layout.batched:
         return f"{observed} with batched=True"
-    if problem.norm is not None:
-        observed = observed or 'a function as options["norm"]'
-    if observed and layout.device.type != "cpu":
-        return f"{observed} on {layout.device}"
+    if layout.device.type != "cpu" and (request.events or problem.norm is not None):
+        what = "events" if request.events else 'a function as options["norm"]'
+        return f"{what} on {layout.device}"
     if problem.callbacks:
         return "a callback"
     if not y0.numel():
@@ -388,11 +387,6 @@ class Call:
         self.shared = [plain(x.detach(), layout.dtype, layout.device) for x in traced.shared]
         self.norm = self._norm()
         self.form = self._form()
-        if self.form.device != "cpu" and self.gradient and problem.t.requires_grad:
-            raise Unsupported(
-                f"a gradient in times is not built natively on {self.form.device}: use"
-                " native=False, or times that do not require grad."
-            )
         self.library = library_of(traced, self.form)
         self.task = settings(request, problem)
         if self.norm is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -12,16 +13,24 @@ from torch import Tensor
 
 from ctorch.codegen import Traced, cuda
 from ctorch.ode.coefficients import coefficients
-from ctorch.ode.native_source import Form, cuda_gradient_source, cuda_source
+from ctorch.ode.native_observed import Observation
+from ctorch.ode.native_source import (
+    Form,
+    cuda_gradient_source,
+    cuda_source,
+    multiplies_together,
+)
 from ctorch.ode.native_task import Cotangents, Task
 
 UNCOUNTED = -1
 #: steps of a joint solve that are launched before it is asked whether it is done
 _FIRST_LAUNCHES, _MOST_LAUNCHES = 8, 128
 _DONE = 4  # Phase of csrc/native/cuda_joint.h
-_STATE, _STEP = 512, 40  # bytes: of JointState at most, of KeptStep
-#: bytes of the sums that threads have for themselves in the gradient
-_MOST_SUMS = 256 << 20
+_STATE, _STEP = 512, 56  # bytes: of JointState at most, of KeptStep
+#: bytes of the sums that threads or blocks have for themselves in the gradient, and blocks at most
+_MOST_SUMS, _MOST_BLOCKS = 256 << 20, 1024
+#: bytes of these that a block keeps in shared memory: of more, too few blocks would run at a time
+_MOST_LAUNCHED = 32 << 10
 
 
 class _Tape(ctypes.Structure):
@@ -34,10 +43,38 @@ class _Cotangents(ctypes.Structure):
     """``CudaCotangents`` of csrc/native/cuda_adjoint.h."""
 
     _fields_ = [
-        *[(name, ctypes.c_void_p) for name in ("out", "y0", "own", "sums")],
+        *[(name, ctypes.c_void_p) for name in ("out", "y0", "own", "t")],
+        ("times", ctypes.c_int64),
+        ("sums", ctypes.c_void_p),
         ("slots", ctypes.c_int64),
         ("starts", ctypes.c_void_p),
+        ("launched", ctypes.c_int64),
+        *[(name, ctypes.c_void_p) for name in ("states", "slopes")],
     ]
+
+
+class _Observation(ctypes.Structure):
+    """``CudaObservation`` of csrc/native/cuda_tape.h."""
+
+    _fields_ = [
+        *[(name, ctypes.c_void_p) for name in ("stops", "jumps", "anchors")],
+        *[(name, ctypes.c_int64) for name in ("stop_count", "dense")],
+    ]
+
+
+@dataclasses.dataclass
+class _Kept:
+    """A solve that was made again, with its steps.
+
+    Attributes:
+        memory: its task, as kernels read it.
+        batch: how many samples there are.
+        arrays: to which the task points.
+    """
+
+    memory: Tensor
+    batch: int
+    arrays: list[Tensor]
 
 
 class Library:
@@ -50,6 +87,7 @@ class Library:
         dtype: of these.
         shared: how many shared arrays the vector field reads.
         device: where the arrays are.
+        together: the gradient is one of blocks, which go through samples together.
     """
 
     def __init__(
@@ -60,11 +98,13 @@ class Library:
         dtype: torch.dtype,
         shared: int,
         device: torch.device,
+        together: bool = False,
     ) -> None:
         self.kernels, self.form, self.dim, self.dtype = kernels, form, dim, dtype
-        self.shared, self.device = shared, device
+        self.shared, self.device, self.together = shared, device, together
         self._names = itertools.count(1)
         self._accepted: dict[int, Tensor] = {}  # by tape: how many steps each sample took
+        self._pieces: list[_Kept] = []  # a solve, until its pieces are taken
 
     def evaluate(self, t: Tensor, y: Tensor, own: Tensor, shared: list[Tensor]) -> Tensor:
         """The vector field: t [B], y [B, dim], own [B, own] -> [B, dim]."""
@@ -80,10 +120,36 @@ class Library:
     def ct_solve(self, reference: Any) -> int:
         """Launch the solve that ``ctypes.byref(task)`` tells of; UNCOUNTED: failures are not."""
         task = Task.from_buffer_copy(reference._obj)
-        if not task.tape:
+        asked = Observation.from_address(task.observation) if task.observation else None
+        dense = asked is not None and bool(asked.dense)
+        if not task.tape and not dense:
             return self._solve(task, None)
-        accepted = self._accepted[task.tape] = self._empty(task.batch, torch.int64)
-        return self._solve(task, _Tape(accepted=accepted.data_ptr()))
+        accepted = self._empty(task.batch, torch.int64)
+        if task.tape:
+            self._accepted[task.tape] = accepted
+        failed = self._solve(task, _Tape(accepted=accepted.data_ptr()))
+        if asked is not None:
+            asked.event = -1
+            if dense:
+                asked.piece_count = int(accepted[0])
+                self._pieces = [self._again(task, accepted)]
+        return failed
+
+    def ct_take(self, reference: Any, starts: int, lengths: int, states: int, slopes: int) -> None:
+        """Make the pieces of the last solve, and forget it.
+
+        Args:
+            reference: ``ctypes.byref`` of the ``Observation``.
+            starts, lengths, states, slopes: addresses of the results; the first two on the CPU.
+        """
+        kept, count = self._pieces.pop(), reference._obj.piece_count
+        spans = self._empty(2 * count, torch.float64)
+        where = self._numbers(spans.data_ptr(), spans.data_ptr() + 8 * count, states, slopes, count)
+        if count:
+            cuda.launch(self.kernels["ct_pieces"], count * kept.batch, [kept.memory, where])
+        host = spans.cpu()
+        for i, to in enumerate((starts, lengths)):
+            ctypes.memmove(to, host.data_ptr() + 8 * count * i, 8 * count)
 
     def _solve(self, task: Task, tape: _Tape | None) -> int:
         memory = self._on_device(task, tape)
@@ -111,12 +177,14 @@ class Library:
 
     def _on_device(self, task: Task, tape: _Tape | None) -> Tensor:
         """The task, and behind it what it points to on the CPU."""
-        size = ctypes.sizeof(Task)
+        task, size = Task.from_buffer_copy(task), ctypes.sizeof(Task)
         pointers = ctypes.string_at(task.shared, 8 * self.shared) if self.shared else b""
-        memory = self._empty(size + len(pointers) + ctypes.sizeof(_Tape), torch.uint8)
+        asked = _asked(task)
+        memory = self._empty(size + len(pointers) + len(asked) + ctypes.sizeof(_Tape), torch.uint8)
         task.shared = memory.data_ptr() + size
-        task.tape = None if tape is None else task.shared + len(pointers)
-        parts = bytes(task) + pointers + bytes(tape or _Tape())
+        task.observation = task.shared + len(pointers) if asked else None
+        task.tape = None if tape is None else task.shared + len(pointers) + len(asked)
+        parts = bytes(task) + pointers + asked + bytes(tape or _Tape())
         memory.copy_(torch.frombuffer(bytearray(parts), dtype=torch.uint8))
         return memory
 
@@ -143,9 +211,12 @@ class Library:
             task_reference: ``ctypes.byref`` of the ``Task`` that was solved.
             given_reference: of the ``Cotangents``.
         """
-        task = Task.from_buffer_copy(task_reference._obj)
-        shared = task.shared
-        accepted = self._accepted[task.tape]
+        task = task_reference._obj
+        self._sweep(self._again(task, self._accepted[task.tape]), given_reference._obj)
+
+    def _again(self, task: Task, accepted: Tensor) -> _Kept:
+        """Make a solve again, with room for the steps that it took."""
+        task = Task.from_buffer_copy(task)
         begins = torch.zeros(task.batch + 1, dtype=torch.int64, device=self.device)
         torch.cumsum(accepted, 0, out=begins[1:])
         count = int(begins[-1]) + 1  # and one for what must not happen
@@ -161,30 +232,51 @@ class Library:
         self._solve(task, tape)
         if not torch.equal(again, accepted):
             raise RuntimeError(
-                "the solve is made again for its gradient, and took other steps than before: times"
+                "the solve is made again to keep its steps, and took other steps than before: times"
                 " or tolerances were changed in place since."
             )
-        task.shared = shared
-        self._sweep(self._on_device(task, tape), task.batch, given_reference._obj)
+        return _Kept(self._on_device(task, tape), task.batch, [again, begins, steps, states])
 
-    def _sweep(self, memory: Tensor, batch: int, given: Cotangents) -> None:
+    def _sweep(self, kept: _Kept, given: Cotangents) -> None:
         wanted: list[int | None] = _array(ctypes.c_void_p, given.shared, self.shared)
         sizes = _array(ctypes.c_int64, given.sizes, self.shared)
         sizes = [size if to else 0 for to, size in zip(wanted, sizes, strict=True)]
         ends = [0, *itertools.accumulate(sizes)]
-        slots = _slots(batch, ends[-1] * self.dtype.itemsize)
-        sums = torch.zeros(ends[-1] * slots, dtype=self.dtype, device=self.device)
+        count, size = ends[-1], ends[-1] * self.dtype.itemsize
+        kernel, launched = self.kernels["ct_pull_back"], 0
+        if self.together:
+            slots = min(
+                -(-kept.batch // cuda.BLOCK), _MOST_BLOCKS, max(1, _MOST_SUMS // max(size, 1))
+            )
+            threads, apart = slots * cuda.BLOCK, (count, 1)
+            launched = size if size <= min(kernel.room, _MOST_LAUNCHED) else 0
+        else:
+            threads = slots = _slots(kept.batch, size)
+            apart = 1, slots
+        sums = torch.zeros(count * slots, dtype=self.dtype, device=self.device)
         starts = self._numbers(*ends)
         mine = _Cotangents(
-            given.out, given.y0, given.own, sums.data_ptr(), slots, starts.data_ptr()
-        )
+            out=given.out, y0=given.y0, own=given.own, t=given.t, times=given.times,
+            sums=sums.data_ptr(), slots=slots, starts=starts.data_ptr(), launched=launched > 0,
+            states=given.states, slopes=given.slopes,
+        )  # fmt: skip
         numbers = torch.frombuffer(bytearray(bytes(mine)), dtype=torch.uint8).to(self.device)
-        cuda.launch(self.kernels["ct_pull_back"], slots, [memory, numbers])
-        for to, start, size in zip(wanted, ends, sizes, strict=False):
-            if to and size:
-                begin = sums.data_ptr() + start * slots * self.dtype.itemsize
-                where = self._numbers(slots, begin, to)
-                cuda.launch(self.kernels["ct_add_up"], size * cuda.BLOCK, [where])
+        cuda.launch(kernel, threads, [kept.memory, numbers], launched)
+        for to, start, length in zip(wanted, ends, sizes, strict=False):
+            if to and length:
+                begin = sums.data_ptr() + start * apart[1] * self.dtype.itemsize
+                where = self._numbers(slots, *apart, begin, to)
+                cuda.launch(self.kernels["ct_add_up"], length * cuda.BLOCK, [where])
+
+
+def _asked(task: Task) -> bytes:
+    """What is asked of the steps, for the device; empty: nothing."""
+    if not task.observation:
+        return b""
+    asked = Observation.from_address(task.observation)
+    return bytes(
+        _Observation(asked.stops, asked.jumps, asked.anchors, asked.stop_count, asked.dense)
+    )
 
 
 def _slots(batch: int, size: int) -> int:
@@ -206,11 +298,19 @@ def library(traced: Traced, form: Form) -> Library:
     """
     device = torch.device(form.device)
     names = ["ct_solve", "ct_eval", *["ct_judge"] * (form.entry == "solve_joint")]
+    names += ["ct_pieces"] * bool(form.events)
     kernels = dict(cuda.load(cuda_source(traced.source, form), names, device))
+    together = form.gradient and multiplies_together(traced.source)
     if form.gradient:
-        source = cuda_gradient_source(traced.source, form)
-        kernels |= cuda.load(source, ["ct_pull_back", "ct_add_up"], device)
+        names = ["ct_pull_back", "ct_add_up"]
+        gradient = cuda.load(cuda_gradient_source(traced.source, form, together), names, device)
+        if gradient["ct_pull_back"].threads < cuda.BLOCK:  # it takes too many registers
+            together = False
+            gradient = cuda.load(cuda_gradient_source(traced.source, form, False), names, device)
+        kernels |= gradient
     y = traced.problem.y[0]
-    made = Library(kernels, form, traced.dim, traced.field.dtype, len(traced.shared), y.device)
+    made = Library(
+        kernels, form, traced.dim, traced.field.dtype, len(traced.shared), y.device, together
+    )
     traced.verify(made.evaluate)
     return made

@@ -63,13 +63,17 @@ class ObservedCall(Call):
             self.events = traced_values("events", functions, request, problem, *request.args)
         super().__init__(request, problem, traced)
         self.task.observation = ctypes.addressof(self.observation)
-        self.library.ct_take.restype = None
-        self.library.ct_take.argtypes = [ctypes.c_void_p] * 5
+        if self.form.device == "cpu":
+            self.library.ct_take.restype = None
+            self.library.ct_take.argtypes = [ctypes.c_void_p] * 5
         if request.method in methods.ADAPTIVE:
             knots = problem.knots(ends=not problem.overshoot)
-            stops = torch.tensor([tau for tau, _, _ in knots], dtype=torch.float64)
-            anchors = torch.tensor([anchor for _, anchor, _ in knots], dtype=torch.int64)
-            jumps = torch.tensor([jumps for _, _, jumps in knots], dtype=torch.int64)
+            device = self.y0.device
+            stops = torch.tensor([tau for tau, _, _ in knots], dtype=torch.float64, device=device)
+            anchors, jumps = (
+                torch.tensor([knot[i] for knot in knots], dtype=torch.int64, device=device)
+                for i in (1, 2)
+            )
             self.observation.stops, self.observation.jumps = stops.data_ptr(), jumps.data_ptr()
             self.observation.anchors, self.observation.stop_count = anchors.data_ptr(), len(knots)
             self._held += [stops, anchors, jumps]
@@ -79,7 +83,11 @@ class ObservedCall(Call):
 
     def _form(self) -> Form:
         events = _events_source(self.request, self.events)
-        return dataclasses.replace(super()._form(), entry="solve_observed", events=events)
+        form = super()._form()
+        entry = "solve_observed"
+        if form.device != "cpu":  # of which samples that step together do all of it
+            entry = "solve_fixed" if self.request.method in methods.FIXED else "solve_joint"
+        return dataclasses.replace(form, entry=entry, events=events)
 
     def _give_knots(self, knots: Callable[[], Iterator[tuple[float, int]]]) -> None:
         request = self.request

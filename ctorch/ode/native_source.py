@@ -76,26 +76,37 @@ extern "C" void ct_pull_back(const ct::native::Task* task, const ct::native::Cot
 
 
 def cuda_source(field: str, form: Form) -> str:
-    """The kernels ``ct_solve`` and ``ct_eval`` for ``field``, and for "solve_joint" ``ct_judge``.
+    """The kernels ``ct_solve`` and ``ct_eval`` for ``field``, for "solve_joint" ``ct_judge``, and
+    where steps are looked at ``ct_pieces``.
 
     A thread takes a sample. Where the field has large matrices, the threads of a block multiply
     them together.
     """
-    products = re.findall(r"\blinear<(\d+), (\d+)", field)
-    together = any(int(n) * int(k) >= _LARGE_PRODUCT for n, k in products)
     solve = _CUDA_JOINT if form.entry == "solve_joint" else _CUDA_SOLVE.format(entry=form.entry)
-    return _cuda_unit(field, form, "#define CT_TOGETHER\n" * together, solve + _CUDA_EVAL)
+    entries = solve + _CUDA_EVAL + _CUDA_PIECES * bool(form.events)
+    return _cuda_unit(field, form, multiplies_together(field), entries)
 
 
-def cuda_gradient_source(field: str, form: Form) -> str:
-    """The kernels ``ct_pull_back`` and ``ct_add_up`` for ``field``, a thread for each sample."""
-    return _cuda_unit(field, form, "", _CUDA_GRADIENT)
+def cuda_gradient_source(field: str, form: Form, together: bool) -> str:
+    """The kernels ``ct_pull_back`` and ``ct_add_up`` for ``field``.
+
+    A thread takes a sample, and adds up the gradients of what samples share for itself;
+    ``together`` the threads of a block do, and multiply large matrices together.
+    """
+    return _cuda_unit(field, form, together, _CUDA_GRADIENT)
 
 
-def _cuda_unit(field: str, form: Form, settings: str, entries: str) -> str:
+def multiplies_together(field: str) -> bool:
+    """Whether ``field`` has matrices that are large enough for the threads of a block together."""
+    products = re.findall(r"\blinear<(\d+), (\d+)", field)
+    return any(int(n) * int(k) >= _LARGE_PRODUCT for n, k in products)
+
+
+def _cuda_unit(field: str, form: Form, together: bool, entries: str) -> str:
     # the steps keep nothing for the gradient but their states
     return f"""#define CT_CUDA
-{settings}#include "native/cuda_kernels.h"
+{"#define CT_TOGETHER" * together}
+#include "native/cuda_kernels.h"
 namespace {{
 {field}
 {method_source(dataclasses.replace(form, gradient=False))}
@@ -124,6 +135,11 @@ _CUDA_EVAL = """extern "C" __global__ void ct_eval(const int64_t* numbers, const
                                    const void* y, const void* own, void* dy) {
   const auto shared = reinterpret_cast<const void* const*>(numbers + 1);
   ct::native::evaluate_sample<Field>(numbers[0], t, y, own, shared, dy);
+}
+"""
+_CUDA_PIECES = """extern "C" __global__ void ct_pieces(const ct::native::Task* task,
+                                     const ct::native::CudaPieces* given) {
+  ct::native::make_pieces<Field, Method>(*task, *given);
 }
 """
 _CUDA_GRADIENT = """extern "C" __global__ void ct_pull_back(const ct::native::Task* task,

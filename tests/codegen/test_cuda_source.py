@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from ctorch import codegen
 from ctorch.codegen import build, cache, cuda
-from ctorch.ode.native_source import Form, cuda_gradient_source, cuda_source
+from ctorch.ode.native_source import (
+    Form,
+    cuda_gradient_source,
+    cuda_source,
+    multiplies_together,
+)
 
 ARCHITECTURES = ("sm_80", "sm_90")
 
@@ -77,8 +82,8 @@ def mlp(width: int) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda t, y: net(y)
 
 
-#: vector field, numbers of its state, method, entry; "functions" has no gradient, and "mlp" is
-#: multiplied by blocks
+#: vector field, numbers of its state, method, entry; "functions" has no gradient, "mlp" is
+#: multiplied by blocks, and steps of joint solves are looked at
 CASES: dict[str, tuple[Callable[..., Tensor], int, str, str]] = {
     "lotka_volterra": (lotka_volterra, 2, "tsit5", "solve_joint"),
     "van_der_pol": (van_der_pol, 2, "midpoint", "solve_fixed"),
@@ -95,11 +100,14 @@ def sources(case: str) -> list[tuple[str, list[bytes]]]:
     args = (torch.ones(5, 1, dtype=dtype),) if func is van_der_pol else ()
     y, t = torch.ones(5, dim, dtype=dtype), torch.tensor([0.0, 1.0], dtype=torch.float64)
     field = codegen.trace(func, y, t, args, batched=True).source
-    form = Form(method, "best", entry, 1, (dim,), gradient=True)
-    solve = [b"ct_solve", b"ct_eval", *[b"ct_judge"] * (entry == "solve_joint")]
+    joint = entry == "solve_joint"
+    form = Form(method, "best", entry, 1, (dim,), gradient=True, events="dense" * joint)
+    solve = [b"ct_solve", b"ct_eval", *[b"ct_judge", b"ct_pieces"] * joint]
     made = [(cuda_source(field, form), solve)]
     if case != "functions":
-        made.append((cuda_gradient_source(field, form), [b"ct_pull_back", b"ct_add_up"]))
+        names = [b"ct_pull_back", b"ct_add_up"]
+        for together in {False, multiplies_together(field)}:
+            made.append((cuda_gradient_source(field, form, together), names))
     return made
 
 

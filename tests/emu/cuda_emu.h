@@ -47,16 +47,19 @@ struct Block {
   std::barrier<> together;
   std::vector<char> votes;
   std::vector<std::unique_ptr<Warp>> warps;
+  std::vector<double> memory;  // that was launched with it
 };
 
 inline thread_local dim3 thread_index, block_index, block_size, grid_size;
 inline thread_local Block* block = nullptr;
+inline size_t launched_bytes = 0;
 
 template <typename Kernel, typename... Args>
 void launch(Kernel kernel, dim3 grid, int threads, const Args&... args) {
   for (unsigned y = 0; y < grid.y; ++y)
     for (unsigned x = 0; x < grid.x; ++x) {
       Block shared(threads);
+      shared.memory.resize((launched_bytes + 7) / 8, -7.0);
       std::vector<std::thread> running;
       for (int t = 0; t < threads; ++t)
         running.emplace_back([&, t] {
@@ -140,4 +143,7 @@ inline unsigned long long atomicAdd(unsigned long long* to, unsigned long long v
 }
 
 #define CT_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  emu::launch(kernel, grid, block, __VA_ARGS__)
+  (emu::launched_bytes = shared_bytes, emu::launch(kernel, grid, block, __VA_ARGS__))
+
+#define CT_LAUNCHED_MEMORY(name) \
+  unsigned char* const name = reinterpret_cast<unsigned char*>(emu::block->memory.data())

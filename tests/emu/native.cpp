@@ -51,7 +51,7 @@ struct Method {  // bosh3
   using Norm = NoValues;
 };
 
-constexpr int64_t kBatch = kThreads + 7, kRows = 4, kSlots = kBatch - 3;
+constexpr int64_t kBatch = kThreads + 7, kRows = 4;
 constexpr int kBlocks = (kBatch + kThreads - 1) / kThreads;
 constexpr double kRate = 0.8;
 constexpr double kTimes[kRows] = {0, 0.3, 0.7, 1.1};
@@ -75,6 +75,20 @@ void multiply(const double* w, const double* b, const double* x, double* y, doub
   linear<kOutputs, kInputs, kInputs, 1>(w, b, x + sample * kInputs, y, kNoneTurned);
   linear<kInputs, kOutputs, 1, kInputs, Sum::kAdd>(w, static_cast<const double*>(nullptr), y,
                                                    back + sample * kInputs, kNoneTurned);
+}
+// Sums over the block of outer products of outputs and inputs, but for those of sample 1; and of
+// the outputs alone. A gradient and its transpose, and places that are added to more than once.
+void sum_up(const double* u, const double* x, double* sums) {
+  const long sample = threadIdx.x, size = kOutputs * kInputs;
+  u += sample * kOutputs, x += sample * kInputs;
+  Adder<double> adder(sums);
+  adder.active = sample != 1;
+  const BlockSums<double> to{sums, &adder};
+  for (long o = 0; o < kOutputs; ++o) to[2 * size + o] += u[o];
+  outer<kOutputs, kInputs, kInputs, 1>(u, x, to);
+  for (long o = 0; o < kOutputs; ++o) to[2 * size + o / 2] += u[o];
+  outer<kOutputs, kInputs, 1, kOutputs>(u, x, to + size);
+  adder.flush();
 }
 void total(const CudaSums* sums) { add_up<double>(*sums); }
 
@@ -119,7 +133,8 @@ void expect(const char* what, int64_t i, double got, double wanted) {
   if (++failures < 10) std::printf("%s %ld: %.12g, not %.12g\n", what, i, got, wanted);
 }
 
-void check(bool joint) {
+// launched: blocks add up in memory that is launched with them.
+void check(bool joint, int64_t blocks, bool launched) {
   Solve first;
   std::vector<int64_t> accepted(kBatch), begins(kBatch + 1), again(kBatch);
   CudaTape tape{accepted.data(), nullptr, nullptr, nullptr};
@@ -141,12 +156,13 @@ void check(bool joint) {
   second.task.tape = &kept;
   second.run(joint);
   for (int64_t i = 0; i < kBatch; ++i) expect("steps", i, again[i], accepted[i]);
-  std::vector<double> y0(2 * kBatch), own(kBatch), sums(kSlots);
-  const int64_t starts[] = {0};
-  const CudaCotangents given{ones.data(), y0.data(), own.data(), sums.data(), kSlots, starts};
-  emu::launch(pull_back, kBlocks, kThreads, &second.task, &given);
+  std::vector<double> y0(2 * kBatch), own(kBatch), times(kBatch * kRows), sums(blocks);
+  const int64_t starts[] = {0, 1};
+  const CudaCotangents given{ones.data(), y0.data(), own.data(), times.data(), kRows,  sums.data(),
+                             blocks,      starts,    launched,   nullptr,      nullptr};
+  CT_LAUNCH(pull_back, blocks, kThreads, launched * sizeof(double), nullptr, &second.task, &given);
   double rate = 0, exact_rate = 0;
-  const CudaSums totals{kSlots, sums.data(), &rate};
+  const CudaSums totals{blocks, 1, 1, sums.data(), &rate};
   emu::launch(total, 1, kThreads, &totals);
   for (int64_t i = 0; i < kBatch; ++i) {
     double decay = 0, slope = 0;
@@ -157,6 +173,13 @@ void check(bool joint) {
     const double y = first.y0[2 * i] + first.y0[2 * i + 1];
     for (int d = 0; d < 2; ++d) expect("gradient of y0", i, y0[2 * i + d], decay);
     expect("gradient of own", i, own[i], kRate * slope * y);
+    double start = 0;
+    for (int64_t r = 1; r < kRows; ++r) {
+      const double wanted = -kRate * first.own[i] * y * std::exp(-kRate * first.own[i] * kTimes[r]);
+      expect("gradient of a time", i, times[i * kRows + r], wanted);
+      start -= wanted;
+    }
+    expect("gradient of the first time", i, times[i * kRows], start);
     exact_rate += first.own[i] * slope * y;
   }
   expect("gradient of the rate", 0, rate, exact_rate);
@@ -181,14 +204,29 @@ void check_products() {
       expect("transposed product", s, back[s * kInputs + i], sum);
     }
   }
+  std::fill_n(y.begin() + kOutputs, kOutputs, NAN);
+  std::fill_n(x.begin() + kInputs, kInputs, NAN);
+  std::vector<double> sums(2 * w.size() + kOutputs);
+  emu::launch(sum_up, 1, kThreads, y.data(), x.data(), sums.data());
+  std::vector<double> exact(sums.size());
+  for (long s = 0; s < kThreads; ++s)
+    for (long o = 0; o < kOutputs && s != 1; ++o) {
+      const double u = y[s * kOutputs + o];
+      for (long i = 0; i < kInputs; ++i) {
+        exact[o * kInputs + i] += u * x[s * kInputs + i];
+        exact[w.size() + o + i * kOutputs] += u * x[s * kInputs + i];
+      }
+      exact[2 * w.size() + o] += u, exact[2 * w.size() + o / 2] += u;
+    }
+  for (size_t i = 0; i < sums.size(); ++i) expect("sum", i, sums[i], exact[i]);
 }
 
 }  // namespace
 
 int main() {
   check_products();
-  check(false);
-  check(true);
+  check(false, kBlocks, true);
+  check(true, 1, false);
   std::printf(failures ? "%d failures\n" : "ok\n", failures);
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }

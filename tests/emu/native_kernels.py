@@ -28,33 +28,42 @@ HERE = Path(__file__).resolve().parent
 # All arguments of a kernel are pointers.
 LAUNCH = """
 template <class... Args, size_t... I>
-void launch(void (*kernel)(Args...), int grid, int block, void** args, std::index_sequence<I...>) {
-  CT_LAUNCH(kernel, grid, block, 0, nullptr, static_cast<Args>(args[I])...);
+void launch(void (*kernel)(Args...), int grid, int block, int bytes, void** args,
+            std::index_sequence<I...>) {
+  CT_LAUNCH(kernel, grid, block, bytes, nullptr, static_cast<Args>(args[I])...);
 }
 template <class... Args>
-void launch(void (*kernel)(Args...), int grid, int block, void** args) {
-  launch(kernel, grid, block, args, std::index_sequence_for<Args...>{});
+void launch(void (*kernel)(Args...), int grid, int block, int bytes, void** args) {
+  launch(kernel, grid, block, bytes, args, std::index_sequence_for<Args...>{});
 }
 """
-LAUNCHER = """extern "C" void launch_{name}(int grid, int block, void** args) {{
-  launch({name}, grid, block, args);
+LAUNCHER = """extern "C" void launch_{name}(int grid, int block, int bytes, void** args) {{
+  launch({name}, grid, block, bytes, args);
 }}
 """
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
-class _Emulated:
+class Emulated:
+    """A kernel, with limits as on a device."""
+
+    threads, room = 1024, 100 << 10
+
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
         self.function = getattr(library, f"launch_{name}")
 
     def __call__(
-        self, grid: tuple[int, int, int], block: tuple[int, int, int], args: list[Tensor]
+        self,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        args: list[Tensor],
+        shared_mem: int = 0,
     ) -> None:
         assert grid[1:] == block[1:] == (1, 1)
-        self.function(
-            grid[0], block[0], (ctypes.c_void_p * len(args))(*(x.data_ptr() for x in args))
-        )
+        assert shared_mem <= self.room
+        pointers = (ctypes.c_void_p * len(args))(*(x.data_ptr() for x in args))
+        self.function(grid[0], block[0], shared_mem, pointers)
 
 
 def emulated(source: str, names: Sequence[str], folder: Path) -> Mapping[str, Kernel]:
@@ -76,7 +85,7 @@ def emulated(source: str, names: Sequence[str], folder: Path) -> Mapping[str, Ke
         assert done.returncode == 0, done.stderr[:4000]
         made.rename(library)
     loaded = ctypes.CDLL(str(library))
-    return {name: _Emulated(loaded, name) for name in names}
+    return {name: Emulated(loaded, name) for name in names}
 
 
 @contextlib.contextmanager

@@ -12,8 +12,7 @@ from torch import Tensor
 import ctorch
 from ctorch.codegen import cuda
 from ctorch.ode import native_cuda
-from ctorch.ode.native import Unsupported
-from tests.emu.native_kernels import emulated_device, needs_compiler
+from tests.emu.native_kernels import Emulated, emulated_device, needs_compiler
 from tests.ode import native_fields as fields
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("folder")]
@@ -35,7 +34,8 @@ def loss(y: Tensor) -> Tensor:
 
 def gradients(net: fields.Net, y0: Tensor, gain: Tensor, t: Tensor = T, **how: Any) -> list[Tensor]:
     sol = ctorch.solve_ode(net, y0, t, args=(gain,), **how)
-    return list(torch.autograd.grad(loss(sol.y), [y0, gain, *net.parameters()]))
+    wanted = [y0, gain, *net.parameters(), *[t] * t.requires_grad]
+    return list(torch.autograd.grad(loss(sol.y), wanted))
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -48,11 +48,85 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("how", CASES.values(), ids=list(CASES))
 def test_it_is_the_eager_gradient(how: dict[str, Any], folder: Path) -> None:
     net, y0, gain = inputs()
-    for t in (T, T.flip(0)):
+    for t in (T, T.clone().requires_grad_(), T.flip(0).requires_grad_()):
         with emulated_device(folder):
             mine = gradients(net, y0, gain, t, native=True, **how)
         eager = gradients(net, y0, gain, t, **how)
         torch.testing.assert_close(mine, eager, rtol=1e-8, atol=1e-10)
+
+
+def test_times_of_samples_have_gradients(folder: Path) -> None:
+    net, y0, gain = inputs()
+    t = (
+        T * torch.linspace(-1, 2, SAMPLES, dtype=F64)[:, None]
+    ).requires_grad_()  # one stands still
+    with emulated_device(folder):
+        mine = gradients(net, y0, gain, t, native=True, batched=True)
+    eager = gradients(net, y0, gain, t, batched=True)
+    torch.testing.assert_close(mine, eager, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("moves", [True, False], ids=["moving", "constant"])
+def test_a_grid_that_moves_has_gradients(moves: bool, folder: Path) -> None:
+    net, y0, gain = inputs()
+    how: dict[str, Any] = {"method": "midpoint", "options": {"grid_constructor": None}}
+    found, ends = [], torch.linspace(0, 1, 7, dtype=F64)
+    for native in (True, False):
+        t = T.clone().requires_grad_()
+        how["options"]["grid_constructor"] = lambda f, y, t: (t if moves else t.detach())[-1] * ends
+        with emulated_device(folder):
+            found.append(gradients(net, y0, gain, t, native=native, **how))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-10)
+
+
+def test_a_block_goes_back_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its samples do alone, wherever it adds up the gradients of the weights."""
+    net, y0, gain = inputs()
+    net, t = fields.Net(F64, 34), T.clone().requires_grad_()
+    how: dict[str, Any] = {"batched": True, "method": "bosh3", "rtol": 1e-3, "atol": 1e-3}
+    asked: list[int] = []
+    launch = cuda.launch
+    monkeypatch.setattr(
+        cuda, "launch", lambda *given: asked.append(sum(given[3:])) or launch(*given)
+    )
+
+    def made() -> list[Tensor]:
+        asked.clear()
+        with emulated_device(folder):
+            return gradients(net, y0, gain, t, native=True, **how)
+
+    mine = made()
+    assert max(asked) == 8 * sum(x.numel() for x in net.parameters())
+    torch.testing.assert_close(mine, gradients(net, y0, gain, t, **how), rtol=1e-8, atol=1e-10)
+    assert all(map(torch.equal, made(), mine))
+    monkeypatch.setattr(Emulated, "room", 1 << 10)
+    assert all(map(torch.equal, made(), mine))
+    assert max(asked) == 0
+    monkeypatch.setattr(native_cuda, "_MOST_BLOCKS", 1)  # it takes several tiles of samples
+    torch.testing.assert_close(made(), mine, rtol=1e-12, atol=1e-12)
+
+
+def test_a_kernel_of_too_many_registers_goes_back_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one of few does the same, where slopes of some samples have no derivative."""
+    net = fields.Net(F64, 34)
+
+    def stopping(t: Tensor, y: Tensor, end: Tensor) -> Tensor:
+        return torch.sqrt((end - t).clamp(min=0) * y) + 0.1 * net(t, y)
+
+    y0 = torch.rand(5, 2, dtype=F64).add_(1).requires_grad_()
+    end = torch.tensor([2.0, 1.0, 1.0, 2.0, 1.0], dtype=F64)[:, None].requires_grad_()
+    t = torch.tensor([0.0, 0.999, 1.0], dtype=F64, requires_grad=True)
+    found = []
+    for threads in (cuda.BLOCK, cuda.BLOCK - 1):
+        monkeypatch.setattr(Emulated, "threads", threads)
+        with emulated_device(folder):
+            sol = ctorch.solve_ode(stopping, y0, t, args=(end,), native=True, batched=True)
+        total = sol.y[[0, 3], 1].sum() + sol.y[:, 2].sum()
+        found.append(torch.autograd.grad(total, [y0, end, t, *net.parameters()]))
+    assert all(bool(x.isfinite().all()) for x in found[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
 
 
 def test_it_is_the_gradient_on_the_cpu(folder: Path) -> None:
@@ -237,14 +311,3 @@ def test_times_that_were_changed_in_place_are_noticed(folder: Path) -> None:
     t.numpy()[-1] = 9.0  # unseen by torch
     with pytest.raises(RuntimeError, match="changed in place"):
         loss(sol.y).backward()
-
-
-def test_gradients_in_times_are_refused(folder: Path) -> None:
-    net, y0, gain = inputs()
-    grid = torch.linspace(0, 2, 5, dtype=F64).requires_grad_()
-    how: dict[str, Any] = {"method": "rk4", "options": {"grid_constructor": lambda *_: grid}}
-    with emulated_device(folder):
-        with pytest.raises(Unsupported, match="gradient in times"):
-            gradients(net, y0, gain, T.clone().requires_grad_(), native=True, batched=True)
-        with pytest.raises(Unsupported, match="gradient in times"):
-            gradients(net, y0, gain, T, native=True, **how)

@@ -185,7 +185,7 @@ def test_a_block_multiplies_large_matrices_together(
     mine = on_device(net, y0, T, **how)
     assert "CT_TOGETHER" in sources[0]
     (made,) = [path for path in folder.glob("*.cpp") if sources[0] in path.read_text()]
-    assert b"product_tile" in made.with_suffix(".so").read_bytes()  # what the threads share
+    assert b"block_tile" in made.with_suffix(".so").read_bytes()  # what the threads share
     eager = ctorch.solve_ode(net, y0, T, gradient="none", **how)
     torch.testing.assert_close(mine.y, eager.y, rtol=1e-8, atol=1e-8)
     for name in ("accepted", "rejected"):
@@ -266,8 +266,6 @@ def test_kernels_that_differ_from_func_are_refused(
 
 LOOKED_AT: dict[str, dict[str, Any]] = {
     "events": {"events": lambda t, y: y[0, 0] - 2},
-    "dense": {"dense": True},
-    "step_t": {"options": {"step_t": torch.tensor([0.5], dtype=F64)}},
     "norm": {"options": {"norm": lambda x: x.abs().max()}},
 }
 

@@ -69,6 +69,44 @@ def test_the_gradient_is_that_of_the_cpu_and_repeats(how: dict[str, Any]) -> Non
     assert all(map(torch.equal, mine, gradients("cuda")))
 
 
+@pytest.mark.parametrize("how", [{"batched": True}, ONE_STEP["rk4"]], ids=["batched", "rk4"])
+def test_a_block_goes_back_as_samples_do_on_the_cpu(how: dict[str, Any]) -> None:
+    """With gradients in times; of a network whose sums fit a block, and one whose do not."""
+    y0 = 1 + 0.5 * torch.rand(300, 2, dtype=torch.float64)
+    for width in (40, 96):
+
+        def gradients(device: str, width: int = width) -> list[Tensor]:
+            net = fields.Net(torch.float64, width).to(device)
+            inputs = [x.detach().to(device).requires_grad_() for x in (y0, T)]
+            sol = ctorch.solve_ode(net, *inputs, native=True, **how)
+            found = torch.autograd.grad(sol.y.square().sum(), [*inputs, *net.parameters()])
+            return [x.cpu() for x in found]
+
+        mine = gradients("cuda")
+        torch.testing.assert_close(mine, gradients("cpu"), rtol=1e-7, atol=1e-7)
+        assert all(map(torch.equal, mine, gradients("cuda")))
+
+
+LOOKED_AT: dict[str, dict[str, Any]] = {
+    "dense": {"dense": True},
+    "jumps": {"dense": True, "options": {"jump_t": T[1:2], "step_t": torch.tensor([1.0])}},
+    "rk4": {"dense": True, "method": "rk4", "dt0": 0.11},
+}
+
+
+@pytest.mark.parametrize("how", LOOKED_AT.values(), ids=list(LOOKED_AT))
+def test_steps_are_looked_at_as_on_the_cpu(how: dict[str, Any]) -> None:
+    y0 = 1 + 0.5 * torch.rand(300, 2, dtype=torch.float64)
+    found = []
+    for device in ("cpu", "cuda"):
+        start = y0.to(device).requires_grad_()
+        sol = ctorch.solve_ode(fields.lotka_volterra, start, T.to(device), native=True, **how)
+        between = sol(torch.tensor([0.1, 0.5, 1.7], dtype=torch.float64, device=device))
+        (gradient,) = torch.autograd.grad(between.square().sum() + sol.y.sum(), start)
+        found.append([x.detach().cpu() for x in (sol.y, between, gradient)])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-7, atol=1e-7)
+
+
 def test_one_system_of_all_samples() -> None:
     y0 = torch.rand(6, 2, dtype=torch.float64)
     found = [
