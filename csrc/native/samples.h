@@ -87,7 +87,7 @@ class Samples {
   // Lanes for other samples.
   CT_LANES void anew(Mask<D> lanes) {
     const auto with = [](auto& x, auto mask, auto value) __attribute__((always_inline)) {
-      x = select(mask, all<std::remove_reference_t<decltype(x)>>(value), x);
+      x = select(mask, all<std::remove_cvref_t<decltype(x)>>(value), x);
     };
     with(clock.attempts, lanes, 0);
     with(clock.accepted, lanes, 0);
