@@ -63,7 +63,11 @@ class KeptSample : Samples<Field, Method, 1> {
     this->load(0, std::min(number, task.batch - 1));
     this->start();
     active = false, goal = kInfinity;
-    if (number < task.batch) this->reset(0, number);
+    if (number < task.batch) {
+      this->write_first(0, number);
+      this->anew(true);
+      active = this->begin(0, number);
+    }
     const auto keep = [&](uint32_t moved, double t, double h) {
       if (keeper == nullptr || !moved) return;
       int64_t row = output[0];

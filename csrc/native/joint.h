@@ -1,7 +1,10 @@
-// Adaptive solves with one step for all samples: the error norm is over the whole batch.
+// Adaptive solves with one step for all samples: the error norm is over the whole batch. Tiles of
+// samples are divided among threads; what they add to a norm is added up in their order, so that
+// the result is the same for any number of threads.
 #pragma once
 
-#include <memory>
+#include <chrono>
+#include <optional>
 
 #include "rows.h"
 #include "runs.h"
@@ -18,8 +21,10 @@ class Joint {
   using D = typename T::D;
   static constexpr long dim = T::dim;
 
-  explicit Joint(const Task& task_) : task(task_), gains(task_, Method::order) {
+  explicit Joint(const Task& task_)
+      : task(task_), gains(task_, Method::order), alone(task_.threads < 2) {
     if (task.tape != nullptr) open_runs<real>(task, W);
+    if (Method::Norm::count > 0) ratio.resize(task.batch * dim);
     parts.resize((task.batch + W - 1) / W);
     for (size_t p = 0; p < parts.size(); ++p) {
       Part& part = parts[p];
@@ -49,6 +54,7 @@ class Joint {
     T tile;
     typename T::Tolerances tolerances;
     Mask<V> counted;  // the other lanes repeat a sample
+    double totals[Method::segments];
     int64_t first;
     int valid;
   };
@@ -65,11 +71,61 @@ class Joint {
     clock.end = task.overshoot ? kInfinity : last_goal;
     clock.error = std::numeric_limits<double>::quiet_NaN();
     for (output = 0; output < task.rows && goal() <= clock.tau; ++output)
-      for (Part& part : parts) write(part, part.tile.y);
+      for (const Part& part : parts) write(part, part.tile.y, output);
     evaluations = 1;
   }
 
   double goal() const { return clock.direction * task.t[output]; }
+
+  // ---- threads
+  // -----------------------------------------------------------------------------------------------
+
+  // body(0), ..., body(count - 1), on the threads that there are.
+  template <class Body>
+  void divide(int64_t count, const Body& body) {
+    if (team) return team->divide(count, body);
+    for (int64_t i = 0; i < count; ++i) body(i);
+  }
+
+  template <class Body>
+  void each(const Body& body) {
+    divide(static_cast<int64_t>(parts.size()), [&](int64_t p) { body(parts[p]); });
+  }
+
+  // The same, for what takes most of a step. Some steps are made alone; then others are called
+  // where there is enough to do, and sent away again where, the processors being busy, they hold it
+  // up.
+  template <class Body>
+  void step_each(const Body& body) {
+    if (alone) return each(body);
+    const auto begin = std::chrono::steady_clock::now();
+    each(body);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    if (team) {
+      lost += took.count() - step_seconds;
+      if (lost > kMostLost) team.reset();
+      alone = !team;
+    } else {
+      step_seconds = std::min(step_seconds, took.count());
+      if (--trials == 0) find_others();
+    }
+  }
+
+  void find_others() {
+    const double ahead = (clock.end - clock.tau) / clock.length * step_seconds;
+    const double worth = std::min(step_seconds / kWorthThread, double(parts.size()));
+    const int64_t count = std::min(task.threads, static_cast<int64_t>(worth));
+    alone = count < 2 || ahead < kWorthTeam;
+    if (!alone) team.emplace(count);
+  }
+
+  // Seconds of a step for which a thread is called: several times what the calls of it take; those
+  // of a solve; and those that threads may cost in all. With CT_ALL_THREADS tests call them anyway.
+#if defined(CT_ALL_THREADS)
+  static constexpr double kWorthThread = 1e-12, kWorthTeam = 0, kMostLost = kInfinity;
+#else
+  static constexpr double kWorthThread = 2e-5, kWorthTeam = 2e-3, kMostLost = 2e-3;
+#endif
 
   // ---- norms
   // -------------------------------------------------------------------------------------------------
@@ -77,45 +133,54 @@ class Joint {
   // Root mean square (or maximum) over all samples of scaled(part, d); the largest of the segments.
   template <class Scaled>
   double norm(const Scaled& scaled) {
-    if constexpr (Method::Norm::count > 0) return own_norm(scaled);
-    double totals[Method::segments] = {};
-    for (Part& part : parts)
-      for_constants<0, Method::segments>([&](auto s) {
-        V total{};
-        const auto here = [&](long d) { return scaled(part, d); };
-        for (long e = Method::segment[s]; e < Method::segment[s + 1]; e += T::numbers)
-          total = T::taken_in(total, here, e / T::numbers);
-        total = select(part.counted, total, V{});
-        if constexpr (Method::maximum)
-          for (int lane = 0; lane < part.valid; ++lane)
-            totals[s] = T::larger(totals[s], static_cast<double>(get(total, lane)));
-        else
-          totals[s] += sum(convert<D>(total));
-      });
-    double largest = 0;
-    for (int s = 0; s < Method::segments; ++s) {
-      const double count = static_cast<double>(task.batch) *
-                           (Method::segment[s + 1] - Method::segment[s]) / T::numbers;
-      if (count == 0) continue;
-      const double size = Method::maximum ? totals[s] : std::sqrt(totals[s] / count);
-      largest = T::larger(largest, size);
-    }
-    return static_cast<real>(largest);
+    each([&](Part& part) { take_in(part, scaled); });
+    return total_norm();
   }
 
-  // The norm that the user takes, of all samples.
+  // The share of a part.
   template <class Scaled>
-  double own_norm(const Scaled& scaled) {
-    ratio.resize(task.batch * dim);
-    for (Part& part : parts)
+  void take_in(Part& part, const Scaled& scaled) {
+    if constexpr (Method::Norm::count > 0) {
       for (long d = 0; d < dim; ++d) {
         const V x = scaled(part, d);
         for (int lane = 0; lane < part.valid; ++lane)
           ratio[(part.first + lane) * dim + d] = get(x, lane);
       }
-    real result;
-    evaluate_values<typename Method::Norm, real>(0, ratio.data(), task.norm_shared, &result);
-    return std::abs(result);
+      return;
+    }
+    for_constants<0, Method::segments>([&](auto s) {
+      V total{};
+      const auto here = [&](long d) { return scaled(part, d); };
+      for (long e = Method::segment[s]; e < Method::segment[s + 1]; e += T::numbers)
+        total = T::taken_in(total, here, e / T::numbers);
+      total = select(part.counted, total, V{});
+      part.totals[s] = 0;
+      if constexpr (Method::maximum)
+        for (int lane = 0; lane < part.valid; ++lane)
+          part.totals[s] = T::larger(part.totals[s], static_cast<double>(get(total, lane)));
+      else
+        part.totals[s] = sum(convert<D>(total));
+    });
+  }
+
+  // Of all shares.
+  double total_norm() const {
+    if constexpr (Method::Norm::count > 0) {
+      real result;
+      evaluate_values<typename Method::Norm, real>(0, ratio.data(), task.norm_shared, &result);
+      return std::abs(result);
+    }
+    double largest = 0;
+    for (int s = 0; s < Method::segments; ++s) {
+      const double count = static_cast<double>(task.batch) *
+                           (Method::segment[s + 1] - Method::segment[s]) / T::numbers;
+      if (count == 0) continue;
+      double total = 0;
+      for (const Part& part : parts)
+        total = Method::maximum ? T::larger(total, part.totals[s]) : total + part.totals[s];
+      largest = T::larger(largest, Method::maximum ? total : std::sqrt(total / count));
+    }
+    return static_cast<real>(largest);
   }
 
   // ---- steps
@@ -123,7 +188,7 @@ class Joint {
 
   void start(double span) {
     const double t0 = clock.t();
-    for (Part& part : parts) part.tile.evaluate(time(t0), part.tile.y, part.tile.k[0]);
+    each([&](Part& part) { part.tile.evaluate(time(t0), part.tile.y, part.tile.k[0]); });
     if (task.first_step >= 0 || span == 0) {
       clock.proposed = task.first_step >= 0 ? task.first_step : 0;
       return;
@@ -136,12 +201,12 @@ class Joint {
     const double d0 = scaled_norm([](T& tile, long d) { return tile.y[d]; });
     const double d1 = scaled_norm([](T& tile, long d) { return tile.k[0][d]; });
     const double h0 = first_guess(d0, d1, span), signed_h0 = clock.direction * h0;
-    for (Part& part : parts) {
+    each([&](Part& part) {
       T& tile = part.tile;
       for (long d = 0; d < dim; ++d)
         tile.at[d] = tile.y[d] + static_cast<real>(signed_h0) * tile.k[0][d];
       tile.evaluate(time(t0 + signed_h0), tile.at, tile.k[1]);
-    }
+    });
     ++evaluations;
     const double d2 = scaled_norm([](T& tile, long d) { return tile.k[1][d] - tile.k[0][d]; }) / h0;
     clock.proposed = first_length(h0, d1, d2, span, Method::order);
@@ -177,15 +242,17 @@ class Joint {
     const D start = all<D>(clock.t()), h = all<D>(clock.h());
     const V end_time = before_end(), length = convert<V>(h);
     make_room();
-    for (Part& part : parts) part.tile.attempt(start, h, end_time);
-    const double error = norm(
-        [&](Part& part, long d) { return part.tile.scaled_error(part.tolerances, length, d); });
+    step_each([&](Part& part) {
+      part.tile.attempt(start, h, end_time);
+      take_in(part, [&](Part& p, long d) { return p.tile.scaled_error(p.tolerances, length, d); });
+    });
+    const double error = total_norm();
     wild += error < kInfinity ? 0 : 1;
     evaluations += T::evaluated - 1;
     if (!clock.judge(task, gains, true, error)) return false;
     if constexpr (Method::late) {
       ++evaluations;
-      for (Part& part : parts) part.tile.evaluate_late(start, h, end_time);
+      each([&](Part& part) { part.tile.evaluate_late(start, h, end_time); });
     }
     return true;
   }
@@ -197,11 +264,12 @@ class Joint {
 
   void accept() {
     clock.tau = clock.stop;
-    for (Part& part : parts)
+    each([](Part& part) {
       for (long d = 0; d < dim; ++d) {
         part.tile.y[d] = part.tile.y1[d];
         part.tile.k[0][d] = part.tile.k[T::stages - 1][d];
       }
+    });
   }
 
   // Where the evaluations of the next step are kept.
@@ -220,7 +288,8 @@ class Joint {
   // start.
   void keep(int64_t row, int64_t anchor, bool jumped = false) {
     auto& runs = static_cast<Tape<real>*>(task.tape)->runs;
-    for (auto& run : runs)
+    divide(static_cast<int64_t>(runs.size()), [&](int64_t i) {
+      auto& run = runs[i];
       for (int64_t sample = run.begin; sample < run.end; ++sample) {
         Part& part = parts[sample / W];
         real* to = run.add(sample, clock.t(), clock.h(), clock.t1(), anchor, output, row, dim);
@@ -228,6 +297,7 @@ class Joint {
         for (long d = 0; d < dim; ++d)
           to[d] = get(part.tile.y[d], static_cast<int>(sample - part.first));
       }
+    });
   }
 
   // ---- rows
@@ -242,34 +312,39 @@ class Joint {
 
   // The rows up to `end`, which lie in the step.
   void read(int64_t end, V end_time, bool extended = false) {
-    for (; output < end; ++output) {
-      const bool exact = goal() == clock.stop;
-      if (!exact && !extended) {
-        extend(end_time);
-        extended = true;
+    int64_t inside = output;  // the rows from here on are its end
+    while (inside < end && clock.direction * task.t[inside] != clock.stop) ++inside;
+    if (inside > output && !extended) extend(end_time);
+    const V length = all<V>(static_cast<real>(clock.h()));
+    each([&](Part& part) {
+      for (int64_t row = output; row < inside; ++row) {
+        part.tile.interpolate(all<D>(theta(row)), length);
+        write(part, part.tile.at, row);
       }
-      if (!exact) interpolate(theta());
-      for (Part& part : parts) write(part, exact ? part.tile.y1 : part.tile.at);
-    }
+      for (int64_t row = inside; row < end; ++row) write(part, part.tile.y1, row);
+    });
+    output = end;
   }
 
-  // Where in the step the next row lies.
-  double theta() const { return std::min((goal() - clock.tau) / (clock.stop - clock.tau), 1.0); }
+  // Where in the step a row lies.
+  double theta(int64_t row) const {
+    return std::min((clock.direction * task.t[row] - clock.tau) / (clock.stop - clock.tau), 1.0);
+  }
 
   void extend(V end_time) {
     const D start = all<D>(clock.t()), h = all<D>(clock.h());
-    for (Part& part : parts) part.tile.extend(start, h, end_time);
+    each([&](Part& part) { part.tile.extend(start, h, end_time); });
     evaluations += T::total - T::stages;
   }
 
   void interpolate(double theta) {
     const V length = all<V>(static_cast<real>(clock.h()));
-    for (Part& part : parts) part.tile.interpolate(all<D>(theta), length);
+    each([&](Part& part) { part.tile.interpolate(all<D>(theta), length); });
   }
 
-  void write(Part& part, const V* state) {
+  void write(const Part& part, const V* state, int64_t row) const {
     for (int lane = 0; lane < part.valid; ++lane)
-      store_sample<T>(task, state, lane, part.first + lane, output);
+      store_sample<T>(task, state, lane, part.first + lane, row);
   }
 
   void finish(int64_t status) {
@@ -301,6 +376,11 @@ class Joint {
   Clock<double> clock;
   double last_goal;
   int64_t output, evaluations;
+  std::optional<Team> team;
+  bool alone;                       // there are no other threads, nor will there be
+  int trials = 3;                   // steps until that is known
+  double step_seconds = kInfinity;  // alone
+  double lost = 0;                  // seconds, to those who should have helped
 };
 
 // Returns whether it failed.

@@ -247,6 +247,31 @@ CT_LANES uint32_t bits_of(M mask) {
   }
 }
 
+// The other way round.
+template <class M>
+CT_LANES M mask_of(uint32_t bits) {
+  if constexpr (kWidth<M> == 1) {
+    return static_cast<M>(bits & 1);
+  } else if constexpr (IsWide<M>::value) {
+    using Half = decltype(M::low);
+    return {mask_of<Half>(bits), mask_of<Half>(bits >> kWidth<Half>)};
+  } else {
+    M number;
+    for (int i = 0; i < kWidth<M>; ++i) number[i] = i;
+    return (M)(((M{} + bits) >> number & 1) != 0);
+  }
+}
+
+// body(lane) for the lanes whose bits are set.
+template <class Body>
+CT_LANES void for_lanes(uint32_t bits, const Body& body) {
+#if defined(CT_CUDA)
+  if (bits != 0) body(0);
+#else
+  for (; bits != 0; bits &= bits - 1) body(__builtin_ctz(bits));
+#endif
+}
+
 // Whether any lane is set.
 #if defined(CT_TOGETHER)
 __device__ inline bool any(bool mask) { return __syncthreads_or(mask); }

@@ -113,7 +113,7 @@ class Observed : Joint<Field, Method, W> {
   void begin_after_jump() {
     const real far = static_cast<real>(clock.direction * kInfinity);
     const V after = time(beside(static_cast<real>(clock.t()), far));
-    for (Part& part : parts) part.tile.evaluate(after, part.tile.y, part.tile.k[0]);
+    this->each([&](Part& part) { part.tile.evaluate(after, part.tile.y, part.tile.k[0]); });
     ++evaluations;
     jumped = true;
   }
@@ -141,16 +141,17 @@ class Observed : Joint<Field, Method, W> {
     const V first_time = time(task.perturb ? beside(begin, end) : begin);
     const V end_time = time(task.perturb ? beside(end, begin) : end);
     clock.length = clock.direction * (t1 - t), clock.stop = clock.direction * t1;
-    for (Part& part : parts) {
+    this->step_each([&](Part& part) {
       part.tile.evaluate(first_time, part.tile.y, part.tile.k[0]);
       part.tile.attempt(all<D>(t), all<D>(t1 - t), end_time);
-    }
+    });
     evaluations = T::stages + (clock.accepted == 0 ? 0 : evaluations);
     clock.accepted += 1, clock.attempts += 1;
     look(end_time, anchor);
     clock.tau = clock.stop;
-    for (Part& part : parts)
+    this->each([](Part& part) {
       for (long d = 0; d < dim; ++d) part.tile.y[d] = part.tile.y1[d];
+    });
   }
 
   // ---- what is read from a step
@@ -165,7 +166,7 @@ class Observed : Joint<Field, Method, W> {
     double event = kInfinity;
     if constexpr (count > 0) {
       event = first_event();
-      while (end > output && theta_of(end - 1) > event) --end;
+      while (end > output && this->theta(end - 1) > event) --end;
     }
     const bool fired = event < kInfinity;
     if (task.tape != nullptr) this->keep(end + fired, anchor, jumped);
@@ -175,11 +176,7 @@ class Observed : Joint<Field, Method, W> {
     asked.event_time = clock.t() + event * clock.h();
     asked.rows = output + 1;
     this->interpolate(event);
-    for (Part& part : parts) this->write(part, part.tile.at);
-  }
-
-  double theta_of(int64_t row) const {
-    return std::min((clock.direction * task.t[row] - clock.tau) / (clock.stop - clock.tau), 1.0);
+    for (Part& part : parts) this->write(part, part.tile.at, output);
   }
 
   void keep_piece() {

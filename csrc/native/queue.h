@@ -33,7 +33,7 @@ class Queue : Samples<Field, Method, W> {
       prepare();
       active = Mask<D>{};
       next = begin;
-      refill(~uint32_t{});
+      refill(~uint32_t{} >> (32 - W));
       while (any(active))
         if (const uint32_t free = this->step(keeps)) refill(free);
     }
@@ -60,6 +60,7 @@ class Queue : Samples<Field, Method, W> {
         steps[i] = peek(span, lane) / lengths[i];
         for (long d = 0; d < dim; ++d) slopes[i * dim + d] = peek(tile.k[0][d], lane);
         if (!(steps[i] < kInfinity)) steps[i] = kInfinity;
+        this->write_first(lane, begin + i);
       }
     }
     order_by(steps);
@@ -83,31 +84,34 @@ class Queue : Samples<Field, Method, W> {
 
   // The next samples, as far as there are any, to lanes.
   __attribute__((noinline)) void refill(uint32_t lanes) {
-    for (int lane = 0; lane < W; ++lane)
-      if (lanes >> lane & 1) refill_one(lane);
+    uint32_t filled = 0;
+    this->anew(mask_of<Mask<D>>(lanes));
+    for_lanes(lanes, [&](int lane) __attribute__((always_inline)) {
+      while (next < end && !(filled >> lane & 1))
+        if (fill(lane, order[next++ - begin])) filled |= uint32_t{1} << lane;
+    });
+    active = active | mask_of<Mask<D>>(filled);
   }
 
-  void refill_one(int lane) {
-    while (next < end && !peek(active, lane)) {
-      const int64_t i = order[next++ - begin];
-      this->load(lane, begin + i);
-      for (long d = 0; d < dim; ++d) put(tile.k[0][d], lane, slopes[i * dim + d]);
-      put(clock.proposed, lane, lengths[i]);
-      this->reset(lane, begin + i);
-    }
+  bool fill(int lane, int64_t i) {
+    this->load(lane, begin + i);
+    for_each<dim>([&](long d) __attribute__((always_inline)) {
+      place<Field>(tile.k[0][d], lane, slopes[i * dim + d]);
+    });
+    set(clock.proposed, lane, lengths[i]);
+    return S::begin(lane, begin + i);
   }
 
   __attribute__((noinline)) void keep(uint32_t lanes, D t, D h) {
-    for (int lane = 0; lane < W; ++lane)
-      if (lanes >> lane & 1) {
-        const double stop = peek(clock.stop, lane), direction = peek(clock.direction, lane);
-        int64_t row = output[lane];
-        while (row < task.rows && direction * this->goal_of(sample[lane], row) <= stop) ++row;
-        const int64_t anchor = get(clock.lands, lane) ? task.rows - 1 : kFree;
-        real* to = kept->add(sample[lane], peek(t, lane), peek(h, lane), direction * stop, anchor,
-                             output[lane], row, dim);
-        for (long d = 0; d < dim; ++d) to[d] = peek(tile.y[d], lane);
-      }
+    for_lanes(lanes, [&](int lane) {
+      const double stop = peek(clock.stop, lane), direction = peek(clock.direction, lane);
+      int64_t row = output[lane];
+      while (row < task.rows && direction * this->goal_of(sample[lane], row) <= stop) ++row;
+      const int64_t anchor = get(clock.lands, lane) ? task.rows - 1 : kFree;
+      real* to = kept->add(sample[lane], peek(t, lane), peek(h, lane), direction * stop, anchor,
+                           output[lane], row, dim);
+      for (long d = 0; d < dim; ++d) to[d] = peek(tile.y[d], lane);
+    });
   }
 
   const int64_t begin, end;

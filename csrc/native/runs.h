@@ -1,12 +1,9 @@
 // The samples of a solve as runs, on several threads.
 #pragma once
 
-#include <atomic>
-#include <thread>
-#include <vector>
-
 #include "tape.h"
 #include "task.h"
+#include "team.h"
 
 namespace ct::native {
 
@@ -26,14 +23,9 @@ void open_runs(const Task& task, int width) {
 // body(0), ..., body(count - 1) on several threads.
 template <class Body>
 void on_threads(int64_t count, int64_t threads, const Body& body) {
-  std::atomic<int64_t> next{0};
-  const auto work = [&] {
-    for (int64_t i; (i = next++) < count;) body(i);
-  };
-  std::vector<std::thread> others;
-  for (int64_t i = 1; i < threads && i < count; ++i) others.emplace_back(work);
-  work();
-  for (std::thread& other : others) other.join();
+  threads = threads < count ? threads : count;
+  if (threads > 1) return Team(threads).divide(count, body);
+  for (int64_t i = 0; i < count; ++i) body(i);
 }
 
 }  // namespace ct::native

@@ -30,7 +30,9 @@ class Samples {
     static_assert(W == 1);
     load(0, number);
     start();
-    reset(0, number);
+    write_first(0, number);
+    anew(true);
+    active = begin(0, number);
     while (any(active)) step(keep);
   }
 
@@ -45,7 +47,7 @@ class Samples {
   CT_LANES void load(int lane, int64_t sample) {
     load_sample(task, tile, tolerances, lane, sample);
     if (task.t_stride != 0) load_times(lane, sample);
-    put(clock.tau, lane, peek(clock.direction, lane) * goal_of(sample, 0));
+    set(clock.tau, lane, peek(clock.direction, lane) * goal_of(sample, 0));
   }
 
   CT_LANES void load_times(int lane, int64_t sample) {
@@ -82,29 +84,48 @@ class Samples {
     clock.proposed = first_length(h0, d1, d2, span, Method::order);
   }
 
-  // Begin with a sample whose state, slope and first step are in place.
-  CT_LANES void reset(int lane, int64_t number) {
-    D* const zero[] = {&clock.attempts, &clock.accepted, &extended};
-    for (D* x : zero) put(*x, lane, 0);
-    put(clock.log_last, lane, 0);
-    put(clock.log_before, lane, 0);
-    put(clock.error, lane, std::numeric_limits<real>::quiet_NaN());
+  // Lanes for other samples.
+  CT_LANES void anew(Mask<D> lanes) {
+    const auto with = [](auto& x, auto mask, auto value) __attribute__((always_inline)) {
+      x = select(mask, all<std::remove_cvref_t<decltype(x)>>(value), x);
+    };
+    with(clock.attempts, lanes, 0);
+    with(clock.accepted, lanes, 0);
+    const Mask<E> same = mask_for<E>(lanes);
+    with(clock.log_last, same, 0);
+    with(clock.log_before, same, 0);
+    with(clock.error, same, std::numeric_limits<real>::quiet_NaN());
+  }
+
+  // Begin with a sample whose state, slope and first step are in place; returns whether there is
+  // anything to do.
+  CT_LANES bool begin(int lane, int64_t number) {
     sample[lane] = number;
-    put(active, lane, kYes);
+    extended[lane] = 0;
+    output[lane] = first_rows(number);
     mark[lane] = peek(clock.tau, lane), last_goal[lane] = mark[lane] + peek(span, lane);
     wild[lane] = since[lane] = 0;
-    output[lane] = 0;
     advance(lane);
-    const double start = peek(clock.tau, lane);
-    while (peek(goal, lane) <= start) {
-      write(lane, tile.y);
-      advance(lane, 1);
-    }
-    if (peek(goal, lane) == kInfinity) finish(lane, kSuccess);
+    if (peek(goal, lane) < kInfinity) return true;
+    finish(lane, kSuccess);
+    return false;
   }
 
   // ---- rows
   // --------------------------------------------------------------------------------------------------
+
+  // How many rows are y0 itself.
+  CT_LANES int64_t first_rows(int64_t sample) const {
+    int64_t count = 1;
+    while (count < task.rows && goal_of(sample, count) == goal_of(sample, 0)) ++count;
+    return count;
+  }
+
+  // Writes them; of samples that lie side by side, for these are written one after the other.
+  CT_LANES void write_first(int lane, int64_t sample) const {
+    for (int64_t row = first_rows(sample); row-- > 0;)
+      store_sample<T>(task, tile.y, lane, sample, row);
+  }
 
   CT_LANES void write(int lane, const V* state) const {
     store_sample<T>(task, state, lane, sample[lane], output[lane]);
@@ -116,7 +137,7 @@ class Samples {
     const double t = output[lane] < task.rows
                          ? peek(clock.direction, lane) * goal_of(sample[lane], output[lane])
                          : kInfinity;
-    put(goal, lane, t);
+    set(goal, lane, t);
   }
 
   CT_LANES void read(Mask<D> pending, D t, D h, V end_time) {
@@ -124,7 +145,9 @@ class Samples {
     const bool interpolates = any(inside);
     if (interpolates) {
       tile.extend(t, h, end_time);
-      extended += select(inside, all<D>(T::total - T::stages), D{});
+      for_lanes(bits_of(inside), [&](int lane) __attribute__((always_inline)) {
+        extended[lane] += T::total - T::stages;
+      });
     }
     do {
       const Mask<V> exact = mask_for<V>(goal >= clock.stop);
@@ -135,12 +158,10 @@ class Samples {
       for_each<dim>([&](long d) __attribute__((always_inline)) {
         tile.at[d] = select(exact, tile.y1[d], tile.at[d]);
       });
-      const uint32_t lanes = bits_of(pending);
-      for (int lane = 0; lane < W; ++lane)
-        if (lanes >> lane & 1) {
-          write(lane, tile.at);
-          advance(lane, 1);
-        }
+      for_lanes(bits_of(pending), [&](int lane) __attribute__((always_inline)) {
+        write(lane, tile.at);
+        advance(lane, 1);
+      });
       pending = pending & (goal <= clock.stop);
     } while (any(pending));
   }
@@ -154,7 +175,7 @@ class Samples {
     clock.plan(task, active);
     const Mask<D> frozen = active & negated(clock.stop > clock.tau);
     if (any(frozen)) [[unlikely]]
-      return give_up(bits_of(frozen));
+      return give_up(frozen);
     const D t = clock.t(), h = clock.h();
     const V end_time = beside(convert<V>(clock.t1()), convert<V>(t));
     tile.attempt(t, h, end_time);
@@ -175,7 +196,7 @@ class Samples {
     if (task.patience > 0)
       creeping = watch(active & mask_for<D>(negated(norm < all<E>(kInfinity))));
     ended = ended & active;
-    return creeping | (any(ended) ? leave(bits_of(ended)) : 0);
+    return creeping | (any(ended) ? leave(ended) : 0);
   }
 
   CT_LANES void accept(Mask<D> moved) {
@@ -204,29 +225,34 @@ class Samples {
         continue;
       const double tau = peek(clock.tau, lane);
       if (peek(active, lane) && wild[lane] > task.patience / 5 &&
-          tau - mark[lane] < 1e-3 * (last_goal[lane] - tau)) {
-        finish(lane, kNonfinite);
+          tau - mark[lane] < 1e-3 * (last_goal[lane] - tau))
         creeping |= 1u << lane;
-      }
       mark[lane] = tau, wild[lane] = 0, since[lane] = attempts;
     }
-    return creeping;
+    return creeping == 0 ? 0 : leave(mask_of<Mask<D>>(creeping), [](int) { return kNonfinite; });
   }
 
-  CT_LANES uint32_t leave(uint32_t lanes) {
-    for (int lane = 0; lane < W; ++lane)
-      if (lanes >> lane & 1) finish(lane, peek(goal, lane) == kInfinity ? kSuccess : kMaxSteps);
-    return lanes;
+  CT_LANES uint32_t leave(Mask<D> lanes) {
+    return leave(lanes, [&](int lane) __attribute__((always_inline)) {
+      return peek(goal, lane) == kInfinity ? kSuccess : kMaxSteps;
+    });
   }
 
-  CT_LANES uint32_t give_up(uint32_t lanes) {
-    for (int lane = 0; lane < W; ++lane)
-      if (lanes >> lane & 1) {
-        bool finite = peek(clock.error, lane) < kInfinity;
-        for (long d = 0; d < dim; ++d) finite &= std::isfinite(peek(tile.k[0][d], lane));
-        finish(lane, finite ? kUnderflow : kNonfinite);
-      }
-    return lanes;
+  CT_LANES uint32_t give_up(Mask<D> lanes) {
+    return leave(lanes, [&](int lane) __attribute__((always_inline)) {
+      bool finite = peek(clock.error, lane) < kInfinity;
+      for (long d = 0; d < dim; ++d) finite &= std::isfinite(peek(tile.k[0][d], lane));
+      return finite ? kUnderflow : kNonfinite;
+    });
+  }
+
+  // Samples end, with status(lane).
+  template <class StatusOf>
+  CT_LANES uint32_t leave(Mask<D> lanes, const StatusOf& status) {
+    const uint32_t bits = bits_of(lanes);
+    for_lanes(bits, [&](int lane) __attribute__((always_inline)) { finish(lane, status(lane)); });
+    active = active & negated(lanes);
+    return bits;
   }
 
   CT_LANES void finish(int lane, int64_t status) {
@@ -239,12 +265,12 @@ class Samples {
     const int64_t accepted = static_cast<int64_t>(peek(clock.accepted, lane));
     const int64_t attempts = static_cast<int64_t>(peek(clock.attempts, lane));
     const int64_t first = task.first_step >= 0 || peek(span, lane) == 0 ? 1 : 2;
-    task.counts[i] = first + attempts * (T::evaluated - 1) + (Method::late ? accepted : 0) +
-                     static_cast<int64_t>(peek(extended, lane));
+    task.counts[i] =
+        first + attempts * (T::evaluated - 1) + (Method::late ? accepted : 0) + extended[lane];
     task.counts[batch + i] = accepted;
     task.counts[2 * batch + i] = attempts - accepted;
     task.status[i] = status;
-    task.last[i] = peek(clock.t(), lane);
+    task.last[i] = peek(clock.direction, lane) * peek(clock.tau, lane);
     task.last[batch + i] = peek(clock.proposed, lane);
     const double error = peek(clock.error, lane);
     task.last[2 * batch + i] = T::kSquares ? std::sqrt(error) : error;
@@ -252,10 +278,7 @@ class Samples {
       real* to = output_row<T>(task, i, output[lane]);
       for (long d = 0; d < dim; ++d) to[d] = std::numeric_limits<real>::quiet_NaN();
     }
-    put(active, lane, 0);
   }
-
-  static constexpr auto kYes = static_cast<Number<Mask<D>>>(-1);
 
   const Task& task;
   const Gains gains;
@@ -263,8 +286,8 @@ class Samples {
   typename T::Tolerances tolerances;
   Clock<D, E> clock;
   Mask<D> active;
-  D goal, span, extended;
-  int64_t sample[W], output[W];
+  D goal, span;
+  int64_t sample[W], output[W], extended[W];  // evaluations of stages only for rows
   // where a solve was when patience was last tried, errors not finite since, and the attempt
   double mark[W], last_goal[W];
   int64_t wild[W], since[W];

@@ -12,9 +12,8 @@ namespace ct::native {
 template <long N, class Body>
 CT_LANES void for_each(const Body& body) {
   if constexpr (N <= 8) {
-    [&]<long... I>(std::integer_sequence<long, I...>) {
-      (body(I), ...);
-    }(std::make_integer_sequence<long, N>{});
+    [&]<long... I>(std::integer_sequence<long, I...>)
+        __attribute__((always_inline)) { (body(I), ...); }(std::make_integer_sequence<long, N>{});
   } else {
     for (long i = 0; i < N; ++i) body(i);
   }
@@ -244,9 +243,10 @@ struct Tile {
         E part = convert<E>(total);
         if constexpr (Method::maximum && kSquare)
           part = part * part;
+        else if constexpr (!Method::maximum && kSquare)  // a division takes as long as a stage
+          part = part * static_cast<Number<E>>(1.0 / length);
         else if constexpr (!Method::maximum)
-          part = part / static_cast<Number<E>>(length);
-        if constexpr (!Method::maximum && !kSquare) part = sqrt(part);
+          part = sqrt(part / static_cast<Number<E>>(length));
         largest = Method::segments == 1 ? part : larger(largest, part);
       }
     });
