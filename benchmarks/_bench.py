@@ -101,7 +101,8 @@ class Bench:
         field_cases = floor.cases
         rounds = max(3, self.rounds // 3) if slow else self.rounds
         everyone = [*there, *field_cases]
-        timed = interleave(everyone, rounds, shortest=self.shortest, clock=self.clock)
+        with torch.set_grad_enabled(gradients):
+            timed = interleave(everyone, rounds, shortest=self.shortest, clock=self.clock)
         return {case.name: case for case in timed if case not in field_cases}, floor
 
     def faster(

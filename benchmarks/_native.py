@@ -28,6 +28,8 @@ def kernel_alone(problem: Problem) -> Case:
     with torch.no_grad():
         handle(problem.y0, times)
     (prepared,) = handle._known.values()
+    addresses = [x.data_ptr() for x in prepared.traced.shared]
+    shared = (ctypes.c_uint64 * len(addresses))(*addresses)
     task, held = Task.from_buffer_copy(prepared.task), []
 
     def keep(task: Any) -> int:
@@ -37,11 +39,11 @@ def kernel_alone(problem: Problem) -> Case:
     y0 = problem.y0
     shape = (len(times), *y0.shape)
     outcome = native.execute(keep, task, (1, y0.numel()), shape, y0, times, None, [], True)
-    task.shared = None
+    task.shared = ctypes.addressof(shared)
     pointer = ctypes.byref(task)
     return Case(
         "ctorch: native dopri5, kernel alone",
-        lambda: prepared.function(pointer),
+        lambda _held=shared: prepared.function(pointer),
         lambda _: Report(
             y=outcome.rows[-1].double().numpy(),
             nfe=outcome.numbers[0],

@@ -125,13 +125,12 @@ def ours_forward(problem: Problem, *, method: str = "dopri5", batched: bool = Fa
 
 
 def native_forward(problem: Problem, *, batched: bool = False) -> Case:
-    """The whole solve compiled, through the handle of ``ctorch.ode.compile``."""
+    """The whole solve compiled, through the handle of ``ctorch.ode.compile``; under ``no_grad``."""
     import ctorch
 
     times = problem.times().double()
     solve = ctorch.ode.compile(problem.field, batched=batched, **tolerances(problem))
 
-    @torch.no_grad()
     def call() -> Any:
         return solve(problem.y0, times, *problem.args)
 
