@@ -165,9 +165,9 @@ def power(x: Any, exponent: Any) -> Any:
         zero = x == 0
         rate = torch.where(zero, torch.zeros_like(x), torch.log(torch.where(zero, 1, x)))
         return _exponential(exponent, torch.pow(x, exponent.value), rate)
-    if constant(exponent):
+    if isinstance(exponent, Tensor):
         return _tensor_power(x, exponent)
-    value = torch.pow(x.value, exponent.value)
+    value = torch.pow(x.value, exponent if constant(exponent) else exponent.value)
     z = exponent * torch.log(x)
     return value * torch.exp(z.shift(-z.value))
 
