@@ -336,7 +336,7 @@ def test_what_is_not_native_is_named_or_solved_eagerly() -> None:
             sol = ctorch.solve_ode(turn, y0, T, native="try", events=branches)
         assert ["events" in str(w.message) for w in caught] == [True] * warned
         assert torch.equal(sol.y, ctorch.solve_ode(turn, y0, T, events=branches).y)
-    with pytest.raises(TypeError, match="torch.int64"):  # nor is it solved eagerly
+    with pytest.raises(TypeError, match="int64"):  # nor is it solved eagerly
         ctorch.solve_ode(turn, y0, T, native="try", events=counts)
     assert ctorch.solve_ode(turn, y0, T, native=True).status is Status.SUCCESS
 
