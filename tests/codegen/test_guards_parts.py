@@ -9,7 +9,6 @@ import ctypes
 import dataclasses
 import enum
 import functools
-import sys
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -21,12 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from ctorch.codegen import Untraceable, clear, trace
+from tests.codegen import imports_within  # noqa: F401 (it adds cases)
+from tests.codegen.cases import CASES, Case, case
 
 Y = torch.ones(3, 2, dtype=torch.float64)
 SCALE = 2.0
-
-Case = tuple[Callable[[], Any], Callable[[], Any]]  # what is read, and what changes it
-CASES: dict[str, Callable[[], Case]] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +32,6 @@ def forget() -> Iterator[None]:
     clear()
     yield
     clear()
-
-
-def case(make: Callable[[], Case]) -> Callable[[], Case]:
-    CASES[make.__name__] = make
-    return make
 
 
 @case
@@ -496,109 +489,6 @@ def a_global_by_its_name_in_a_string() -> Case:
 def a_global_that_a_function_within_names() -> Case:
     memory = globals()
     return lambda: (lambda: SCALE)(), lambda: memory.__setitem__("SCALE", memory["SCALE"] + 1)
-
-
-def module(name: str) -> types.ModuleType:
-    made = types.ModuleType(name)
-    made.k = 2.0  # type: ignore[attr-defined]
-    made.__path__ = []  # type: ignore[attr-defined]
-    sys.modules[name] = made
-    return made
-
-
-@case
-def a_module_imported_within() -> Case:
-    held = module("imported_within")
-
-    def read() -> float:
-        import imported_within
-
-        return imported_within.k  # type: ignore[no-any-return]
-
-    return read, lambda: setattr(held, "k", 3.0)
-
-
-@case
-def a_name_imported_within() -> Case:
-    held = module("named_within")
-
-    def read() -> float:
-        from named_within import k
-
-        return k  # type: ignore[no-any-return]
-
-    return read, lambda: setattr(held, "k", 3.0)
-
-
-@case
-def a_module_of_a_package_imported_within() -> Case:
-    package, part = module("package_within"), module("package_within.part")
-    package.part = part  # type: ignore[attr-defined]
-
-    def read() -> float:
-        import package_within.part as part
-        from package_within import part as again
-
-        assert part is again
-        return part.k  # type: ignore[no-any-return]
-
-    return read, lambda: setattr(part, "k", 3.0)
-
-
-@case
-def a_module_that_the_package_does_not_name() -> Case:
-    module("bare_package")
-    part = module("bare_package.part")
-
-    def read() -> float:
-        from bare_package import part
-
-        return part.k  # type: ignore[no-any-return]
-
-    return read, lambda: setattr(part, "k", 3.0)
-
-
-@case
-def a_package_around_what_is_imported() -> Case:
-    package = module("around_within")
-    package.part = module("around_within.part")  # type: ignore[attr-defined]
-
-    def read() -> float:
-        import around_within.part
-
-        return around_within.k  # type: ignore[no-any-return]
-
-    return read, lambda: setattr(package, "k", 3.0)
-
-
-@case
-def a_module_imported_within_a_function_within() -> Case:
-    held = module("imported_deep_within")
-
-    def read() -> float:
-        def inner() -> float:
-            import imported_deep_within
-
-            return imported_deep_within.k  # type: ignore[no-any-return]
-
-        return inner()
-
-    return read, lambda: setattr(held, "k", 3.0)
-
-
-@case
-def a_module_imported_from_its_own_package() -> Case:
-    package, sibling = module("relative_within"), module("relative_within.sibling")
-    package.sibling = sibling  # type: ignore[attr-defined]
-    space = {"__name__": "relative_within.part", "__package__": "relative_within"}
-    exec("def read():\n    from . import sibling\n    return sibling.k", space)
-    return space["read"], lambda: setattr(sibling, "k", 3.0)  # type: ignore[return-value]
-
-
-@case
-def a_module_that_an_object_holds() -> Case:
-    held = types.SimpleNamespace(inner=module("held_by_an_object"))
-    return lambda: getattr(held.inner, "k"), lambda: setattr(held.inner, "k", 3.0)  # noqa: B009
 
 
 @case
