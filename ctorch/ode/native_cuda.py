@@ -122,17 +122,17 @@ class Library:
         task = Task.from_buffer_copy(reference._obj)
         asked = Observation.from_address(task.observation) if task.observation else None
         dense = asked is not None and bool(asked.dense)
+        if asked is not None:
+            asked.event = asked.nan_event = -1
         if not task.tape and not dense:
             return self._solve(task, None)
         accepted = self._empty(task.batch, torch.int64)
         if task.tape:
             self._accepted[task.tape] = accepted
         failed = self._solve(task, _Tape(accepted=accepted.data_ptr()))
-        if asked is not None:
-            asked.event = -1
-            if dense:
-                asked.piece_count = int(accepted[0])
-                self._pieces = [self._again(task, accepted)]
+        if asked is not None and dense:
+            asked.piece_count = int(accepted[0])
+            self._pieces = [self._again(task, accepted)]
         return failed
 
     def ct_take(self, reference: Any, starts: int, lengths: int, states: int, slopes: int) -> None:
