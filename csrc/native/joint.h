@@ -89,7 +89,12 @@ class Joint {
 
   template <class Body>
   void each(const Body& body) {
-    divide(static_cast<int64_t>(parts.size()), [&](int64_t p) { body(parts[p]); });
+    // (a part of a small field takes no longer than handing it to a thread)
+    const auto count = static_cast<int64_t>(parts.size()), pieces = std::min<int64_t>(count, 64);
+    divide(pieces, [&](int64_t i) {
+      const int64_t end = (i + 1) * count / pieces;
+      for (int64_t p = i * count / pieces; p < end; ++p) body(parts[p]);
+    });
   }
 
   // The same, for what takes most of a step. Some steps are made alone; then others are called
