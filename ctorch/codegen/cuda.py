@@ -23,6 +23,8 @@ FLAGS = ["-std=c++20", "-default-device", "-diag-suppress=177"]
 #: of the kernels: small, for every thread needs many registers
 BLOCK = 64
 
+Dim3 = tuple[int, int, int]
+
 
 class Kernel(Protocol):
     """A kernel on a device.
@@ -35,13 +37,7 @@ class Kernel(Protocol):
     threads: int
     room: int
 
-    def __call__(
-        self,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
-        args: list[Tensor],
-        shared_mem: int = 0,
-    ) -> None:
+    def __call__(self, grid: Dim3, block: Dim3, args: list[Tensor], shared_mem: int = 0) -> None:
         """Launch it on the current stream; the arguments are pointers to tensors."""
 
 
@@ -71,13 +67,7 @@ class _Loaded:
         )
         self._asked = 0
 
-    def __call__(
-        self,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
-        args: list[Tensor],
-        shared_mem: int = 0,
-    ) -> None:
+    def __call__(self, grid: Dim3, block: Dim3, args: list[Tensor], shared_mem: int = 0) -> None:
         """Launch it."""
         if shared_mem > self._asked:
             self._ask_for(shared_mem)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ctorch.codegen import build, cuda
-from ctorch.codegen.cuda import Kernel
+from ctorch.codegen.cuda import Dim3, Kernel
 from ctorch.ode import native, native_quick
 
 from ..precompiled import included, write
@@ -53,13 +53,7 @@ class Emulated:
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
         self.function = getattr(library, f"launch_{name}")
 
-    def __call__(
-        self,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
-        args: list[Tensor],
-        shared_mem: int = 0,
-    ) -> None:
+    def __call__(self, grid: Dim3, block: Dim3, args: list[Tensor], shared_mem: int = 0) -> None:
         assert grid[1:] == block[1:] == (1, 1)
         assert shared_mem <= self.room
         pointers = (ctypes.c_void_p * len(args))(*(x.data_ptr() for x in args))

@@ -32,17 +32,6 @@ class Jumping(nn.Module):
         return torch.where(t < 0.8, gain, 3 * gain) * self.net(t, y)
 
 
-def start(samples: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    y0 = torch.randn(samples, 2, dtype=F64, generator=generator)
-    gain = 1 + torch.rand(samples, 1, dtype=F64, generator=generator)
-    return y0.requires_grad_(), gain.requires_grad_()
-
-
-def loss(y: Tensor) -> Tensor:
-    return (torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape) * y).sum()
-
-
 STOPS = {"step_t": torch.tensor([0.5, 1.7], dtype=F64), "jump_t": torch.tensor([0.8], dtype=F64)}
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "stops and jumps": (SAMPLES, {"options": STOPS}),
@@ -55,14 +44,14 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 
 def solutions(samples: int, how: dict[str, Any], folder: Path) -> Iterator[tuple[Solution, Any]]:
     """Native and eager, with their gradients."""
-    field, (y0, gain) = Jumping(), start(samples)
+    field, (y0, gain) = Jumping(), fields.start(samples)
     for native in (True, False):
         t = T.clone().requires_grad_("dense" not in how)
         with emulated_device(folder):
             sol = ctorch.solve_ode(
                 field, y0, t, args=(gain,), native=native, rtol=1e-4, atol=1e-5, **how
             )
-            total = loss(sol.y) + (loss(sol(BETWEEN)) if "dense" in how else 0)
+            total = fields.loss_of(sol.y) + (fields.loss_of(sol(BETWEEN)) if "dense" in how else 0)
             wanted = [y0, gain, *field.parameters(), *[t] * t.requires_grad]
             yield sol, torch.autograd.grad(total, wanted)
 

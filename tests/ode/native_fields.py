@@ -22,6 +22,19 @@ def both(func: Any, y0: Tensor, t: Tensor, **how: Any) -> tuple[Solution, Soluti
     )
 
 
+def start(batch: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """States [B, 2] and gains [B, 1] of samples that differ, both with gradients."""
+    generator = torch.Generator().manual_seed(3)
+    y0 = torch.randn(batch, 2, dtype=dtype, generator=generator)
+    gain = 1 + torch.rand(batch, 1, dtype=dtype, generator=generator)
+    return y0.requires_grad_(), gain.requires_grad_()
+
+
+def loss_of(y: Tensor) -> Tensor:
+    """A number that every element of a solution has its own share in."""
+    return (torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape) * y).sum()
+
+
 def lotka_volterra(t: Tensor, y: Tensor) -> Tensor:
     hare, lynx = y[..., 0], y[..., 1]
     eaten = hare * lynx

@@ -33,22 +33,11 @@ class Driven(nn.Module):
         return gain * torch.cos(3 * t) * self.net(t, y)
 
 
-def start(batch: int, dtype: torch.dtype = F64) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    y0 = torch.randn(batch, 2, dtype=dtype, generator=generator)
-    gain = 1 + torch.rand(batch, 1, dtype=dtype, generator=generator)
-    return y0.requires_grad_(), gain.requires_grad_()
-
-
-def loss_of(y: Tensor) -> Tensor:
-    return (torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape) * y).sum()
-
-
 def gradients(field: nn.Module, y0: Tensor, gain: Tensor, t: Tensor, **how: Any) -> list[Tensor]:
     t = t.clone().requires_grad_()
     sol = ctorch.solve_ode(field, y0, t, args=(gain,), **how)
     inputs = [t, y0, gain, *field.parameters()]
-    return list(torch.autograd.grad(loss_of(sol.y), inputs, materialize_grads=True))
+    return list(torch.autograd.grad(fields.loss_of(sol.y), inputs, materialize_grads=True))
 
 
 def agree(mine: list[Tensor], eager: list[Tensor], tolerance: float = 1e-9) -> None:
@@ -80,7 +69,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("batch", [1, 19])
 @pytest.mark.parametrize("how", CASES.values(), ids=list(CASES))
 def test_it_is_the_eager_gradient(how: dict[str, Any], batch: int) -> None:
-    field, (y0, gain) = Driven(), start(batch)
+    field, (y0, gain) = Driven(), fields.start(batch)
     for t in (T, T.flip(0)):
         for gradient in ("checkpoint", "backprop"):
             mine = gradients(field, y0, gain, t, native=True, gradient=gradient, **how)
@@ -88,7 +77,7 @@ def test_it_is_the_eager_gradient(how: dict[str, Any], batch: int) -> None:
 
 
 def test_every_sample_has_the_gradient_of_its_own_times() -> None:
-    field, (y0, gain) = Driven(), start(19)
+    field, (y0, gain) = Driven(), fields.start(19)
     t = T * torch.linspace(-1, 2, 19, dtype=F64)[:, None]  # back and forth; one stands still
     mine = gradients(field, y0, gain, t, native=True, batched=True)
     assert mine[0].shape == t.shape
@@ -96,7 +85,7 @@ def test_every_sample_has_the_gradient_of_its_own_times() -> None:
 
 
 def test_in_float32_with_times_in_float64() -> None:
-    field, (y0, gain) = Driven(F32), start(5, F32)
+    field, (y0, gain) = Driven(F32), fields.start(5, F32)
     for how in ({"batched": True}, {"method": "rk4", "dt0": 0.1}):
         mine = gradients(field, y0, gain, T, native=True, **how)
         assert mine[0].dtype is F64
@@ -105,14 +94,14 @@ def test_in_float32_with_times_in_float64() -> None:
 
 @pytest.mark.parametrize("batched", [True, False])
 def test_it_is_the_derivative(batched: bool) -> None:
-    field, (y0, gain) = Driven(), start(3)
+    field, (y0, gain) = Driven(), fields.start(3)
     how: dict[str, Any] = {"native": True, "batched": batched, "rtol": 1e-11, "atol": 1e-11}
     t = torch.tensor([0.0, 0.4, 1.3, 2.0], dtype=F64)
     (found, *_) = gradients(field, y0, gain, t, **how)
     for i in range(len(t)):
         moved = torch.eye(len(t), dtype=F64)[i] * 1e-4
         high, low = (
-            loss_of(ctorch.solve_ode(field, y0, t + way * moved, args=(gain,), **how).y)
+            fields.loss_of(ctorch.solve_ode(field, y0, t + way * moved, args=(gain,), **how).y)
             for way in (1, -1)
         )
         torch.testing.assert_close(found[i], ((high - low) / 2e-4).detach(), rtol=1e-5, atol=1e-6)
@@ -120,7 +109,7 @@ def test_it_is_the_derivative(batched: bool) -> None:
 
 @pytest.mark.parametrize("how", [{}, CASES["a grid that moves"]], ids=["adaptive", "grid"])
 def test_double_backward_has_the_eager_values(how: dict[str, Any]) -> None:
-    field, (y0, gain) = Driven(), start(3)
+    field, (y0, gain) = Driven(), fields.start(3)
     found = []
     for native in (True, False):
         t = T[1:-1].clone().requires_grad_()
@@ -164,6 +153,6 @@ def problems(draw: st.DrawFn) -> tuple[dict[str, Any], Tensor]:
 @given(problems())
 def test_drawn_problems(problem: tuple[dict[str, Any], Tensor]) -> None:
     how, t = problem
-    field, (y0, gain) = Driven(), start(5)
+    field, (y0, gain) = Driven(), fields.start(5)
     mine = gradients(field, y0, gain, t, native=True, **how)
     agree(mine, gradients(field, y0, gain, t, **how))
