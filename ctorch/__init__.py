@@ -3,27 +3,34 @@
 import importlib
 from typing import Any
 
-from ctorch import autodiff as autodiff
-from ctorch import ode as ode
-from ctorch._exceptions import GradientError as GradientError
-from ctorch._exceptions import SolveError as SolveError
-from ctorch._version import __version__ as __version__
-from ctorch.autodiff import derivative as derivative
-from ctorch.autodiff import dimwise_derivative as dimwise_derivative
-from ctorch.autodiff import divergence as divergence
-from ctorch.autodiff import jet as jet
-from ctorch.autodiff import laplacian as laplacian
-from ctorch.autodiff import taylor_series as taylor_series
-from ctorch.ode import ensemble as ensemble
-from ctorch.ode import native_solves as native_solves
-from ctorch.ode import odeint as odeint
-from ctorch.ode import odeint_adjoint as odeint_adjoint
-from ctorch.ode import odeint_dense as odeint_dense
-from ctorch.ode import odeint_event as odeint_event
-from ctorch.ode import solve_ode as solve_ode
-from ctorch.ops.sortlet import sortlet as sortlet
-from ctorch.ops.sortlet import sum_of_sortlets as sum_of_sortlets
+from ctorch import autodiff, codegen, ode, ops
+from ctorch._exceptions import GradientError, SolveError
+from ctorch._version import __version__
+from ctorch.autodiff import (
+    derivative,
+    dimwise_derivative,
+    divergence,
+    jet,
+    laplacian,
+    taylor_series,
+)
+from ctorch.ode import (
+    ensemble,
+    native_solves,
+    odeint,
+    odeint_adjoint,
+    odeint_dense,
+    odeint_event,
+    solve_ode,
+)
+from ctorch.ops.sortlet import sortlet, sum_of_sortlets
 
+__all__ = [
+    "GradientError", "SolveError", "__version__", "autodiff", "codegen", "derivative",
+    "dimwise_derivative", "divergence", "ensemble", "jet", "laplacian", "native_solves", "ode",
+    "odeint", "odeint_adjoint", "odeint_dense", "odeint_event", "ops", "solve_ode", "sortlet",
+    "sum_of_sortlets", "taylor_series",
+]  # fmt: skip
 _PARTS = ("compat", "nn", "testing", "training")
 
 
@@ -35,4 +42,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PARTS])
+    return sorted({*globals(), *_PARTS})

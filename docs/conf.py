@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import operator
 import re
-from pathlib import Path
 
+from sphinx.util import logging
+
+import ctorch
 from ctorch._version import __version__
 
 project = "ctorch"
@@ -24,11 +27,6 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
-
-# An API page may stand here before its part of the package does; then it is left out.
-for page in Path(__file__).parent.glob("api/*.md"):
-    if page.stem != "index" and importlib.util.find_spec(f"ctorch.{page.stem}") is None:
-        exclude_patterns.append(f"api/{page.name}")
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -60,6 +58,26 @@ def _plain_text(app, what, name, obj, options, lines):  # type: ignore[no-untype
             literal = indent if line.endswith("::") else None
 
 
+PARTS = ("", ".ode", ".autodiff", ".nn", ".training", ".testing", ".codegen", ".compat.torchdiffeq")
+
+
+def _complete(app, env):  # type: ignore[no-untyped-def]
+    """Warn of public names that the reference leaves out."""
+    kinds = ("class", "data", "exception", "function", "module")
+    documented = [
+        operator.attrgetter(name.removeprefix("ctorch."))(ctorch) if name != "ctorch" else ctorch
+        for name, entry in env.get_domain("py").objects.items()
+        if entry.objtype in kinds and not entry.aliased
+    ]
+    for part in PARTS:
+        module = importlib.import_module(f"ctorch{part}")
+        for name in module.__all__:
+            if not any(getattr(module, name) is value for value in documented):
+                text = "%s.%s is public, but has no place in docs/api"
+                logging.getLogger(__name__).warning(text, module.__name__, name)
+
+
 def setup(app):  # type: ignore[no-untyped-def]
-    """Run before napoleon does (priority 500)."""
+    """Docstrings are read before napoleon does so (priority 500)."""
     app.connect("autodoc-process-docstring", _plain_text, priority=400)
+    app.connect("env-check-consistency", _complete)
