@@ -61,10 +61,13 @@ def solve(request: Request, bar: Callable[[float], None] | None) -> tuple[Run, T
 def check_built(request: Request) -> None:
     """Refuses what a batched solve cannot do yet."""
     if request.method not in (*methods.ADAPTIVE, *methods.TAYLOR):
+        same = request.method in (*methods.FIXED, *methods.ADAMS)
+        why = "steps of the same length for all samples need no batched=True; " if same else ""
         raise NotImplementedError(
-            f"batched=True with method {request.method!r} is not built yet: steps of the same"
-            " length for all samples"
-            " need no batched=True; adaptive methods are " + ", ".join(methods.ADAPTIVE) + "."
+            f"batched=True with method {request.method!r} is not built yet: {why}methods that"
+            " step each sample on its own are "
+            + ", ".join((*methods.ADAPTIVE, *methods.TAYLOR))
+            + "."
         )
     if request.adjoint:
         raise NotImplementedError(
