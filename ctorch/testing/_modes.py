@@ -17,6 +17,10 @@ from ctorch.testing.strategies import with_layout
 
 _ELEMENTS = 64  # elements of a variable that a report differentiates one at a time
 _CAPTURED_ALONE = 4  # more captured tensors than this are checked along one joint direction
+_OUTSIDE = (
+    "fn itself is finite; if it is not meant for such inputs, bound them: "
+    "ctorch.testing.tensors(shape, low=..., high=...)"
+)
 _COTANGENTS = ("contiguous", "expanded", "sliced")
 
 
@@ -124,7 +128,9 @@ def forward(check: Check) -> Finding | None:
             f"{dual[0]!r}, torch.func.jvp {func[0]!r}"
         )
         names = ", ".join(check.system.names)
-        return Finding("forward", check.system.order, names, text)
+        finding = Finding("forward", check.system.order, names, text)
+        finding.hint = 'where only reverse mode is needed: modes=("reverse",)'
+        return finding
     return None
 
 
@@ -235,6 +241,8 @@ def _judge_pullback(
     for i in probe.variables:
         v = probe.direction[i]
         assert v is not None
+        if not bool(torch.isfinite(grads[i]).all()):
+            return _not_finite(check, i, grads[i], mode)
         analytic += float(_inner(grads[i], check.system.view(i, v)))
     numeric, scale, slack = 0.0, 0.0, 0.0
     for u, d, e in zip(
@@ -254,6 +262,18 @@ def _judge_pullback(
     return coarse
 
 
+def _not_finite(check: Check, i: int, grad: Tensor, mode: str) -> Finding:
+    """NaN or infinity where the function itself is finite."""
+    k = int((~torch.isfinite(grad)).reshape(-1).int().argmax())
+    numeric, slack = _element_difference(check, i, k)
+    name = check.system.names[i]
+    text = f"the {mode}-mode {_order(check.system)} is not finite with respect to {name}"
+    got, limit = grad.reshape(-1)[k].item(), check.tolerance.atol + slack
+    finding = Finding(mode, check.system.order, name, text, got, numeric, float("inf"), limit)
+    finding.where, finding.hint = element(grad.shape, k), _OUTSIDE
+    return finding
+
+
 def _judge_pushforward(
     check: Check, probe: Probe, tangents: Sequence[Tensor], functional: bool
 ) -> Finding | None:
@@ -269,7 +289,11 @@ def _judge_pushforward(
         names = ", ".join(system.names[i] for i in probe.variables)
         way = "torch.func.jvp" if functional else "forward_ad dual numbers"
         text = f"wrong forward-mode {_order(system)} with respect to {names} (by {way})"
-        zero = bool((t == 0).all())
+        hint = ""
+        if bool((t == 0).all()):
+            hint = "the tangent is zero everywhere: forward mode does not see this function"
+        elif not bool(torch.isfinite(t).all()):
+            hint = _OUTSIDE
         return Finding(
             "forward",
             system.order,
@@ -277,12 +301,10 @@ def _judge_pushforward(
             text,
             t.reshape(-1)[worst].item(),
             d.reshape(-1)[worst].item(),
-            float(gap.reshape(-1)[worst]),
+            float(torch.nan_to_num(gap.reshape(-1)[worst], nan=torch.inf)),
             float(allowed.reshape(-1)[worst]),
             f", derivative of output {k}{element(d.shape, worst)} along a random direction",
-            "the tangent is zero everywhere: forward mode does not see this function"
-            if zero
-            else "",
+            hint,
         )
     return None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -80,16 +82,17 @@ def check_gradients(
             supported; the message holds the smallest failing case, the analytic and the numeric
             value, and the error.
         ImportError: hypothesis is not installed.
-        TypeError: ``fn`` is not callable.
+        TypeError: ``fn`` is not callable, or ``seed`` no integer.
         ValueError: an argument is out of range, nothing can be differentiated, or no drawn case
             lies in the domain.
+        Exception: what ``fn`` itself raises, with the case as a note (from Python 3.11 on).
 
     Example:
         >>> import torch
         >>> from ctorch.testing import check_gradients
         >>> check_gradients(torch.nn.Linear(3, 2), torch.zeros(4, 3), order=2, examples=3)
     """
-    _validate(fn, order, modes, examples)
+    _validate(fn, order, modes, examples, seed, {"rtol": rtol, "atol": atol})
     hypothesis = require_hypothesis()
     captured = find_captured(fn)
     if not _has_variables(inputs) and not any(c.checked for c in captured):
@@ -188,6 +191,10 @@ class _Run:
         try:
             finding = self._check(System(self.fn, leaves, spec, self.captured, probe), probe)
         except Exception as error:
+            if sys.version_info >= (3, 11):
+                error.add_note(
+                    f"raised within check_gradients, at or near this case:\n{self._describe(leaves)}"
+                )
             return error
         if finding is None:
             return None
@@ -379,7 +386,14 @@ def _fingerprint(leaves: list[Any], probe: int) -> str:
     return digest.hexdigest()
 
 
-def _validate(fn: Any, order: int, modes: Sequence[str], examples: int) -> None:
+def _validate(
+    fn: Any,
+    order: int,
+    modes: Sequence[str],
+    examples: int,
+    seed: int,
+    tolerances: dict[str, float],
+) -> None:
     if not callable(fn):
         raise TypeError(f"check_gradients: fn must be callable, got {type(fn).__name__}")
     if order not in (1, 2):
@@ -392,3 +406,10 @@ def _validate(fn: Any, order: int, modes: Sequence[str], examples: int) -> None:
         raise ValueError(
             f"check_gradients: examples must be an integer from 1 on, got {examples!r}"
         )
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"check_gradients: seed must be an integer, got {seed!r}")
+    for name, value in tolerances.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(
+                f"check_gradients: {name} must be a number from 0 on, and finite, got {value!r}"
+            )

@@ -286,6 +286,43 @@ def test_errors_of_the_function_itself_come_through():
         check_gradients(nn.Linear(3, 2), torch.zeros(4, 2))
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="notes came with Python 3.11")
+def test_an_error_of_the_function_carries_its_case_as_a_note():
+    def fn(x: Tensor) -> Tensor:
+        if (x < 0).any():
+            raise ArithmeticError("negative")
+        return x
+
+    with pytest.raises(ArithmeticError, match="negative") as caught:
+        check_gradients(fn, torch.zeros(2))
+    assert "input: float64 [2] = [" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_a_derivative_that_is_not_finite_is_shown_with_the_way_to_bound_the_inputs(mode):
+    with pytest.raises(GradientMismatch) as caught:
+        check_gradients(torch.sqrt, torch.zeros(2), modes=(mode,))
+    assert re.search(r"analytic +-?inf\n", str(caught.value))
+    assert "low=" in str(caught.value)
+
+
+def test_missing_forward_mode_is_reported_with_the_way_to_leave_it_out():
+    with pytest.raises(GradientMismatch, match="not supported") as caught:
+        check_gradients(lambda x: _ReverseOnly.apply(x), torch.zeros(2))
+    assert 'modes=("reverse",)' in str(caught.value)
+    check_gradients(lambda x: _ReverseOnly.apply(x), torch.zeros(2), modes=("reverse",), examples=3)
+
+
+class _ReverseOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 3 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 3 * grad
+
+
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
@@ -294,6 +331,9 @@ def test_errors_of_the_function_itself_come_through():
         ({"modes": ()}, ValueError, "modes must be"),
         ({"modes": "reverse"}, ValueError, "modes must be"),
         ({"examples": 0}, ValueError, "examples must be"),
+        ({"rtol": -1e-5}, ValueError, "rtol must be"),
+        ({"atol": float("nan")}, ValueError, "atol must be"),
+        ({"seed": "0"}, TypeError, "seed must be"),
         ({"fn": 3}, TypeError, "fn must be callable"),
         ({"inputs": 3}, ValueError, "neither inputs nor fn"),
         ({"fn": lambda x: torch.ones(3)}, ValueError, "no differentiable output"),
