@@ -20,8 +20,7 @@ try:
 except ImportError:
     sys.exit("this example takes its digits from scikit-learn: pip install scikit-learn")
 
-TIMES = torch.tensor([0.0, 1.0])
-penalty_of = ctorch.ode.regularizers.taylor(order=3)
+TIMES, penalty_of = torch.tensor([0.0, 1.0]), ctorch.ode.regularizers.taylor(order=3)
 
 
 class Field(nn.Module):
@@ -77,6 +76,7 @@ def draw(rows, file):
     for axes, (weight, (accuracy, _, nfe, path)) in zip(panels, rows.items(), strict=True):
         axes.plot(torch.linspace(0, 1, 101), path[:, ::5], linewidth=1)
         axes.set(title=f"weight {weight:g}: {nfe} evaluations", xlabel=f"t ({accuracy:.1%} right)")
+    panels[0].set_ylabel("components of the state")
     figure.savefig(file, dpi=100)
 
 

@@ -47,9 +47,8 @@ def main():
             for unit in torch.eye(2)
         ]
         jacobian = torch.stack(columns, 1)
-        print(
-            f"{k}: rates {log_rates.exp().tolist()}   misfit {residual.square().mean().sqrt():.5f}"
-        )
+        shown = ", ".join(f"{rate:.6f}" for rate in log_rates.exp())
+        print(f"{k}: rates {shown}   misfit {residual.square().mean().sqrt():.5f}")
         log_rates = log_rates - torch.linalg.lstsq(jacobian, residual[:, None]).solution[:, 0]
 
     rates = log_rates.exp()

@@ -52,21 +52,21 @@ def log_fidelity(net, samples):
 
 
 def draw(net, path):
-    """Sign of both states over the place of the first particle."""
+    """Both states over the place (x, y) of the first particle; the others are dots."""
     from matplotlib.figure import Figure  # comes with the extra "demo"
 
     line = torch.linspace(-2.5, 2.5, 200)
     others = torch.randn(2, 2, generator=torch.Generator().manual_seed(2))
     first = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).unsqueeze(-2)
     r = torch.cat([first, others.expand(200, 200, 2, 2)], -2)
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
     for axes, f in zip(figure.subplots(1, 2), (exact, net), strict=True):
         sign, size = (part.detach() for part in f(r))
         psi = sign * (size - size.max()).exp()
         axes.imshow(psi, extent=(-2.5, 2.5) * 2, origin="lower", cmap="RdBu", vmin=-1, vmax=1)
         axes.contour(line, line, psi, levels=[0], colors="k")
         axes.plot(*others.T, "ko")
-        axes.set_title("exact" if f is exact else "sortlets")
+        axes.set(title="exact" if f is exact else "sortlets", xlabel="x", ylabel="y")
     figure.savefig(path, dpi=110)
 
 

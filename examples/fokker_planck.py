@@ -92,7 +92,7 @@ def main():
             panel.hist2d(*clouds[k % 3].T.numpy(), 60, range=[(-2.2, 2.2)] * 2, cmap="Blues")
             panel.quiver(*release[:64].T, *s(release[:64])[0].T, alpha=0.5)
             panel.set_title(f"{name}, t = {times[k % 3] / 100}")
-        figure.savefig(chosen.picture, dpi=80)
+        figure.supxlabel("$x_1$"), figure.supylabel("$x_2$"), figure.savefig(chosen.picture, dpi=80)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def draw(density, path):
         image = density[k].view(BINS, BINS)
         axes.imshow(image, origin="lower", cmap="magma", norm=LogNorm(1, image.max() + 1))
         axes.set(title=f"t = {TIMES[k]:.0f}", xticks=[], yticks=[], facecolor="black")
+        axes.set(xlabel="x", ylabel="z" if k == 1 else "")
     figure.savefig(path, dpi=110)
 
 

@@ -98,6 +98,9 @@ def test_the_command_line_without_typer_says_how_to_get_it() -> None:
     done = run(f"import sys; sys.argv[1:] = ['info']; {code}")
     assert done.returncode == 0, done.stderr
     assert "kernels" in done.stdout
+    done = run(f"import sys; sys.argv[1:] = ['info', '--cache']; {code}")
+    assert done.returncode == 0, done.stderr
+    assert "compiled solves" in done.stdout
 
 
 def test_every_command_is_a_documented_function_of_its_file() -> None:

@@ -22,10 +22,10 @@ def main() -> None:
     try:
         application = app()
     except ModuleNotFoundError as error:
-        if sys.argv[1:] == ["info"]:  # what one asks when something is missing needs no extra
+        if sys.argv[1:2] == ["info"]:  # what one asks when something is missing needs no extra
             from ctorch.cli.info import info
 
-            return info()
+            return info(cache="--cache" in sys.argv)
         sys.exit(f"ctorch: the command line cannot start; {error}")
     application(prog_name="ctorch")
 

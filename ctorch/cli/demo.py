@@ -27,10 +27,17 @@ def demo(
     from ctorch.training import CheckpointError, TrainingInterrupted
 
     require("matplotlib")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot make the folder {out}: {error.strerror}"
+        raise typer.BadParameter(reason, param_hint="--out") from None
     begun = time.perf_counter()
     steps = min(steps, 20) if quick else steps
     print("Hudson Bay record, 1900-1920: pelts of hare and lynx; 1916-1920 are held out.")
     print(f"Kernels: {'compiled' if kernels.HAS_KERNELS else 'reference (see ctorch info)'}.")
+    if resume and not any(out.glob("checkpoints/*/*")):
+        print(f"There is no checkpoint in {out}: starting anew.")
     again = f"ctorch demo --resume --seed {seed} --steps {steps} --out {shlex.quote(str(out))}"
     try:
         plain, universal = fit_both(seed, steps, out / "checkpoints", resume, again)

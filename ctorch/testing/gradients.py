@@ -192,9 +192,8 @@ class _Run:
             finding = self._check(System(self.fn, leaves, spec, self.captured, probe), probe)
         except Exception as error:
             if sys.version_info >= (3, 11):
-                error.add_note(
-                    f"raised within check_gradients, at or near this case:\n{self._describe(leaves)}"
-                )
+                case = self._describe(leaves)
+                error.add_note(f"raised within check_gradients, at or near this case:\n{case}")
             return error
         if finding is None:
             return None
