@@ -27,11 +27,6 @@ def demo(
     from ctorch.training import CheckpointError, TrainingInterrupted
 
     require("matplotlib")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = f"cannot make the folder {out}: {error.strerror}"
-        raise typer.BadParameter(reason, param_hint="--out") from None
     begun = time.perf_counter()
     steps = min(steps, 20) if quick else steps
     print("Hudson Bay record, 1900-1920: pelts of hare and lynx; 1916-1920 are held out.")

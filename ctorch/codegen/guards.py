@@ -409,15 +409,6 @@ def same_plain(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def same_array(a: Any, b: Any) -> bool:
-    """Equality of numpy's arrays, types included."""
-    return (
-        type(a) is type(b)
-        and a.dtype == b.dtype
-        and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
-    )
-
-
 def _slots(kind: type) -> list[str]:
     if _is_library(kind.__module__):
         return []

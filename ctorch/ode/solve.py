@@ -161,7 +161,7 @@ def solve_ode(
     request.key = key
     with progress_bar(progress, t) as bar:
         run, rows, problem = request.solve(bar)
-    solution = _solution(request, problem, run, rows, y0, t)
+    solution = _solution(request, problem, run, rows, t)
     failure = run.failure
     if failure is not None:
         solution.message = failure.message
@@ -463,9 +463,7 @@ def _norm(norm: Any) -> tuple[Any, bool]:
     return norm, False
 
 
-def _solution(
-    request: Request, problem: Problem, run: Run, rows: Tensor, y0: Any, t: Tensor
-) -> Solution:
+def _solution(request: Request, problem: Problem, run: Run, rows: Tensor, t: Tensor) -> Solution:
     layout = problem.layout
     count = rows.shape[0] if not layout.batched else rows.shape[1]
     y = layout.unpack(rows, (count,))

@@ -73,11 +73,6 @@ class Tableau:
         """Whether the method estimates its error."""
         return self.e is not None
 
-    @property
-    def error_needs_last_stage(self) -> bool:
-        """Whether the error estimate uses f(t1, y1); if not, a rejected step can spare it."""
-        return self.e is not None and self.e[-1] != 0.0
-
 
 def quartic_from_mid(tableau: Tableau) -> Matrix:
     """Torchdiffeq's interpolant as weights.

@@ -81,6 +81,17 @@ def test_a_resume_with_other_settings_is_refused(tmp_path):
         fit_both(1, 2, tmp_path, resume=True, progress=False)
 
 
+def test_a_resume_without_a_checkpoint_says_so(tmp_path):
+    testing = pytest.importorskip("typer.testing")
+    pytest.importorskip("matplotlib")
+    from ctorch.cli import app
+
+    command = ["demo", "--steps", "1", "--resume", "--out", str(tmp_path)]
+    runner = testing.CliRunner()
+    assert "no checkpoint" in runner.invoke(app(), command).output
+    assert "no checkpoint" not in runner.invoke(app(), command).output
+
+
 def test_the_command_writes_a_picture_and_says_where(tmp_path):
     testing = pytest.importorskip("typer.testing")
     pytest.importorskip("matplotlib")
@@ -93,26 +104,3 @@ def test_the_command_writes_a_picture_and_says_where(tmp_path):
     assert str(picture) in result.output.replace("\n", "")
     assert "forecast 1916-1920" in result.output
     assert "nfe" in result.output
-
-
-def test_a_folder_that_cannot_be_made_is_an_error_before_anything_is_fitted(tmp_path):
-    testing = pytest.importorskip("typer.testing")
-    pytest.importorskip("matplotlib")
-    from ctorch.cli import app
-
-    (tmp_path / "file").touch()
-    result = testing.CliRunner().invoke(app(), ["demo", "--out", str(tmp_path / "file" / "folder")])
-    assert result.exit_code == 2
-    assert "--out" in result.output
-    assert "loss" not in result.output
-
-
-def test_a_resume_without_a_checkpoint_says_so(tmp_path):
-    testing = pytest.importorskip("typer.testing")
-    pytest.importorskip("matplotlib")
-    from ctorch.cli import app
-
-    command = ["demo", "--steps", "1", "--resume", "--out", str(tmp_path)]
-    runner = testing.CliRunner()
-    assert "no checkpoint" in runner.invoke(app(), command).output
-    assert "no checkpoint" not in runner.invoke(app(), command).output

@@ -119,11 +119,6 @@ def test_the_last_stage_is_the_slope_at_the_end(tableau: Tableau) -> None:
     assert tableau.a[-1] == tableau.b[:-1]
 
 
-def test_only_methods_whose_error_uses_the_last_slope_say_so() -> None:
-    need = {name for name, tableau in TABLEAUS.items() if tableau.error_needs_last_stage}
-    assert need == {"bosh3", "dopri5", "tsit5"}
-
-
 @pytest.mark.parametrize("name", ["dopri5", "dopri8", "vern7"])
 def test_stages_after_the_second_have_order_two_at_least(name: str) -> None:
     tableau = TABLEAUS[name]
