@@ -67,6 +67,9 @@ class History(Sequence[Mapping[str, float]]):
     Metrics that the loss function returns stand beside them.
 
     ``history["loss"]`` is the column of that name, as a list; ``history[3]`` the fourth record.
+
+    Args:
+        records: to begin with.
     """
 
     def __init__(self, records: Iterable[Mapping[str, float]] = ()) -> None:
@@ -90,6 +93,7 @@ class History(Sequence[Mapping[str, float]]):
         return list(self["loss"])
 
     def append(self, record: Mapping[str, float]) -> None:
+        """Adds the record of a step."""
         self._records.append(dict(record))
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,6 +106,7 @@ class History(Sequence[Mapping[str, float]]):
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> History:
+        """What ``state_dict`` was made from."""
         columns = {name: column.tolist() for name, column in state.items()}
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         return cls({k: v for k, v in row.items() if v == v} for row in rows)
@@ -140,6 +145,7 @@ class Batches:
         return chosen.clone()
 
     def state_dict(self) -> dict[str, Any]:
+        """Where the order stands, for a checkpoint."""
         return {
             "generator": self._generator.get_state(),
             "order": self._order.clone(),
@@ -147,6 +153,11 @@ class Batches:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where ``state_dict`` was taken.
+
+        Raises:
+            ValueError: that was over another number of samples.
+        """
         if len(state["order"]) != self.count:
             count = len(state["order"])
             raise ValueError(f"its batches are over {count} samples, not {self.count}")

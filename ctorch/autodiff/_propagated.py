@@ -36,7 +36,10 @@ class _Shared:
 
 
 class MissingRuleError(NotImplementedError, AttributeError):
-    """A torch function met a value that carries derivatives and has no rule for it."""
+    """A torch function met a value that carries derivatives and has no rule for it.
+
+    The message names the function; ``register_jet_rule`` adds a rule.
+    """
 
 
 class Propagated:

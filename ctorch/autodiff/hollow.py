@@ -46,7 +46,17 @@ class Hollow:
         return self.coefficients(t, x, 0)[0]
 
     def coefficients(self, t: Time, x: Tensor, order: int) -> Tensor:
-        """``1/k! d^k f_i / d x_i^k`` for k = 0 to ``order``, ``[order + 1, ..., d]``."""
+        """Taylor coefficients of each component in its own dimension.
+
+        Args:
+            t: time, a number or a tensor that broadcasts against ``[..., 1]``; None for a net
+                without it.
+            x: ``[..., d]``.
+            order: the highest one.
+
+        Returns:
+            ``1/k! d^k f_i / d x_i^k`` for k = 0 to ``order``, ``[order + 1, ..., d]``.
+        """
         h = self.conditioner(t, x)
         tau = self.transformer
         if isinstance(tau, Transformer):
@@ -64,6 +74,12 @@ def as_hollow(net: Any) -> Hollow:
     A net says so by a method ``__ctorch_hollow__()`` that returns a ``Hollow``, or None where it is
     not hollow in its present state. It is asked anew at every call, so that weights may be made on
     the fly from parameters.
+
+    Args:
+        net: any object.
+
+    Returns:
+        Its halves.
 
     Raises:
         TypeError: ``net`` is not hollow, or the method returned something else.

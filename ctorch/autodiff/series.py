@@ -88,6 +88,7 @@ class Autonomous(nn.Module):
         self.net = net
 
     def forward(self, t: Any, y: Tensor) -> Tensor:
+        """``net(y)`` [..., d], whatever the time."""
         return cast(Tensor, self.net(y))
 
 

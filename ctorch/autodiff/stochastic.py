@@ -95,9 +95,20 @@ def stochastic_bilaplacian(
 ) -> Estimate:
     """``(sum_i d_i^2)^2 f`` from fourth derivatives along Gaussian directions.
 
-    ``E[D^4 f(v, v, v, v)] = 3 Laplacian^2 f`` for ``v ~ N(0, I)`` (Isserlis). Arguments, results
-    and errors are those of ``stochastic_laplacian``; the variance is that of
-    ``D^4 f(v, v, v, v) / 3`` over ``samples``.
+    ``E[D^4 f(v, v, v, v)] = 3 Laplacian^2 f`` for ``v ~ N(0, I)`` (Isserlis). The variance is that
+    of ``D^4 f(v, v, v, v) / 3`` over ``samples``.
+
+    Args:
+        f: ``[..., d] -> [...]``, as for ``stochastic_laplacian``.
+        x: points ``[..., d]``, floating point.
+        samples: random directions for each point.
+        generator: source of randomness.
+
+    Returns:
+        An ``Estimate``: value, estimate and standard error, each ``[...]``.
+
+    Raises:
+        TypeError, ValueError, MissingRuleError: as for ``stochastic_laplacian``.
     """
     _check(f, x)
     samples = whole("samples", samples, 1)

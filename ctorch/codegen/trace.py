@@ -47,6 +47,9 @@ class Field:
         owned: which tensors of ``args`` belong to the samples.
         differentiated: which shared arrays have gradients.
         derivative_error: why there is no ``vjp``; "" where there is one.
+        shapes: of the tensors in ``args``; of one that belongs to the samples: of one row.
+        check: the shared arrays that a problem's func holds; None where its values have changed.
+        sizes: the numbers of samples for which the field was compared with func.
     """
 
     source: str
@@ -85,6 +88,7 @@ class Traced:
         shared: the shared arrays, in the order of ``Field::shared``: tensors of ``args`` that
             samples share, then parameters, buffers and other tensors that func holds.
         own: [B, own], what samples have for themselves of ``args``.
+        problem: the call that was traced.
     """
 
     field: Field
@@ -169,6 +173,9 @@ def trace(
             many of their rows; all else is compared by value.
         batched: every sample has its own time; a field that mixes samples is refused. Else such a
             field is traced as one system, the whole state.
+
+    Returns:
+        The field in C++, with the tensors of this call.
 
     Raises:
         Untraceable: an operator is not supported, or the result cannot be known from one trace.

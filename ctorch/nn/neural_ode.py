@@ -69,7 +69,19 @@ class NeuralODE(nn.Module):
     def solve(
         self, y0: Any, t: Tensor | None = None, args: tuple[Any, ...] = (), **options: Any
     ) -> Solution:
-        """The whole solution, with its statistics; ``options`` override the module's own."""
+        """The whole solution, with its statistics.
+
+        Args:
+            y0, t, args: as for ``forward``.
+            **options: of ``solve_ode``; they override the module's own.
+
+        Returns:
+            The ``ctorch.ode.Solution``.
+
+        Raises:
+            ValueError: there are no times, neither here nor in the module.
+            SolveError: as ``solve_ode``.
+        """
         times = self.t if t is None else t
         if times is None:
             raise ValueError("NeuralODE: give the output times t, here or when the module is made")

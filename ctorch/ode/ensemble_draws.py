@@ -41,9 +41,16 @@ class Draws:
         self._calls = 0
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Between 0 and 1, [n, *shape], new ones at every call.
+        """Numbers uniform between 0 and 1, new ones at every call.
 
         In float64 neither bound occurs; in a narrower dtype numbers are rounded, and 1 may.
+
+        Args:
+            *shape: of what one sample gets; nothing: one number.
+            dtype: of the result.
+
+        Returns:
+            [n, *shape], on the device of the indices.
         """
         self._calls += 1
         start = _mix_number(self._key + self._calls)
@@ -55,7 +62,7 @@ class Draws:
         return (middle * 2.0**-_BITS).to(dtype).view(len(self._indices), *shape)
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Of mean 0 and variance 1, [n, *shape], new ones at every call."""
+        """Normal numbers of mean 0 and variance 1; arguments and result as for ``uniform``."""
         return torch.special.ndtri(self.uniform(*shape)).to(dtype)
 
 

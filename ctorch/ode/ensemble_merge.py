@@ -46,6 +46,13 @@ class Moments:
     def of(cls, sol: Solution, indices: Tensor) -> Moments:
         """Of the samples of a batched solution that did not fail.
 
+        Args:
+            sol: of a chunk.
+            indices: [n] of its samples; not used, but what a ``reduce`` is called with.
+
+        Returns:
+            Their moments; of none at all: a count and a mean of 0.
+
         Raises:
             TypeError: the state is no tensor.
         """

@@ -61,6 +61,12 @@ def native_solves(mode: bool | str) -> Iterator[None]:
         mode: True: every solve is native, or an error says why it cannot be; "try": native where
             possible; False: eager.
 
+    Yields:
+        Nothing; when the block ends, the mode before it holds again.
+
+    Raises:
+        ValueError: another mode.
+
     Example:
         >>> import torch, ctorch
         >>> with ctorch.native_solves("try"):

@@ -103,12 +103,15 @@ def odeint_adjoint(
         adjoint_options: of the backward solve; default: ``options`` but for the norm. Its "norm"
             may be "seminorm" (leave the parameters' cotangents out; Kidger et al., 2021) or a
             function of (t, y, a, *params).
-        adjoint_params: tensors to differentiate in; default: the parameters of func, and every
-            tensor that func uses.
+        adjoint_params: tensors to differentiate in; default, where func is a module: its
+            parameters, and every other tensor that it uses.
+
+    Returns:
+        As ``odeint``.
 
     Raises:
-        ValueError: adjoint_method differs from method, options are given and adjoint_options are
-            not.
+        ValueError: func is no module and adjoint_params is missing; or adjoint_method differs from
+            method, options are given and adjoint_options are not.
 
     Example:
         >>> import torch
@@ -175,6 +178,11 @@ def odeint_event(
     Returns:
         (event time, solution [2, *y0.shape]): differentiable in y0, t0, what func holds, and what
         event_fn holds.
+
+    Raises:
+        TypeError: t0 is no tensor.
+        ValueError: t0 holds more than one time.
+        SolveError: the event did not fire within the limit on the steps, or the solve failed.
 
     Example:
         >>> import torch

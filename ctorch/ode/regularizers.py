@@ -40,6 +40,13 @@ def taylor(order: int = 3, *, batch_dims: int = 1) -> Regularizer:
             penalty of its own: 1 for ``[B, ...]``, 0 for a single state. ``dim`` is the number of
             elements of a sample.
 
+    Returns:
+        The regularizer: ``reg.solve(func, y0, t)``, or ``reg(func)`` as a field.
+
+    Raises:
+        TypeError: ``order`` is no int.
+        ValueError: ``order`` is below 1.
+
     Example:
         >>> import torch, ctorch
         >>> field = lambda t, y: -y
@@ -147,7 +154,14 @@ class Regularizer:
         return Regularized(func, penalty)
 
     def start(self, y0: Any) -> tuple[Any, Tensor]:
-        """The initial state ``(y0, zeros [*batch])``."""
+        """The initial state of a regularized field.
+
+        Args:
+            y0: that of the field itself.
+
+        Returns:
+            ``(y0, zeros [*batch])``.
+        """
         first = pytree.tree_leaves(y0)[0]
         shape = first.shape[: self.batch_dims]
         return y0, torch.zeros(shape, dtype=first.dtype.to_real(), device=first.device)
@@ -205,6 +219,7 @@ class Regularized(nn.Module):
         self._penalty = penalty
 
     def forward(self, t: Any, state: tuple[Any, Tensor], *args: Any) -> tuple[Any, Tensor]:
+        """Slope and rate of the penalty ``[*batch]``, at the state ``(y, penalty so far)``."""
         y, _ = state
         func = (lambda t, y: self.func(t, y, *args)) if args else self.func
         return self._penalty(func, t, y)

@@ -15,9 +15,9 @@ from ctorch.ode.dense import as_time
 class Status(enum.IntEnum):
     """How a solve ended."""
 
-    SUCCESS = 0
+    SUCCESS = 0  #: t[-1] was reached
     EVENT = 1  #: a terminal event ended it
-    MAX_STEPS = 2
+    MAX_STEPS = 2  #: as many attempts as were allowed were not enough
     STEP_UNDERFLOW = 3  #: the error test wants steps below the resolution of time
     NONFINITE = 4  #: NaN or infinity in the state or the vector field
     NO_ROOT = 5  #: the iteration for an implicit step did not converge
