@@ -58,11 +58,11 @@ $(VENV)/.torch: $(CONSTRAINTS)
 	@touch $@
 
 $(VENV)/.ctorch-demo: $(VENV)/.torch $(BUILD)
-	@echo "==> compiling the kernels and installing ctorch with what the demo needs"
+	@echo "==> compiling the kernels and installing ctorch with what the demo needs (some minutes, once)"
 	$(INSTALL) -e ".[demo]"
 	@touch $@
 
-$(VENV)/.ctorch-dev: $(VENV)/.torch $(BUILD)
-	@echo "==> compiling the kernels and installing ctorch with what tests and docs need"
-	$(INSTALL) -e ".[dev]"
-	@touch $@ $(VENV)/.ctorch-demo
+$(VENV)/.ctorch-dev: $(VENV)/.ctorch-demo
+	@echo "==> installing what tests and docs need"
+	$(PIP) "ctorch[dev]"
+	@touch $@

@@ -93,14 +93,13 @@ def fit_both(
 
     plain = LotkaVolterra(log_counts)
     many = steps + steps // 2
-    settings = Settings(seed, many)
+    settings = Settings(seed, steps)
     history = _fit(plain, t, log_counts, many, 0.03, folder / "plain", settings, common)
     first = _judge("Lotka-Volterra", plain, history, t, pelts)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         universal = UniversalODE(plain, log_counts)
-    settings = Settings(seed, steps)
     history = _fit(universal, t, log_counts, steps, 0.02, folder / "universal", settings, common)
     return first, _judge("universal ODE", universal, history, t, pelts)
 

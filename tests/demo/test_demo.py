@@ -79,6 +79,8 @@ def test_a_resume_with_other_settings_is_refused(tmp_path):
     fit_both(0, 2, tmp_path, progress=False)
     with pytest.raises(CheckpointError, match="--seed 0"):
         fit_both(1, 2, tmp_path, resume=True, progress=False)
+    with pytest.raises(CheckpointError, match=r"with --seed 0 and 2 steps.* has --seed 0 and 3"):
+        fit_both(0, 3, tmp_path, resume=True, progress=False)
 
 
 def test_a_resume_without_a_checkpoint_says_so(tmp_path):
