@@ -90,9 +90,9 @@ def main():
         for k, panel in enumerate(figure.subplots(2, 3, sharex=True, sharey=True).flat):
             s, clouds, name = ((truth, true, "true"), (sde, learned, "learned"))[k // 3]
             panel.hist2d(*clouds[k % 3].T.numpy(), 60, range=[(-2.2, 2.2)] * 2, cmap="Blues")
-            panel.quiver(*release[:64].T, *s(release[:64])[0].T, alpha=0.5)
-            panel.set_title(f"{name}, t = {times[k % 3] / 100}")
-        figure.supxlabel("$x_1$"), figure.supylabel("$x_2$"), figure.savefig(chosen.picture, dpi=80)
+            panel.set(title=f"{name}, t = {times[k % 3] / 100}", xlabel="$x_1$", ylabel="$x_2$")
+            panel.quiver(*release[:64].T, *s(release[:64])[0].T, alpha=0.5), panel.label_outer()
+        figure.savefig(chosen.picture, dpi=80)
 
 
 if __name__ == "__main__":
