@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from ctorch.autodiff._functions import dispatches, name_of, no_rule, targets, writes
+from ctorch.autodiff._keywords import Arguments, arranged
 
 Function = Callable[..., Any]
 P = TypeVar("P", bound="Propagated")
@@ -247,6 +248,7 @@ class Propagated:
         if kwargs:
             if kwargs.get("out") is not None:
                 raise TypeError(f"{name_of(func)}: out= cannot take a {cls.__name__}; drop it")
+            args, kwargs = _arguments(rule, func, args, kwargs)
             return rule(*args, **kwargs)
         return rule(*args)
 
@@ -388,15 +390,15 @@ def in_place(function: Function) -> Function:
     return assign
 
 
-def write(x: Any, result: Any, what: str) -> Propagated:
-    """Puts the result of an in-place function into ``x``, where that is safe."""
+def write(x: Any, result: Any, what: str, shape: Any = None) -> Propagated:
+    """Puts the result of an in-place function into ``x``, of this (or x's) shape, if it is safe."""
     if constant(x):
         raise TypeError(
             f"{what} would write a {type(result).__name__} into a plain tensor, which drops its "
             f"derivatives: build the result with torch.cat, torch.stack or torch.where, or start "
             f"from a value that carries derivatives (x.clone(), torch.zeros_like(x) * x)"
         )
-    if x.shape != result.shape:
+    if result.shape != (x.shape if shape is None else shape):
         raise ValueError(f"{what} would change the shape {tuple(x.shape)} to {tuple(result.shape)}")
     if isinstance(result, Tensor):  # a constant
         result = x.linear(torch.zeros_like).shift(result)
@@ -446,10 +448,22 @@ def _method(name: str, target: Function) -> Function:
             raise MissingRuleError(no_rule(kind, f"torch.Tensor.{name}", writes(method)))
         if not torch.is_grad_enabled():
             _check_recorded(found, target, kind)
-        return found(self, *args, **kwargs)
+        if kwargs:
+            args, kwargs = _arguments(found, target, (self, *args), kwargs)
+            return found(*args, **kwargs)
+        return found(self, *args)
 
     method.__name__ = name
     return method
+
+
+def _arguments(rule: Function, func: Function, args: Any, kwargs: dict[str, Any]) -> Arguments:
+    """Arguments as the rule takes them; Dynamo reads no signatures, so there it is one name."""
+    if not is_compiling():
+        return arranged(rule, func, args, kwargs)
+    if args or "input" not in kwargs:
+        return args, kwargs
+    return (kwargs["input"],), {name: x for name, x in kwargs.items() if name != "input"}
 
 
 def _rule_of_aten(kind: type[Propagated], func: Any) -> Function | None:

@@ -51,4 +51,4 @@ def log_det_change(x: Any) -> Any:
         weights = torch.arange(1, last + 1, dtype=x.dtype, device=x.device) / k
         return torch.tensordot(weights, traces, 1)
 
-    return x.then(torch.zeros_like(x.value[..., 0, 0]), step, y, degree=float("inf"))
+    return x.then(x.value.new_zeros(x.shape[:-2]), step, y, degree=float("inf"))

@@ -200,7 +200,9 @@ def _gradient(f: Function, x: Tensor) -> Tensor:
         return pull(torch.ones_like(value))[0]
     shape = value.shape[batch:]
     basis = torch.eye(shape.numel(), dtype=value.dtype, device=value.device)
-    basis = basis.reshape(-1, *(1,) * batch, *shape).expand(-1, *value.shape)
+    basis = basis.reshape(len(basis), *(1,) * batch, *shape).expand(-1, *value.shape)
+    if not basis.numel():
+        return value.new_zeros(*value.shape, x.shape[-1])
     rows = [pull(e)[0] for e in basis]
     return torch.stack(rows, -2).unflatten(-2, shape)
 

@@ -19,6 +19,7 @@ from ctorch.autodiff.rules import losses as losses
 from ctorch.autodiff.rules import normalization as normalization
 from ctorch.autodiff.rules import norms as norms
 from ctorch.autodiff.rules import piecewise as piecewise
+from ctorch.autodiff.rules import polynomials as polynomials
 from ctorch.autodiff.rules import products as products
 from ctorch.autodiff.rules import recurrent as recurrent
 from ctorch.autodiff.rules import reductions as reductions
@@ -26,5 +27,6 @@ from ctorch.autodiff.rules import resampling as resampling
 from ctorch.autodiff.rules import shapes as shapes
 from ctorch.autodiff.rules import sortlet as sortlet
 from ctorch.autodiff.rules import special as special
+from ctorch.autodiff.rules import variants as variants
 
 _writing.register()  # from the rules of the others

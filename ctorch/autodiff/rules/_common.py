@@ -180,7 +180,8 @@ def root(x: Any, p: float) -> Any:
 
 def inplace_flag(function: Function) -> Function:
     """Gives the rule of an activation its argument ``inplace``, at the place torch has it."""
-    names = [*inspect.signature(function).parameters, "inplace"]
+    own = inspect.signature(function).parameters
+    names = [*own, "inplace"]
     write = in_place(function)
 
     @wraps(function)
@@ -191,6 +192,8 @@ def inplace_flag(function: Function) -> Function:
             inplace = kwargs.pop("inplace", False)
         return write(*args, **kwargs) if inplace else function(*args, **kwargs)
 
+    flag = inspect.Parameter("inplace", inspect.Parameter.KEYWORD_ONLY, default=False)
+    apply.__signature__ = inspect.Signature([*own.values(), flag])  # type: ignore[attr-defined]
     return apply
 
 

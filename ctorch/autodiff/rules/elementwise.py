@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctorch._shapes import broadcast_shapes
-from ctorch.autodiff._propagated import RULES, constant, rule
-from ctorch.autodiff.rules._common import as_tensor, compose
+from ctorch.autodiff._propagated import RULES, constant, rule, value_of
+from ctorch.autodiff.rules._common import as_tensor, compose, finite, masked
 from ctorch.ops.jet import UNARY
 
 _OWN_RULES = ("pow", "gelu", "gelu_tanh", "silu", "softplus", "mish", "logsigmoid")
@@ -132,7 +132,7 @@ def exp2(x: Any) -> Any:
 
 def _exponential(x: Any, value: Tensor, rate: Any) -> Any:
     """``b^x`` with its value given and ``rate = log b``: rounding errors do not grow with x."""
-    return value * torch.exp(x.shift(-x.value) * rate)
+    return value * torch.exp(x.shift(-finite(x.value)) * rate)
 
 
 @rule("atan2", "arctan2")
@@ -140,14 +140,19 @@ def atan2(y: Any, x: Any) -> Any:
     """By turning the point to the positive axis, where atan has no branches."""
     like = x if constant(y) else y
     y, x = as_tensor(y, like), as_tensor(x, like)
-    angle = torch.atan2(y if constant(y) else y.value, x if constant(x) else x.value)
-    c, s = torch.cos(angle), torch.sin(angle)
+    angle = torch.atan2(value_of(y), value_of(x))
+    far = torch.isinf(value_of(y)) | torch.isinf(value_of(x))  # where changes turn nothing
+    y, x, turn = torch.where(far, 0.0, y), torch.where(far, 1.0, x), torch.where(far, 0.0, angle)
+    c, s = torch.cos(turn), torch.sin(turn)
     return angle + torch.atan((y * c - x * s) / (x * c + y * s))
 
 
 @rule("hypot")
 def hypot(x: Any, y: Any) -> Any:
-    return torch.sqrt(torch.square(x) + torch.square(y))
+    """In units of the larger one, so that squares neither overflow nor vanish."""
+    size = torch.maximum(*torch.broadcast_tensors(value_of(x).abs(), value_of(y).abs())).detach()
+    unit = torch.where(torch.isfinite(size) & (size != 0), size, 1.0)
+    return torch.sqrt(torch.square(x / unit) + torch.square(y / unit)) * unit
 
 
 # ---- powers
@@ -207,7 +212,12 @@ def _number_power(x: Any, p: float) -> Any:
             return torch.reciprocal(_number_power(x, -p))
         half = _number_power(x, int(p) // 2)
         return half.times(half).times(x) if int(p) % 2 else half.times(half)
-    return x.unary("pow", float(p))
+    if p < 1 or p <= x.order:
+        return x.unary("pow", float(p))
+    used = x.value.detach() != 0  # at zero the recurrence divides by zero
+    safe: Any = torch.where(used, x, 1.0)
+    y = masked(safe.unary("pow", float(p)), used)
+    return y + _tensor_power(masked(x, ~used), torch.full_like(x.value, p))
 
 
 @rule("__rpow__")

@@ -272,6 +272,39 @@ def slice_scatter(
     return _with_item(_carried(x, src), at, src, False)
 
 
+@rule("diagonal_scatter")
+def diagonal_scatter(x: Any, src: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+    a, b = negative(dim1, x.ndim), negative(dim2, x.ndim)
+    x = _carried(x, src)
+    if src.shape != x.value.diagonal(offset, a, b).shape:
+        raise RuntimeError(f"diagonal_scatter: src of shape {tuple(src.shape)} is no diagonal of x")
+    return kind_of(x, src).join(
+        lambda stacks: stacks[0].diagonal_scatter(stacks[1], offset, a, b),
+        [x, as_tensor(src, x).to(x.dtype)],
+    )
+
+
+@rule("scatter_reduce")
+def scatter_reduce(
+    x: Any, dim: int, index: Tensor, src: Any, reduce: str, *, include_self: bool = True
+) -> Any:
+    """Of elements that tie for the largest, each gets its part of the derivative, as in torch."""
+    if reduce not in ("sum", "mean", "amax", "amin"):
+        raise NotImplementedError(f"scatter_reduce: {reduce!r} has no rule")
+    x, src = _carried(x, src), src[tuple(slice(n) for n in index.shape)]
+    value, given = x.value.detach(), value_of(src).detach()
+    result = value.scatter_reduce(dim, index, given, reduce, include_self=include_self)
+    own, other = torch.ones_like(value), torch.ones_like(given)
+    if not include_self:
+        own = own.scatter(dim, index, 0.0)
+    if reduce in ("amax", "amin"):
+        own, other = own * (value == result), (given == result.gather(dim, index)).to(given.dtype)
+    if reduce != "sum":
+        count = own.scatter_add(dim, index, other)
+        own, other = own / count, other / count.gather(dim, index)
+    return torch.scatter_add(x * own, dim, index, src * other)
+
+
 # ---- choices
 
 

@@ -66,7 +66,7 @@ def log_det_change(x: Jet) -> Jet:
     a = list(x.coefficients.unbind(0))
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand(x.shape)
     y = _solve(a, [eye], max(x.order - 1, 0))
-    out = [torch.zeros_like(a[0][..., 0, 0])]
+    out = [a[0].new_zeros(a[0].shape[:-2])]
     for k in range(1, x.order + 1):
         terms = [j * (y[k - j] * a[j].mT).sum((-2, -1)) for j in range(1, min(k, len(a) - 1) + 1)]
         out.append(torch.stack(terms).sum(0) / k if terms else torch.zeros_like(out[0]))

@@ -66,11 +66,12 @@ def smooth_l1_loss(
     beta: float = 1.0,
 ) -> Any:
     size = torch.abs(x - target)
+    reduction = _legacy(size_average, reduce, reduction)
     if beta == 0:
         return _reduced(size, reduction)
     near = value_of(size) < beta
     loss = torch.where(near, torch.square(size) * (0.5 / beta), size - 0.5 * beta)
-    return _reduced(loss, _legacy(size_average, reduce, reduction))
+    return _reduced(loss, reduction)
 
 
 @rule(F.huber_loss)
@@ -307,3 +308,74 @@ def triplet_margin_loss(
         far = torch.minimum(far, F.pairwise_distance(positive, negative, p, eps))
     loss = torch.clamp_min(total([near, -far]) + margin, 0)
     return _reduced(loss, _legacy(size_average, reduce, reduction))
+
+
+@rule(F.triplet_margin_with_distance_loss)
+def triplet_margin_with_distance_loss(
+    anchor: Any,
+    positive: Any,
+    negative: Any,
+    *,
+    distance_function: Any = None,
+    margin: float = 1.0,
+    swap: bool = False,
+    reduction: str = "mean",
+) -> Any:
+    distance = F.pairwise_distance if distance_function is None else distance_function
+    near, far = distance(anchor, positive), distance(anchor, negative)
+    if swap:
+        far = torch.minimum(far, distance(positive, negative))
+    return _reduced(torch.clamp_min(near - far + margin, 0), reduction)
+
+
+@rule(F.multi_margin_loss)
+def multi_margin_loss(
+    x: Any,
+    target: Any,
+    p: int = 1,
+    margin: float = 1.0,
+    weight: Any = None,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+) -> Any:
+    """``sum_(j != y) w_y max(0, margin - x_y + x_j)^p / C``."""
+    x = x.reshape(1) if x.ndim == 0 else x
+    place = target.reshape(*x.shape[:-1], 1)
+    gaps = torch.clamp_min(margin - torch.gather(x, -1, place) + x, 0) ** p
+    if weight is not None:
+        gaps = gaps * weight[place]
+    others = torch.ones_like(value_of(x)).scatter(-1, place, 0.0)
+    loss = (gaps * others).sum(-1) / x.shape[-1]
+    return _reduced(loss, _legacy(size_average, reduce, reduction))
+
+
+@rule(F.multilabel_margin_loss)
+def multilabel_margin_loss(
+    x: Any, target: Any, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
+) -> Any:
+    """``sum_ij max(0, 1 - x_i + x_j) / C`` over labels i, listed ahead of a -1, and others j."""
+    if x.ndim == 0:
+        x, target = x.reshape(1), target.reshape(1)
+    listed = (target >= 0).cumprod(-1).bool()
+    place = torch.where(listed, target, 0)
+    labels = torch.zeros_like(target).scatter_add(-1, place, listed.long()) > 0
+    gaps = torch.clamp_min(1 - torch.gather(x, -1, place).unsqueeze(-1) + x.unsqueeze(-2), 0)
+    used = listed.unsqueeze(-1) & ~labels.unsqueeze(-2)
+    loss = (gaps * used).sum((-2, -1)) / x.shape[-1]
+    return _reduced(loss, _legacy(size_average, reduce, reduction))
+
+
+@rule(F.multilabel_soft_margin_loss)
+def multilabel_soft_margin_loss(
+    x: Any,
+    target: Any,
+    weight: Any = None,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+) -> Any:
+    loss = target * F.softplus(-x) + (1 - target) * F.softplus(x)
+    if weight is not None:
+        loss = loss * weight
+    return _reduced(loss.mean(-1), _legacy(size_average, reduce, reduction))

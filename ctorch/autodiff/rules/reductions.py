@@ -294,7 +294,7 @@ def _extreme_over_dims(name: str, arg: str) -> None:
             return x
         kept = [d for d in range(-x.ndim, 0) if d not in dims]
         sizes = [x.shape[d] for d in kept]
-        flat = x.permute(*kept, *dims).reshape([*sizes, -1])
+        flat = x.permute(*kept, *dims).reshape([*sizes, math.prod(x.shape[d] for d in dims)])
         y = pick(flat, -1, False, getattr(flat.value, arg)(-1))
         if keepdim:
             y = y.reshape([1 if d in dims else x.shape[d] for d in range(-x.ndim, 0)])
@@ -314,23 +314,40 @@ def aminmax(x: Any, *, dim: Any = None, keepdim: bool = False) -> Any:
     return torch.return_types.aminmax((low, high))
 
 
+def _check_q(name: str, q: Any) -> None:
+    if not constant(q):
+        raise NotImplementedError(f"{name}: a q that carries derivatives has no rule")
+
+
 @rule("quantile")
 def quantile(
     x: Any, q: Any, dim: Any = None, keepdim: bool = False, *, interpolation: str = "linear"
 ) -> Any:
-    if not constant(q):
-        raise NotImplementedError("quantile: a q that carries derivatives has no rule")
-    if x.ndim == 0:
-        return quantile(x.reshape(1), q, interpolation=interpolation)
-    at = -1 if dim is None else negative(dim, x.ndim)
-    ordered = sort(x.reshape(-1) if dim is None else x, at)[0]
+    _check_q("quantile", q)
     missing = x.value.detach().isnan()
-    if bool(missing.any()):  # NaN where there is one, as torch; sort puts it last
-        ordered = torch.where(
-            missing.any() if dim is None else missing.any(at, True), math.nan, ordered
-        )
+    if bool(missing.any()):  # NaN where there is one, as torch
+        every = dim is None or x.ndim == 0
+        x = torch.where(missing.any() if every else missing.any(dim, True), math.nan, x)
+    return _quantile(x, q, dim, keepdim, interpolation)
+
+
+@rule("nanquantile")
+def nanquantile(
+    x: Any, q: Any, dim: Any = None, keepdim: bool = False, *, interpolation: str = "linear"
+) -> Any:
+    _check_q("nanquantile", q)
+    return _quantile(x, q, dim, keepdim, interpolation)
+
+
+def _quantile(x: Any, q: Any, dim: Any, keepdim: bool, interpolation: str) -> Any:
+    """Over what is not NaN, which sort puts first."""
+    every, ndim = dim is None or x.ndim == 0, x.ndim
+    x = x.reshape(-1) if every else x
+    at = -1 if every else negative(dim, x.ndim)
+    ordered = sort(x, at)[0].movedim(at, -1)  # [*kept, N]
+    count = (~x.value.detach().isnan()).sum(at).clamp_min(1).unsqueeze(-1)
     q = torch.as_tensor(q, dtype=x.dtype, device=x.device)
-    place = q.reshape(-1) * (ordered.shape[at] - 1)
+    place = q.reshape(-1) * (count - 1)  # [*kept, Q]
     low, high = place.floor().long(), place.ceil().long()
     weight = {
         "linear": place - low,
@@ -339,9 +356,8 @@ def quantile(
         "midpoint": (place - low).sign() * 0.5,
         "nearest": place.round() - low,
     }[interpolation]
-    below, above = (ordered.index_select(at, i) for i in (low, high))
-    y = torch.lerp(below, above, weight.reshape(-1, *(1,) * (-1 - at)))
-    y = y.movedim(at, 0)  # [Q, *kept]
+    below, above = (torch.gather(ordered, -1, i) for i in (low, high))
+    y = torch.lerp(below, above, weight).movedim(-1, 0)  # [Q, *kept]
     if keepdim:
-        y = y.reshape(-1, *(1,) * x.ndim) if dim is None else y.unsqueeze(at)
+        y = y.reshape(-1, *(1,) * ndim) if every else y.unsqueeze(at)
     return y if q.ndim else y.squeeze(0)

@@ -132,32 +132,62 @@ def mvlgamma(x: Any, p: int) -> Any:
     return total(parts) + 0.25 * p * (p - 1) * math.log(math.pi)
 
 
+@rule("igamma", torch.special.gammainc)
+def igamma(a: Any, x: Any) -> Any:
+    a, x = _of_gamma("igamma", a, x)
+    return x.integrate(torch.igamma(a, x.value), _gamma_density(a, x))
+
+
+@rule("igammac", torch.special.gammaincc)
+def igammac(a: Any, x: Any) -> Any:
+    a, x = _of_gamma("igammac", a, x)
+    return x.integrate(torch.igammac(a, x.value), -_gamma_density(a, x))
+
+
+def _of_gamma(name: str, a: Any, x: Any) -> tuple[Any, Any]:
+    if not constant(a):
+        raise NotImplementedError(f"{name}: a first argument that carries derivatives has no rule")
+    return torch.broadcast_tensors(a, x)
+
+
+def _gamma_density(a: Tensor, x: Any) -> Any:
+    return torch.exp(torch.log(x) * (a - 1) - x - torch.lgamma(a))
+
+
 # ---- Bessel functions: coefficients from those of integer order
 
 
 @rule("i0", torch.special.i0)
 def i0(x: Any) -> Any:
-    return compose(x, _bessel_coefficients(x.value, 0, x.order))
+    return compose(x, _bessel_coefficients(x.value, 0, x.order, _bessel))
 
 
 @rule(torch.special.i1)
 def i1(x: Any) -> Any:
-    return compose(x, _bessel_coefficients(x.value, 1, x.order))
+    return compose(x, _bessel_coefficients(x.value, 1, x.order, _bessel))
 
 
 @rule(torch.special.i0e)
 def i0e(x: Any) -> Any:
-    return torch.special.i0(x) * torch.exp(-torch.abs(x))
+    return _scaled_bessel(x, 0)
 
 
 @rule(torch.special.i1e)
 def i1e(x: Any) -> Any:
-    return torch.special.i1(x) * torch.exp(-torch.abs(x))
+    return _scaled_bessel(x, 1)
 
 
-def _bessel_coefficients(x: Tensor, m: int, order: int) -> Callable[[int], Tensor]:
+def _scaled_bessel(x: Any, m: int) -> Any:
+    """``exp(-|x|) I_m(x)``: coefficients times ``exp(-|value|)``, and the rest of the factor."""
+    rest = torch.exp(-x.value.sign() * x.shift(-x.value))
+    return compose(x, _bessel_coefficients(x.value, m, x.order, _bessel_scaled)) * rest
+
+
+def _bessel_coefficients(
+    x: Tensor, m: int, order: int, function: Callable[[Tensor, int], Tensor]
+) -> Callable[[int], Tensor]:
     """``I_m^(n) = 2^-n sum_k binom(n, k) I_(m - n + 2 k)``."""
-    bessel = [_bessel(x, n) for n in range(m + order + 1)]
+    bessel = [function(x, n) for n in range(m + order + 1)]
 
     def coefficient(n: int) -> Tensor:
         terms = [math.comb(n, k) * bessel[abs(m - n + 2 * k)] for k in range(n + 1)]
@@ -171,17 +201,36 @@ def _bessel(x: Tensor, n: int) -> Tensor:
     if n < 2:
         return torch.special.i1(x) if n else torch.special.i0(x)
     small = x.detach().abs() < 12
-    near = torch.where(small, x, torch.ones_like(x)) / 2
-    term = near**n / math.factorial(n)
+    far = _upwards(torch.special.i0, torch.special.i1, torch.where(small, 12.0, x), n)
+    return torch.where(small, _bessel_series(torch.where(small, x, 1.0), n), far)
+
+
+def _bessel_scaled(x: Tensor, n: int) -> Tensor:
+    """``exp(-|x|) I_n(x)``."""
+    if n < 2:
+        return torch.special.i1e(x) if n else torch.special.i0e(x)
+    small = x.detach().abs() < 12
+    near = torch.where(small, x, 1.0)
+    far = _upwards(torch.special.i0e, torch.special.i1e, torch.where(small, 12.0, x), n)
+    return torch.where(small, _bessel_series(near, n) * torch.exp(-near.abs()), far)
+
+
+def _bessel_series(x: Tensor, n: int) -> Tensor:
+    half = x / 2
+    term = half**n / math.factorial(n)
     series = term
     for k in range(1, 40):
-        term = term * near * near / (k * (n + k))
+        term = term * half * half / (k * (n + k))
         series = series + term
-    far = torch.where(small, torch.full_like(x, 12.0), x)
-    below, above = torch.special.i0(far), torch.special.i1(far)
+    return series
+
+
+def _upwards(i0: Any, i1: Any, x: Tensor, n: int) -> Tensor:
+    """The n-th of a sequence of Bessel functions from its first two."""
+    below, above = i0(x), i1(x)
     for k in range(1, n):
-        below, above = above, below - (2 * k / far) * above
-    return torch.where(small, series, above)
+        below, above = above, below - (2 * k / x) * above
+    return above
 
 
 # ---- logarithms
@@ -189,8 +238,12 @@ def _bessel(x: Tensor, n: int) -> Tensor:
 
 @rule("logaddexp")
 def logaddexp(x: Any, y: Any) -> Any:
-    top = finite(torch.maximum(*torch.broadcast_tensors(value_of(x), value_of(y))))
-    return torch.log(torch.exp(x - top) + torch.exp(y - top)) + top
+    first, second = torch.broadcast_tensors(value_of(x).detach(), value_of(y).detach())
+    more = first >= second
+    above, below = torch.where(more, x, y), torch.where(more, y, x)
+    same = (first == second) & first.isinf()
+    gap = torch.where(same, 0.0, below - above)
+    return above + torch.log1p(torch.exp(gap))
 
 
 @rule("logaddexp2")
@@ -227,10 +280,7 @@ def _where_used(x: Any, y: Any, lowest: float) -> tuple[Any, Any]:
 
 @rule(torch.special.entr)
 def entr(x: Any) -> Any:
-    inside = x.value > 0
-    y = torch.where(inside, x, 1.0)
-    rest = torch.special.entr(x.value.detach())
-    return masked(-(y * torch.log(y)), inside).shift(torch.where(inside, 0.0, rest))
+    return x.integrate(torch.special.entr(x.value), -1 - torch.log(x))
 
 
 # ---- angles
