@@ -46,8 +46,8 @@ def load(source: str) -> ctypes.CDLL:
             except OSError as error:
                 raise CompileError(
                     f"a compiled solve cannot be made or loaded: {error}. A folder that is mounted"
-                    " noexec cannot hold programs: set CTORCH_CACHE_DIR to one that can (and TMPDIR,"
-                    " where that is full or cannot be written)."
+                    " noexec cannot hold programs: set CTORCH_CACHE_DIR to one that can, and TMPDIR"
+                    " where that is full or cannot be written."
                 ) from error
         return loaded
 
