@@ -27,6 +27,11 @@ def demo(
     from ctorch.training import CheckpointError, TrainingInterrupted
 
     require("matplotlib")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"--out {out}: the folder cannot be made: {error.strerror}.")
+        raise typer.Exit(1) from None
     begun = time.perf_counter()
     steps = min(steps, 20) if quick else steps
     print("Hudson Bay record, 1900-1920: pelts of hare and lynx; 1916-1920 are held out.")

@@ -73,15 +73,21 @@ def _cache() -> list[str]:
     from ctorch.codegen import build
     from ctorch.codegen import cache as stored
 
-    held = stored.contents()
+    try:
+        held = stored.contents()
+        kept = [
+            f"cache    {held.folder}",
+            f"         {held.libraries} compiled solves, {held.size / 1e6:.1f} MB"
+            " (`ctorch cache clear` removes them)",
+        ]
+    except OSError as error:
+        kept = [f"cache    none: {error} (set CTORCH_CACHE_DIR)"]
     try:
         compiler = build.compiler()
     except build.NoCompiler as error:
         compiler = f"none: {error}"
     return [
-        f"cache    {held.folder}",
-        f"         {held.libraries} compiled solves, {held.size / 1e6:.1f} MB"
-        " (`ctorch cache clear` removes them)",
+        *kept,
         f"compiler {compiler}",
         f"headers  {build.include_folder()}",
     ]

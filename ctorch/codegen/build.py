@@ -37,11 +37,18 @@ def load(source: str) -> ctypes.CDLL:
     with _lock:
         loaded = _loaded.get(source)
         if loaded is None:
-            key = _key(source)
-            path = cache.find(key)
-            if path is None:
-                path = _compile(source, key)
-            loaded = _loaded[source] = ctypes.CDLL(str(path))
+            try:
+                key = _key(source)
+                path = cache.find(key)
+                if path is None:
+                    path = _compile(source, key)
+                loaded = _loaded[source] = ctypes.CDLL(str(path))
+            except OSError as error:
+                raise CompileError(
+                    f"a compiled solve cannot be made or loaded: {error}. A folder that is mounted"
+                    " noexec cannot hold programs: set CTORCH_CACHE_DIR to one that can, and TMPDIR"
+                    " where that is full or cannot be written."
+                ) from error
         return loaded
 
 
@@ -84,11 +91,20 @@ def compiler() -> str:
 
 
 def flags() -> list[str]:
-    """How the compiler is called; ``$CTORCH_NATIVE_FLAGS`` are added."""
+    """How the compiler is called; ``$CTORCH_NATIVE_FLAGS`` are added.
+
+    Raises:
+        CompileError: those cannot be read.
+    """
+    given = os.environ.get("CTORCH_NATIVE_FLAGS", "")
+    try:
+        more = shlex.split(given)
+    except ValueError as error:
+        raise CompileError(f"CTORCH_NATIVE_FLAGS={given} cannot be read: {error}.") from None
     native = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else (
         "-mcpu=native"
     )  # fmt: skip
-    return [*FLAGS, native, "-pthread", *shlex.split(os.environ.get("CTORCH_NATIVE_FLAGS", ""))]
+    return [*FLAGS, native, "-pthread", *more]
 
 
 def _key(source: str) -> str:

@@ -7,6 +7,7 @@ checksum: a file that was cut or changed is not loaded but made again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -32,14 +33,22 @@ class Contents:
 
 
 def root() -> Path:
-    """The folder of all versions: ``$CTORCH_CACHE_DIR``, or ``ctorch`` in the user's cache."""
+    """The folder of all versions: ``$CTORCH_CACHE_DIR``, or ``ctorch`` in the user's cache.
+
+    Raises:
+        OSError: the user has no home folder, as in a container that does not know them.
+    """
     chosen = os.environ.get("CTORCH_CACHE_DIR")
-    if chosen:
-        return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
-    if base and os.path.isabs(base):  # a relative one is to be ignored, says its specification
-        return Path(base) / "ctorch"
-    home = Path.home()
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        if base and os.path.isabs(base):  # a relative one is to be ignored, says its specification
+            return Path(base) / "ctorch"
+        home = Path.home()
+    except RuntimeError:
+        name = f"the home folder in CTORCH_CACHE_DIR={chosen}" if chosen else "your home folder"
+        raise FileNotFoundError(f"{name} is not known") from None
     return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "ctorch"
 
 
@@ -71,13 +80,15 @@ def put(key: str, library: Path) -> Path:
     """
     body = library.read_bytes()
     data = body + hashlib.sha256(body).digest()
+    place = None
     try:
-        return _write(folder(), key, data)
+        place = folder()
+        return _write(place, key, data)
     except OSError as error:
+        where = f" in {place}" if place else ""
         warnings.warn(
-            f"compiled solves cannot be kept in {folder()} ({error.strerror or error}): they are"
-            " compiled again in every process. Set CTORCH_CACHE_DIR to a folder that can be"
-            " written.",
+            f"compiled solves cannot be kept{where} ({error.strerror or error}): they are compiled"
+            " again in every process. Set CTORCH_CACHE_DIR to a folder that can be written.",
             stacklevel=2,
         )
         return _write(Path(_own_folder().name), key, data)
@@ -94,8 +105,10 @@ def clear() -> Contents:
     held = contents()
     for place in root().glob("native-*"):
         for path in place.iterdir():
-            path.unlink(missing_ok=True)
-        place.rmdir()
+            if not path.is_dir():
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another process has put something there
+            place.rmdir()
     return held
 
 

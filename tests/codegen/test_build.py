@@ -93,6 +93,23 @@ def test_a_compiler_that_fails_is_quoted(own_cache: Path) -> None:
     assert not own_cache.exists()
 
 
+def test_a_library_that_the_system_refuses_names_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(path: str) -> None:  # as from a folder mounted noexec
+        raise OSError(f"{path}: failed to map segment from shared object")
+
+    monkeypatch.setattr(build.ctypes, "CDLL", refuse)
+    with pytest.raises(build.CompileError, match=r"failed to map.*noexec.*CTORCH_CACHE_DIR"):
+        build.load(source(9))
+
+
+def test_flags_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CTORCH_NATIVE_FLAGS", "-O1 '")
+    with pytest.raises(build.CompileError, match="CTORCH_NATIVE_FLAGS=-O1 ' cannot be read"):
+        build.load(source(1))
+
+
 def test_many_processes_at_once_share_one_library(own_cache: Path) -> None:
     text = f"from ctorch.codegen import build\nprint(build.load({source(7)!r}).number())"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

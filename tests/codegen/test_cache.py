@@ -105,3 +105,22 @@ def test_clearing_removes_every_version(own_cache: Path, library: Path) -> None:
     assert not own_cache.exists()
     assert not older.exists()
     assert cache.contents().libraries == 0
+
+
+def test_clearing_leaves_what_is_no_file(own_cache: Path, library: Path) -> None:
+    cache.put("one", library)
+    (own_cache / "folder").mkdir()
+    assert cache.clear().libraries == 1
+    assert [path.name for path in own_cache.iterdir()] == ["folder"]
+
+
+def test_a_user_without_a_home_is_told_and_compiles_all_the_same(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CTORCH_CACHE_DIR", "~nobody-of-that-name/cache")
+    with pytest.raises(OSError, match="home folder in CTORCH_CACHE_DIR=~nobody"):
+        cache.root()
+    assert cache.find("key") is None
+    with pytest.warns(UserWarning, match="home folder .* is not known.*CTORCH_CACHE_DIR"):
+        path = cache.put("key", library)
+    assert path.exists()

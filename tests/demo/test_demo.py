@@ -106,3 +106,15 @@ def test_the_command_writes_a_picture_and_says_where(tmp_path):
     assert str(picture) in result.output.replace("\n", "")
     assert "forecast 1916-1920" in result.output
     assert "nfe" in result.output
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_the_fit(tmp_path):
+    testing = pytest.importorskip("typer.testing")
+    from ctorch.cli import app
+
+    (tmp_path / "file").write_text("in the way")
+    place = str(tmp_path / "file" / "out")
+    result = testing.CliRunner().invoke(app(), ["demo", "--quick", "--out", place])
+    assert result.exit_code == 1
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert f"--out {place}" in result.output
