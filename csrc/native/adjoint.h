@@ -97,10 +97,15 @@ class Adjoint {
     at[lane] = kNone;
   }
 
+  // A sample's last step with a cotangent, or -1.
+  int64_t behind(int64_t i) const {
+    return (cotangents.states != nullptr ? run.last : run.read)[i - run.begin];
+  }
+
   void refill(int lane) {
     while (next < run.end) {
       const int64_t i = next++;
-      if (run.read[i - run.begin] < 0) {  // all its rows are y0
+      if (behind(i) < 0) {  // all its rows are y0
         real* to = static_cast<real*>(cotangents.y0) + i * dim;
         std::fill_n(to, dim, real(0));
         std::fill_n(static_cast<real*>(cotangents.own) + i * Field::own, Field::own, real(0));
@@ -109,7 +114,7 @@ class Adjoint {
       }
       sample[lane] = i;
       for (long j = 0; j < Field::own; ++j) set(tile.own[j], lane, owned(i)[j]);
-      at[lane] = run.read[i - run.begin];
+      at[lane] = behind(i);
       load(lane);
       ++busy;
       return;
@@ -195,6 +200,7 @@ class Adjoint {
     for_backwards<stages - 1, 1>([&](auto i) { pull_back<i>(length); });
     if constexpr (Method::fsal) {
       if (timed()) lengthen<0>();
+      read_slope<0>();
       for (long d = 0; d < dim; ++d) carried[d] = kb[0][d];
     } else {
       pull_back<0>(length);
@@ -232,7 +238,8 @@ class Adjoint {
       const double* times = task.t + sample[lane] * task.t_stride;
       if (cotangents.states != nullptr) {
         inside = true;
-        read_piece(lane);
+        const real* g = static_cast<const real*>(cotangents.states) + piece_of(lane, 1);
+        for (long d = 0; d < dim; ++d) set(starts[d], lane, get(starts[d], lane) + g[d]);
       }
       for (int64_t r = taped.first_row; r < taped.end_row; ++r) {
         const real* g = row(sample[lane], r);
@@ -253,15 +260,24 @@ class Adjoint {
     }
   }
 
-  // Cotangents of the step as a piece of the continuous solution. All samples made it.
-  void read_piece(int lane) {
-    const int64_t piece = at[lane] / (run.end - run.begin), size = task.batch * dim;
-    const int64_t own = piece * size + sample[lane] * dim;
-    const real* g = static_cast<const real*>(cotangents.states) + own;
-    for (long d = 0; d < dim; ++d) set(starts[d], lane, get(starts[d], lane) + g[d]);
-    g = static_cast<const real*>(cotangents.slopes) + piece * size * (total - 1) + own;
-    for (int i = 0; i < total; ++i, g += size)
-      for (long d = 0; d < dim; ++d) set(kb[i][d], lane, get(kb[i][d], lane) + g[d]);
+  // The number of the step as a piece of the continuous solution, which all samples made.
+  int64_t piece_of(int lane) const { return at[lane] / (run.end - run.begin); }
+
+  // Where the sample's numbers begin among those of the pieces, each of so many arrays.
+  int64_t piece_of(int lane, int arrays, int array = 0) const {
+    return ((piece_of(lane) * arrays + array) * task.batch + sample[lane]) * dim;
+  }
+
+  // Cotangents of slope I as a part of a piece. It does not come from the state at the end, as what
+  // else is in kb does: no length stands before it.
+  template <int I>
+  void read_slope() {
+    if (cotangents.slopes == nullptr) return;
+    for (int lane = 0; lane < W; ++lane) {
+      if (at[lane] < 0) continue;
+      const real* g = static_cast<const real*>(cotangents.slopes) + piece_of(lane, total, I);
+      for (long d = 0; d < dim; ++d) set(kb[I][d], lane, get(kb[I][d], lane) + g[d]);
+    }
   }
 
   // What the forward step left of its stages. Samples that step together are in the tiles that they
@@ -327,6 +343,7 @@ class Adjoint {
   template <int I>
   __attribute__((noinline)) void pull_back(V length) {
     if (timed() && (!Method::fsal || I != stages - 1)) lengthen<I>();
+    read_slope<I>();
     V u[dim], time_b;
     const V* const state = record + I * kRecord<Field>;
     if (!any_of(kb[I])) return;  // as at the end of the last step
@@ -358,12 +375,17 @@ class Adjoint {
     return times[row] == taped.stop && (!timed() || row == taped.anchor);
   }
 
-  // How the rows inside the step move with their times, its start and its length.
+  // How the rows inside the step, and the piece, move with times, its start and its length.
   void read_times() {
     for (int lane = 0; lane < W; ++lane) {
       if (at[lane] < 0) continue;
       const Taped& taped = run.steps[at[lane]];
       const double* times = task.t + sample[lane] * task.t_stride;
+      if (cotangents.starts != nullptr && sample[lane] == 0) {  // all samples share them
+        const double direction = taped.h < 0 ? -1 : 1;
+        set(tb, lane, get(tb, lane) + direction * cotangents.starts[piece_of(lane)]);
+        set(hb, lane, get(hb, lane) + direction * cotangents.lengths[piece_of(lane)]);
+      }
       for (int64_t r = taped.first_row; r < taped.end_row; ++r) {
         if (ends_step(taped, times, r)) continue;
         const real* g = row(sample[lane], r);

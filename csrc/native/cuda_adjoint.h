@@ -25,6 +25,7 @@ struct CudaCotangents {
   int64_t launched;       // a block adds up in the memory that was launched with it
   // real [P, batch, dim] and [P, total, batch, dim]: of the pieces, or null
   const void *states, *slopes;
+  const double *piece_starts, *piece_lengths;  // [P], in tau; null where no times are wanted
 };
 
 template <class Field, class Method, class Sums>
@@ -130,6 +131,7 @@ class SampleAdjoint : StagesAgain<Field, Method> {
     for_constants<0, stages - 1>([&](auto j) { pull_back<stages - 1 - decltype(j)::value>(h); });
     if constexpr (Method::fsal) {
       if (timed()) lengthen<0>();
+      read_slope<0>();
       hand_over(anew);
     }
     if (!Method::fsal || any(anew)) pull_back<0>(h);
@@ -151,7 +153,10 @@ class SampleAdjoint : StagesAgain<Field, Method> {
   // Returns whether any is inside.
   CT_BOTH bool read_rows() {
     bool inside = given.states != nullptr;
-    if (inside) read_piece();
+    if (inside) {
+      const real* g = static_cast<const real*>(given.states) + piece_of(1);
+      for (long d = 0; d < dim; ++d) starts[d] += g[d];
+    }
     for (int64_t r = taken.first_row; r < taken.end_row; ++r) {
       const real* g = row(r);
       if (ends_step(r)) {
@@ -175,14 +180,18 @@ class SampleAdjoint : StagesAgain<Field, Method> {
     return inside;
   }
 
-  // Cotangents of the step as a piece of the continuous solution.
-  CT_BOTH void read_piece() {
-    const int64_t piece = at - first, size = task.batch * dim, own = sample * dim;
-    const real* g = static_cast<const real*>(given.states) + piece * size + own;
-    for (long d = 0; d < dim; ++d) starts[d] += g[d];
-    g = static_cast<const real*>(given.slopes) + piece * size * total + own;
-    for (int i = 0; i < total; ++i, g += size)
-      for (long d = 0; d < dim; ++d) kb[i][d] += g[d];
+  // Where the sample's numbers begin among those of the pieces, each of so many arrays; the step is
+  // one of them.
+  CT_BOTH int64_t piece_of(int arrays, int array = 0) const {
+    return (((at - first) * arrays + array) * task.batch + sample) * dim;
+  }
+
+  // As in adjoint.h. All samples made the same steps.
+  template <int I>
+  CT_BOTH void read_slope() {
+    if (given.slopes == nullptr || !there) return;
+    const real* g = static_cast<const real*>(given.slopes) + piece_of(total, I);
+    for (long d = 0; d < dim; ++d) kb[I][d] += g[d];
   }
 
   template <int I>
@@ -195,6 +204,7 @@ class SampleAdjoint : StagesAgain<Field, Method> {
   template <int I>
   CT_BOTH void pull_back(real h) {
     if (timed() && !(Method::fsal && (I == 0 || I == stages - 1))) lengthen<I>();
+    if constexpr (!Method::fsal || I > 0) read_slope<I>();
     // as at the end of the last step: there may be no derivative
     const bool active = has_cotangent<I>();
     if (!any(active)) return;
@@ -244,8 +254,13 @@ class SampleAdjoint : StagesAgain<Field, Method> {
     return goals()[row] == taken.stop && (!timed() || row == taken.anchor);
   }
 
-  // How the rows inside the step move with their times, its start and its length.
+  // How the rows inside the step, and the piece, move with times, its start and its length.
   CT_BOTH void read_times() {
+    if (given.piece_starts != nullptr && sample == 0) {  // all samples share them
+      const double direction = taken.h < 0 ? -1 : 1;
+      tb += direction * given.piece_starts[at - first];
+      hb += direction * given.piece_lengths[at - first];
+    }
     for (int64_t r = taken.first_row; r < taken.end_row; ++r) {
       if (ends_step(r)) continue;
       const real* g = row(r);

@@ -51,6 +51,7 @@ struct Cotangents {
   const int64_t* sizes;  // of the shared arrays
   // real [P, batch, dim] and [P, total, batch, dim]: of the steps' states and slopes, or null
   const void *states, *slopes;
+  const double *starts, *lengths;  // [P], in tau; null where no times are wanted
 };
 
 // ctorch.ode.Status

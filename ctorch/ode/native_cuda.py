@@ -49,7 +49,10 @@ class _Cotangents(ctypes.Structure):
         ("slots", ctypes.c_int64),
         ("starts", ctypes.c_void_p),
         ("launched", ctypes.c_int64),
-        *[(name, ctypes.c_void_p) for name in ("states", "slopes")],
+        *[
+            (name, ctypes.c_void_p)
+            for name in ("states", "slopes", "piece_starts", "piece_lengths")
+        ],
     ]
 
 
@@ -259,6 +262,7 @@ class Library:
             out=given.out, y0=given.y0, own=given.own, t=given.t, times=given.times,
             sums=sums.data_ptr(), slots=slots, starts=starts.data_ptr(), launched=launched > 0,
             states=given.states, slopes=given.slopes,
+            piece_starts=given.starts, piece_lengths=given.lengths,
         )  # fmt: skip
         numbers = torch.frombuffer(bytearray(bytes(mine)), dtype=torch.uint8).to(self.device)
         cuda.launch(kernel, threads, [kept.memory, numbers], launched)

@@ -59,14 +59,15 @@ class _NativeSolve(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
         if run.attached is None:
             return run.rows
-        ctx.mark_non_differentiable(run.attached.starts, run.attached.lengths)
+        if not call.problem.t.requires_grad:
+            ctx.mark_non_differentiable(run.attached.starts, run.attached.lengths)
         return (run.rows, *run.attached)
 
     @staticmethod
     def backward(  # type: ignore[override]
         ctx: Any, grad: Tensor, *pieces: Tensor
     ) -> tuple[Tensor | None, ...]:
-        inputs, grads_given = ctx.saved_tensors, (grad, *pieces[2:])
+        inputs, grads_given = ctx.saved_tensors, (grad, *pieces)
         if torch.is_grad_enabled():
             grads = _again(ctx.call, inputs, grads_given, ctx.needs_input_grad[2:])
         else:
@@ -77,7 +78,7 @@ class _NativeSolve(torch.autograd.Function):
 def _pull_back(
     call: Call, inputs: tuple[Tensor, ...], grads: tuple[Tensor, ...], timed: bool
 ) -> list[Tensor | None]:
-    """Of the rows' cotangents and, where there are pieces, those of their states and slopes."""
+    """Of the cotangents of the rows and, where there are any, of the pieces."""
     field, dtype = call.traced.field, call.y0.dtype
     grad = grads[0].detach().to(dtype).contiguous()
     y0_grad, own_grad = torch.empty_like(call.y0), torch.empty_like(call.own)
@@ -98,8 +99,12 @@ def _pull_back(
         shared=ctypes.addressof(pointers), sizes=ctypes.addressof(sizes),
     )  # fmt: skip
     if len(grads) > 1:
-        states, slopes = grads[1].contiguous(), grads[2].transpose(0, 1).contiguous()
+        pieces = Pieces(*grads[1:])
+        states, slopes = pieces.y.contiguous(), pieces.k.transpose(0, 1).contiguous()
         given.states, given.slopes = states.data_ptr(), slopes.data_ptr()
+        if timed:
+            starts, lengths = (x.to(call.t.device).contiguous() for x in pieces[:2])
+            given.starts, given.lengths = starts.data_ptr(), lengths.data_ptr()
     call.library.ct_pull_back(ctypes.byref(call.task), ctypes.byref(given))
     if t_grad is not None and call.t.dim() == 1:
         t_grad = t_grad.sum(0)
@@ -133,11 +138,16 @@ def _again(
     # of samples that failed (throw=False) nothing is wanted behind what they reached
     if run.failure is not None and not bool(rows[grads[0] != 0].isfinite().all()):
         run.failure.raise_()
-    outputs = [rows] if run.attached is None else [rows, run.attached.y, run.attached.k]
+    outputs = [rows, *(run.attached or ())]
     leaves = [start, times, *inputs[2:]]
     chosen = [i for i, need in enumerate(needed) if need]
+    pairs = [(x, g) for x, g in zip(outputs, grads, strict=True) if x.requires_grad]
     found = torch.autograd.grad(
-        outputs, [leaves[i] for i in chosen], grads, create_graph=True, allow_unused=True
+        [x for x, _ in pairs],
+        [leaves[i] for i in chosen],
+        [g for _, g in pairs],
+        create_graph=True,
+        allow_unused=True,
     )
     results: list[Tensor | None] = [None] * len(inputs)
     for i, value in zip(chosen, found, strict=True):

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from ctorch.codegen import Traced
 from ctorch.ode import methods
@@ -97,16 +96,6 @@ class ObservedCall(Call):
             self.observation.fixed_step, start = float(step), self.problem.times[0]
             knots = lambda: iter([(start, 0)])  # noqa: E731
         super()._give_knots(knots)
-
-    def _check_gradient(self, own: Tensor) -> bool:
-        if not super()._check_gradient(own):
-            return False
-        if self.request.dense and self.problem.t.requires_grad:
-            raise Unsupported(
-                "a gradient in t with dense=True is not built natively yet: use native=False, or"
-                ' gradient="none".'
-            )
-        return True
 
     def make(self) -> Outcome:
         """Make the call; where an event fired, the last of the times is its own from then on."""

@@ -37,4 +37,5 @@ class Cotangents(ctypes.Structure):
         *[(name, ctypes.c_void_p) for name in ("out", "y0", "own", "t")],
         ("times", ctypes.c_int64),
         *[(name, ctypes.c_void_p) for name in ("shared", "sizes", "states", "slopes")],
+        *[(name, ctypes.c_void_p) for name in ("starts", "lengths")],
     ]

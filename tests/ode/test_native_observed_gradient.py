@@ -67,19 +67,27 @@ DENSE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("batch", [1, 19])
 @pytest.mark.parametrize("how", DENSE.values(), ids=list(DENSE))
 def test_the_continuous_solution(how: dict[str, Any], batch: int) -> None:
+    """In the times of the solve and those at which it is asked, too."""
     y0, stiffness = leaves(batch)
-    query = torch.linspace(0.0, 2.0, 11, dtype=F64)
+    for sign in (1, -1):
+        query = (sign * torch.linspace(0.0, 2.0, 11, dtype=F64)).requires_grad_()
+        t = (sign * T).requires_grad_()
 
-    def gradient(native: bool, twice: bool = False) -> Sequence[Tensor]:
-        sol = ctorch.solve_ode(kicked, y0, T, args=(stiffness,), dense=True, native=native, **how)
-        loss = weighted(sol(query)) + sol.y[2].square().sum()
-        found = torch.autograd.grad(loss, [y0, stiffness], create_graph=twice)
-        if not twice:
-            return found
-        return torch.autograd.grad(sum(x.square().sum() for x in found), [y0, stiffness])
+        def gradient(
+            native: bool, twice: bool = False, given: Sequence[Tensor] = (t, query)
+        ) -> Sequence[Tensor]:
+            inputs = [y0, stiffness, *given]
+            sol = ctorch.solve_ode(
+                kicked, y0, given[0], args=(stiffness,), dense=True, native=native, **how
+            )
+            loss = weighted(sol(given[-1])) + sol.y[2].square().sum()
+            found = torch.autograd.grad(loss, inputs, create_graph=twice)
+            if not twice:
+                return found
+            return torch.autograd.grad(sum(x.square().sum() for x in found), inputs)
 
-    compare(gradient)
-    compare(lambda native: gradient(native, twice=True))
+        compare(gradient)
+        compare(lambda native, again=gradient: again(native, twice=True))
 
 
 def test_odeint_dense_is_differentiable() -> None:
@@ -94,10 +102,54 @@ def test_odeint_dense_is_differentiable() -> None:
         return torch.autograd.grad(weighted(dense(query)), [y0, stiffness])
 
     compare(gradient)
-    with pytest.raises(NotImplementedError, match=r"in t with dense"):
-        ctorch.solve_ode(
-            kicked, y0, T.clone().requires_grad_(), args=(stiffness,), dense=True, native=True
+
+
+def test_odeint_dense_is_differentiable_in_its_ends() -> None:
+    y0, stiffness = leaves(3)
+    query = torch.linspace(0.3, 1.4, 11, dtype=F64)
+
+    def gradient(native: bool) -> Sequence[Tensor]:
+        ends = torch.tensor([1.5, 0.25], dtype=F64, requires_grad=True)
+        dense = ctorch.odeint_dense(
+            lambda t, y: fields.forced(t, y, stiffness), y0, *ends, options={"native": native}
         )
+        return torch.autograd.grad(weighted(dense(query)), [y0, stiffness, ends])
+
+    compare(gradient)
+
+
+def test_it_is_the_derivative_in_the_times() -> None:
+    y0, stiffness = leaves(3)
+    query = torch.tensor([0.2, 1.0, 1.9], dtype=F64)
+
+    def loss(t: Tensor) -> Tensor:
+        sol = ctorch.solve_ode(
+            fields.forced, y0, t, args=(stiffness,), dense=True, native=True, rtol=1e-11, atol=1e-11
+        )
+        return weighted(sol(query))
+
+    t = torch.tensor([0.1, 0.7, 2.0], dtype=F64, requires_grad=True)
+    (found,) = torch.autograd.grad(loss(t), [t])
+    shift = torch.tensor([1e-4, 0.0, 0.0], dtype=F64)
+    slope = (loss(t + shift) - loss(t - shift)).detach() / 2e-4
+    assert abs(float(slope)) > 0.01
+    torch.testing.assert_close(found[0], slope, rtol=1e-5, atol=1e-7)
+    assert float(found[1:].abs().max()) < 1e-6  # where it is looked at, and how far it goes
+
+
+def test_what_a_failed_solve_reached_behind_its_last_row() -> None:
+    y0 = torch.tensor([[0.5], [0.9]], dtype=F64, requires_grad=True)
+    t, query = torch.tensor([0.0, 0.5, 2.0], dtype=F64), torch.tensor([0.75], dtype=F64)
+
+    def gradient(native: bool) -> Sequence[Tensor]:
+        sol = ctorch.solve_ode(
+            lambda t, y: y * y, y0, t, dense=True, throw=False, native=native, max_steps=40,
+            options={"max_step": 0.02}, rtol=1e-4, atol=1e-4,
+        )  # fmt: skip
+        assert sol.status is not ctorch.ode.Status.SUCCESS
+        return torch.autograd.grad(sol(query).sum(), [y0])
+
+    compare(gradient)
 
 
 EVENTS: dict[str, dict[str, Any]] = {
