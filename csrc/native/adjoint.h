@@ -13,9 +13,9 @@
 #pragma once
 
 #include <algorithm>
-#include <memory>
 
 #include "hang.h"
+#include "owned.h"
 #include "pending.h"
 #include "rows.h"
 #include "runs.h"
@@ -457,8 +457,7 @@ void pull_back_rows(const Task& task, const Cotangents& cotangents) {
       if (cotangents.shared[s] != nullptr) sums[i][s].assign(cotangents.sizes[s], real(0));
       pointers[s] = cotangents.shared[s] == nullptr ? nullptr : sums[i][s].data();
     }
-    std::make_unique<Adjoint<Field, Method, W>>(task, tape, tape.runs[i], cotangents, pointers)
-        ->sweep();
+    Owned<Adjoint<Field, Method, W>>(task, tape, tape.runs[i], cotangents, pointers)->sweep();
   });
   for (long s = 0; s < Field::shared; ++s) {
     real* to = static_cast<real*>(cotangents.shared[s]);

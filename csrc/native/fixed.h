@@ -5,8 +5,8 @@
 
 #if !defined(CT_CUDA)
 #include <algorithm>
-#include <memory>
 
+#include "owned.h"
 #include "runs.h"
 #endif
 
@@ -130,7 +130,7 @@ int64_t solve_fixed(const Task& task) {
     auto* kept = tape == nullptr ? nullptr : &tape->runs[i];
     const int64_t begin = kept == nullptr ? i * W : kept->begin;
     const int64_t end = kept == nullptr ? std::min(task.batch, begin + W) : kept->end;
-    const auto solve = std::make_unique<Worker>(task, kept);
+    const Owned<Worker> solve(task, kept);
     for (int64_t first = begin; first < end; first += W)
       solve->run(first, static_cast<int>(std::min<int64_t>(W, end - first)));
   });

@@ -277,12 +277,13 @@ int64_t solve_observed(const Task& task) {
 template <class Field>
 void take_pieces(Observation& asked, double* starts, double* lengths, void* states, void* slopes) {
   using real = typename Field::real;
-  const std::unique_ptr<Pieces<real>> pieces(static_cast<Pieces<real>*>(asked.pieces));
+  const auto* const pieces = static_cast<Pieces<real>*>(asked.pieces);
   asked.pieces = nullptr;
   std::copy(pieces->starts.begin(), pieces->starts.end(), starts);
   std::copy(pieces->lengths.begin(), pieces->lengths.end(), lengths);
   std::copy(pieces->states.begin(), pieces->states.end(), static_cast<real*>(states));
   std::copy(pieces->slopes.begin(), pieces->slopes.end(), static_cast<real*>(slopes));
+  delete pieces;
 }
 
 }  // namespace ct::native

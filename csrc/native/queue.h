@@ -2,8 +2,9 @@
 #pragma once
 
 #include <algorithm>
-#include <memory>
+#include <vector>
 
+#include "owned.h"
 #include "runs.h"
 #include "samples.h"
 
@@ -138,7 +139,7 @@ int64_t solve_samples(const Task& task) {
     if constexpr (sizeof(Worker) < 1 << 15)
       Worker(task, begin, end, kept).run();
     else
-      std::make_unique<Worker>(task, begin, end, kept)->run();
+      Owned<Worker>(task, begin, end, kept)->run();
   });
   return task.batch - std::count(task.status, task.status + task.batch, kSuccess);
 }

@@ -4,6 +4,7 @@
 #include "evaluate.h"
 #include "fixed.h"
 #include "joint.h"
+#include "owned.h"
 #include "pending.h"
 #include "queue.h"
 #include "sweep.h"

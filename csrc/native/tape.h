@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <memory>
 #include <vector>
 
 #include "pages.h"
@@ -56,7 +55,14 @@ constexpr size_t kRecordBytes = size_t{1} << 27;
 template <class Real>
 struct Tape {
   std::vector<Run<Real>> runs;
-  std::vector<std::unique_ptr<char, decltype(&std::free)>> records;  // by steps
+  std::vector<char*> records;  // by steps
+
+  Tape() = default;
+  Tape(const Tape&) = delete;
+  Tape& operator=(const Tape&) = delete;
+  ~Tape() {
+    for (char* array : records) std::free(array);
+  }
 
   // The record of a step, of so many bytes; null: there is no room for it.
   char* record(size_t step, size_t bytes) {
@@ -64,9 +70,9 @@ struct Tape {
     if (step == records.size())
       if (void* const array = std::aligned_alloc(64, (bytes + 63) / 64 * 64)) {
         ask_for_large_pages(array, bytes);
-        records.emplace_back(static_cast<char*>(array), &std::free);
+        records.push_back(static_cast<char*>(array));
       }
-    return step < records.size() ? records[step].get() : nullptr;
+    return step < records.size() ? records[step] : nullptr;
   }
 };
 

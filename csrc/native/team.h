@@ -1,30 +1,34 @@
 // Threads that work together through a solve: they are made once and called many times.
 #pragma once
 
-#include <atomic>
+#include <pthread.h>
+#include <sched.h>
+
 #include <cstdint>
-#include <memory>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 namespace ct::native {
 
 // Where processors are short nobody waits for a thread that has not begun: the others do its share.
+// (Without <atomic> and <thread>: a compiler takes longer to read them than for a small field.)
 class Team {
  public:
   // As many as are asked for and can be had, the calling one among them.
-  explicit Team(int64_t count) : size(count), shares(new Share[count]) {
-    try {
-      for (int64_t i = 1; i < count; ++i) others.emplace_back([this, i] { serve(i); });
-    } catch (const std::system_error&) {  // the system has no more
+  explicit Team(int64_t count) : size(count), shares(count) {
+    for (Share& share : shares) share.team = this;
+    for (int64_t i = 1; i < count; ++i) {
+      pthread_t other;
+      if (pthread_create(&other, nullptr, begin_to_serve, &shares[i]) != 0) break;  // no more
+      others.push_back(other);
     }
   }
 
   ~Team() {
-    over.store(true, std::memory_order_release);
-    call(calls.load(std::memory_order_relaxed) + 1);
-    for (std::thread& other : others) other.join();
+    __atomic_store_n(&over, true, __ATOMIC_RELEASE);
+    call(calls + 1);
+    for (pthread_t other : others) pthread_join(other, nullptr);
+    pthread_cond_destroy(&called);
+    pthread_mutex_destroy(&door);
   }
 
   Team(const Team&) = delete;
@@ -37,20 +41,19 @@ class Team {
     work = [](const void* given, int64_t i) { (*static_cast<const Body*>(given))(i); };
     argument = &body;
     count = count_;
-    left.store(count, std::memory_order_relaxed);
-    const uint32_t number = calls.load(std::memory_order_relaxed) + 1;
+    __atomic_store_n(&left, count, __ATOMIC_RELAXED);
+    const uint32_t number = calls + 1;
     for (int64_t i = 0; i < size; ++i)
-      shares[i].open.store(uint64_t{number} << 32 | (begin(i + 1) - begin(i)),
-                           std::memory_order_release);
+      __atomic_store_n(&shares[i].open, uint64_t{number} << 32 | (begin(i + 1) - begin(i)),
+                       __ATOMIC_RELEASE);
     call(number);
     take_part(0, number);
     // what others are still at
-    const auto at_work = [&] { return left.load(std::memory_order_acquire) > 0; };
-    for (int i = 0; at_work(); ++i)
+    for (int i = 0; __atomic_load_n(&left, __ATOMIC_ACQUIRE) > 0; ++i)
       if (i < kLooks)
         pause();
       else
-        std::this_thread::yield();
+        sched_yield();
   }
 
  private:
@@ -58,13 +61,15 @@ class Team {
 
   // The call, and how many of a share's pieces nobody has taken: what is taken keeps the call open.
   struct alignas(64) Share {
-    std::atomic<uint64_t> open{0};
+    uint64_t open = 0;
+    Team* team;
 
     // The number of a piece, or -1.
     int64_t take(uint32_t call) {
-      uint64_t now = open.load(std::memory_order_acquire);
+      uint64_t now = __atomic_load_n(&open, __ATOMIC_ACQUIRE);
       while (now >> 32 == call && static_cast<uint32_t>(now) > 0)
-        if (open.compare_exchange_weak(now, now - 1, std::memory_order_acq_rel))
+        if (__atomic_compare_exchange_n(&open, &now, now - 1, true, __ATOMIC_ACQ_REL,
+                                        __ATOMIC_ACQUIRE))
           return static_cast<uint32_t>(now) - 1;
       return -1;
     }
@@ -73,8 +78,27 @@ class Team {
   int64_t begin(int64_t share) const { return share * count / size; }
 
   void call(uint32_t number) {
-    calls.store(number, std::memory_order_release);
-    calls.notify_all();
+    __atomic_store_n(&calls, number, __ATOMIC_SEQ_CST);
+    // who sleeps from here on has seen the call
+    if (__atomic_load_n(&asleep, __ATOMIC_SEQ_CST) == 0) return;
+    pthread_mutex_lock(&door);
+    pthread_mutex_unlock(&door);
+    pthread_cond_broadcast(&called);
+  }
+
+  // The number of the call after ``seen``.
+  uint32_t next_call(uint32_t seen) {
+    // it is mostly near
+    for (int i = 0; i < kLooks; ++i, pause())
+      if (const uint32_t now = __atomic_load_n(&calls, __ATOMIC_ACQUIRE); now != seen) return now;
+    pthread_mutex_lock(&door);
+    __atomic_add_fetch(&asleep, 1, __ATOMIC_SEQ_CST);
+    uint32_t now;
+    while ((now = __atomic_load_n(&calls, __ATOMIC_SEQ_CST)) == seen)
+      pthread_cond_wait(&called, &door);
+    __atomic_sub_fetch(&asleep, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&door);
+    return now;
   }
 
   // The pieces of the thread's own share, then what is left of the others'.
@@ -83,19 +107,21 @@ class Team {
       const int64_t share = (thread + i) % size;
       for (int64_t piece; (piece = shares[share].take(call)) >= 0;) {
         work(argument, begin(share) + piece);
-        left.fetch_sub(1, std::memory_order_acq_rel);
+        __atomic_fetch_sub(&left, 1, __ATOMIC_ACQ_REL);
       }
     }
   }
 
+  static void* begin_to_serve(void* share) {
+    Team& team = *static_cast<Share*>(share)->team;
+    team.serve(static_cast<Share*>(share) - team.shares.data());
+    return nullptr;
+  }
+
   void serve(int64_t thread) {
-    uint32_t seen = 0;
-    for (;;) {
-      // the next call is mostly near
-      for (int i = 0; i < kLooks && calls.load(std::memory_order_acquire) == seen; ++i) pause();
-      calls.wait(seen, std::memory_order_acquire);
-      if (over.load(std::memory_order_acquire)) return;
-      seen = calls.load(std::memory_order_acquire);
+    for (uint32_t seen = 0;;) {
+      seen = next_call(seen);
+      if (__atomic_load_n(&over, __ATOMIC_ACQUIRE)) return;
       take_part(thread, seen);
     }
   }
@@ -107,15 +133,18 @@ class Team {
   }
 
   const int64_t size;
-  const std::unique_ptr<Share[]> shares;
-  std::atomic<uint32_t> calls{0};
-  std::atomic<int64_t> left{0};
-  std::atomic<bool> over{false};
+  std::vector<Share> shares;
+  uint32_t calls = 0;
+  int64_t left = 0;
+  bool over = false;
   // of the call; read by those who have taken a piece
   void (*work)(const void*, int64_t) = nullptr;
   const void* argument = nullptr;
   int64_t count = 0;
-  std::vector<std::thread> others;
+  int64_t asleep = 0;
+  pthread_mutex_t door = PTHREAD_MUTEX_INITIALIZER;
+  pthread_cond_t called = PTHREAD_COND_INITIALIZER;
+  std::vector<pthread_t> others;
 };
 
 }  // namespace ct::native

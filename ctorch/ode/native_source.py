@@ -53,7 +53,7 @@ def solve_source(field: str, form: Form) -> str:
 }}
 extern "C" void ct_eval(int64_t batch, const double* t, const void* y, const void* own,
                         const void* const* shared, void* dy) {{
-  const auto evaluation = std::make_unique<ct::native::Evaluation<Field, {width}>>();
+  const ct::native::Owned<ct::native::Evaluation<Field, {width}>> evaluation;
   for (int64_t base = 0; base < batch; base += {width})
     evaluation->run(base, batch, t, y, own, shared, dy);
 }}
