@@ -179,6 +179,40 @@ CT_LANES V joined(Half low, Half high) {
     return lanes_from<0>(low, high, std::make_integer_sequence<int, kWidth<V>>{});
 }
 
+// kCount numbers from any address, and zeros; and the first kCount numbers to any address. In pieces
+// of whole powers of two: a register loaded from where a part of it was just stored would wait.
+template <int kCount, class V>
+CT_LANES V load_part(const Number<V>* from) {
+  if constexpr (kCount == kWidth<V>) {
+    return load<V>(from);
+  } else if constexpr (kCount == 1) {
+    return V{from[0]};
+  } else {
+    constexpr int kHalf = kWidth<V> / 2;
+    using Half = Lanes<Number<V>, kHalf>;
+    if constexpr (kCount <= kHalf)
+      return joined<V>(load_part<kCount, Half>(from), Half{});
+    else
+      return joined<V>(load<Half>(from), load_part<kCount - kHalf, Half>(from + kHalf));
+  }
+}
+
+template <int kCount, class V>
+CT_LANES void store_part(Number<V>* to, const V& x) {
+  if constexpr (kCount == kWidth<V>) {
+    store<V>(to, x);
+  } else {
+    constexpr int kHalf = kWidth<V> / 2;
+    using Half = Lanes<Number<V>, kHalf>;
+    if constexpr (kCount <= kHalf) {
+      store_part<kCount, Half>(to, low_half(x));
+    } else {
+      store<Half>(to, low_half(x));
+      store_part<kCount - kHalf, Half>(to + kHalf, high_half(x));
+    }
+  }
+}
+
 // Lanes of another number type.
 template <class To, class V>
 CT_LANES To convert(V x) {

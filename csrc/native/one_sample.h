@@ -24,10 +24,11 @@ struct Plan {
 };
 
 // Of kCount registers of outputs. Few of them alone would wait for each other's last sum: each has
-// several sums then, of every kChains-th input.
+// several sums then, of every kChains-th input; and as many as the registers have room for, since
+// the loop takes long to end.
 template <int kCount, long N, long K, long kStride, bool kAdds, class T>
 CT_LANES void along_outputs(const T* w, const T* b, const T* x, T* y) {
-  constexpr int R = kRegister<T>, kChains = kCount >= 3 ? 2 : 4;
+  constexpr int R = kRegister<T>, kChains = kCount > 4 ? 2 : 4;
   using X = Lanes<T, R>;
   constexpr auto numbers = [](int r) { return N - r * R < R ? N - r * R : R; };
   X acc[kChains][kCount] = {};
@@ -36,12 +37,13 @@ CT_LANES void along_outputs(const T* w, const T* b, const T* x, T* y) {
     CT_UNROLL(8)
     for (int r = 0; r < kCount; ++r) acc[chain][r] += xi * load<X>(w + i * kStride + r * R);
   };
-  long i = 0;
-  for (; i + kChains <= K; i += kChains) {
+  constexpr long kWhole = K - K % kChains;
+  CT_UNROLL(1)  // straight code of this length would not be ready in time
+  for (long i = 0; i < kWhole; i += kChains) {
     CT_UNROLL(4)
     for (int chain = 0; chain < kChains; ++chain) add(i + chain, chain);
   }
-  for (; i < K; ++i) add(i, 0);
+  for (long i = kWhole; i < K; ++i) add(i, 0);
   CT_UNROLL(8)
   for (int r = 0; r < kCount; ++r) {
     X total = acc[0][r];

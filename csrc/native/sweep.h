@@ -7,12 +7,12 @@
 namespace ct::native {
 
 // Where such a loop is. X is what is computed with: the lanes of one element or, where a sample has
-// a lane of its own, several elements.
-template <class V, class X_>
+// a lane of its own, several elements, of which kCount are there.
+template <class V, class X_, int kCount = kWidth<X_>>
 struct Place {
   using X = X_;
-  long j;     // the first element
-  int count;  // how many elements, at most as many as X holds beyond V
+  static constexpr int count = kCount;
+  long j;  // the first element
 
   // Elements j, j + 1, .. of an array, kStride numbers apart; numbers go to all lanes.
   template <long kStride, class P>
@@ -25,10 +25,7 @@ struct Place {
     } else if constexpr (kStride == 0) {
       return all<X>(from[0]);
     } else if constexpr (kStride == 1) {
-      if (count == kWidth<X>) return load<X>(from + j);
-      X x{};
-      std::memcpy(&x, from + j, count * sizeof(P));
-      return x;
+      return load_part<kCount, X>(from + j);
     } else {
       X x{};
       for (int i = 0; i < count; ++i) x[i] = from[(j + i) * kStride];
@@ -65,10 +62,7 @@ struct Place {
     if constexpr (std::is_same_v<X, V>) {
       to[j * kStride] = x;
     } else if constexpr (kStride == 1) {
-      if (count == kWidth<X>)
-        store<X>(to + j, x);
-      else
-        std::memcpy(to + j, &x, count * sizeof(V));
+      store_part<kCount>(to + j, x);
     } else {
       for (int i = 0; i < count; ++i) to[(j + i) * kStride] = x[i];
     }
@@ -79,13 +73,13 @@ struct Place {
 template <class V, long n, class F>
 CT_LANES void sweep(const F& f) {
   if constexpr (kWidth<V> > 1 || kRegister<V> == 1) {
-    for (long j = 0; j < n; ++j) f(Place<V, V>{j, 1});
+    for (long j = 0; j < n; ++j) f(Place<V, V>{j});
   } else {
     constexpr int R = kRegister<V>;
     using X = Lanes<V, R>;
     long j = 0;
-    for (; j + R <= n; j += R) f(Place<V, X>{j, R});
-    if constexpr (n % R != 0) f(Place<V, X>{j, static_cast<int>(n % R)});
+    for (; j + R <= n; j += R) f(Place<V, X>{j});
+    if constexpr (n % R != 0) f(Place<V, X, n % R>{j});
   }
 }
 
