@@ -25,7 +25,7 @@ from ctorch.ode.field import Keeper, Stage
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import Failure, Run
 from ctorch.ode.solution import Stats, Status
-from ctorch.ode.stepper import Recorder, bare_stages
+from ctorch.ode.stepper import Recorder, bare_step
 from ctorch.ode.steps import Rows, Step, forget_lost
 from ctorch.ode.sweep import Cotangents
 from ctorch.ode.transforms import transforms_active
@@ -164,6 +164,7 @@ class BatchedLoop:
         self._buffer = Buffer(self.k, y0.detach())
         self._weights = tuple(Weights(a) for a in method.a[1 : method.n])
         self._inner, self._last = self._weights[:-1], self._weights[-1]
+        self._made = len(self._weights) - method.late
         plain = problem.layout.plain and not torch.is_inference_mode_enabled()
         self._bare = plain and not (recorder.graphs or job.watching)
         self.steps: list[Step] = []
@@ -292,6 +293,7 @@ class BatchedLoop:
         problem, method = self.problem, self.method
         self._plan, self._h = plan, plan[control.SIGNED]
         self._make = self._buffer.stage(self._h)
+        self._step = self._buffer.step(self._h, self._weights, self._made)
         tolerances = problem.tolerances.rtol, problem.tolerances.atol
         assert self._error_weights is not None
         self._measure = self._buffer.error(
@@ -308,14 +310,9 @@ class BatchedLoop:
         self, y: Tensor, k0: Tensor, times: Sequence[Tensor]
     ) -> tuple[Tensor, list[Stage]]:
         first = Stage(self._like, y, k0)  # its time is not looked at again
-        make = self._make
         if self._bare:
-            last = self._last if self.method.late else None
-            y1, stage, made = bare_stages(
-                self.problem.field, y, make, first, times, self._weights, last
-            )
-            return y1, [first] * made + [stage]
-        evaluate = self.recorder.evaluate
+            return bare_step(self.problem.field, self._step, y, first, times, self._made)
+        evaluate, make = self.recorder.evaluate, self._make
         stages = [first]
         slope, slot = k0, 0
         for a in self._inner:

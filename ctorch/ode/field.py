@@ -108,6 +108,20 @@ class VectorField:
             raise UnexpectedGraph(stage)
         return stage
 
+    def amended(self, t: Tensor, y: Tensor, k: Any) -> Tensor:
+        """What ``func`` returned for a plain state, looked at closely.
+
+        Raises:
+            UnexpectedGraph: grad mode is on, and the slope has a graph although the state has none.
+        """
+        if k.__class__ is not Tensor or k.dtype is not self._dtype or k.shape != self._shape:
+            k = self.checked(k)
+        if y._version:
+            self.refuse_changed_state()
+        if k.requires_grad and torch.is_grad_enabled():
+            raise UnexpectedGraph(Stage(t, y, k))
+        return k
+
     def checked(self, k: Any) -> Tensor:
         """What ``func`` returned for a plain state, in its dtype; or the error that says why."""
         self.layout.check_like(k, "func")

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ctorch.ode.coefficients import Coefficients
-from ctorch.ode.field import Keeper, Stage, UnexpectedGraph, VectorField
+from ctorch.ode.field import Keeper, Stage, VectorField
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import Piece
 from ctorch.ode.steps import FREE
-from ctorch.ops._direct import Buffer, StageFunction, Weights, stage_times
+from ctorch.ops._direct import Buffer, StepFunction, Weights, stage_times
 from ctorch.ops.runge_kutta import rk_combine, rk_error, rk_interpolate
 
 #: evaluates a stage at (t, y), with its graph where that is kept
@@ -72,6 +72,8 @@ class Stepper:
         self.h = torch.from_numpy(self._h)
         buffer = Buffer(self.k, problem.y0.detach())
         self._make = buffer.stage(self.h)
+        self._made = len(self.weights) - (not self._ends_with_slope)
+        self._step = buffer.step(self.h, self.weights, self._made)
         self._plain_norm = problem.norm is None and not problem.layout.is_complex
         self._float32 = problem.time_dtype is not torch.float64
         if coefficients.e is not None:
@@ -163,12 +165,8 @@ class Stepper:
         """``attempt`` for a plain state and no graphs, with nothing between kernel and field."""
         self._h.fill(h)
         self.times = times = self.stage_times(t, h, t1)
-        last = self._last if not self._ends_with_slope else None
-        y1, stage, made = bare_stages(
-            self.problem.field, y, self._make, first, times, self.weights, last
-        )
-        # the stages between have no use without their graphs
-        return y1, [first] * made + [stage]
+        y1, stages = bare_step(self.problem.field, self._step, y, first, times, self._made)
+        return y1, stages
 
     def error(self, y: Tensor, y1: Tensor, stages: list[Stage]) -> float:
         """Scaled norm of the error estimate of the attempted step: the one number that the host
@@ -246,46 +244,22 @@ class Stepper:
         return Piece(start, span, y.detach(), self.k.clone())
 
 
-def bare_stages(
+def bare_step(
     field: VectorField,
+    step: StepFunction,
     y: Tensor,
-    make: StageFunction,
     first: Stage,
     times: Sequence[Tensor],
-    weights: Sequence[Weights],
-    without_slope: Weights | None,
-) -> tuple[Tensor, Stage, int]:
-    """The stages of a step on a plain state without graphs, with nothing between kernel and field.
-
-    Args:
-        field: the vector field.
-        y: state [*shape].
-        make: combines slopes to the state of a stage.
-        first: the first stage.
-        times: of the further stages.
-        weights: of the further stages and, last, of the new state.
-        without_slope: the last of ``weights``, if no slope is wanted there.
-
-    Returns:
-        The new state, the last stage, and how many evaluations were made.
+    evaluations: int,
+) -> tuple[Tensor, list[Stage]]:
+    """The new state and the stages of a step on a plain state without graphs, of whose stages none
+    but the first and the last is of use.
     """
-    call, shape, dtype, watched = field.call, y.shape, y.dtype, torch.is_grad_enabled()
-    slope, slot, last, state = first.k, 0, y, y
-    for a in weights:
-        state = make(y, slope, slot, a)
-        if a is without_slope:
-            break
-        slope = call(times[slot], state)
-        slot += 1
-        if slope.__class__ is not Tensor or slope.dtype is not dtype or slope.shape != shape:
-            slope = field.checked(slope)
-        if state._version:
-            field.refuse_changed_state()
-        if watched and slope.requires_grad:
-            raise UnexpectedGraph(Stage(times[slot - 1], state, slope))
-        last = state
-    field.nfe += slot
-    return state, first if slot == 0 else Stage(times[slot - 1], last, slope), slot
+    y1, last, slope = step(field.call, field.amended, y, first.k, times)
+    field.nfe += evaluations
+    stages = [first] * evaluations
+    stages.append(Stage(times[evaluations - 1], last, slope) if evaluations else first)
+    return y1, stages
 
 
 class Recorder:

@@ -32,6 +32,10 @@ _empty = getattr(_unwatched, "_empty_strided_cpu", None) or (
 )
 #: (x, sizes, strides, offset) -> a tensor that lies in the memory of ``x``, likewise
 _lying_in = getattr(_unwatched, "_reinterpret_tensor", None) or torch.as_strided
+#: made of a tensor; its ``check`` says whether another is of the same type, dispatch keys (which
+#: tell views that are conjugated or negated, and wrappers), dtype, device, sizes and strides, and
+#: whether a graph would be recorded of it
+_Guard = getattr(_unwatched, "TensorGuards", None)
 
 
 class Weights:
@@ -47,6 +51,11 @@ class Weights:
 
 #: (y, slope, slot, a) -> y + h * sum_j a[j] * k[j], after the slope was stored in k[slot]
 StageFunction = Callable[[Tensor | None, Tensor, int, Weights], Tensor]
+#: (func, amend, y, slope, times) -> (y1, the state of the last evaluation, its slope)
+StepFunction = Callable[
+    [Callable[..., Any], Callable[..., Tensor], Tensor, Tensor, Sequence[Tensor]],
+    tuple[Tensor, Tensor, Tensor],
+]
 #: (y, y1, slope) -> the scaled norm of the error, after the slope was stored
 ErrorFunction = Callable[[Tensor, Tensor, Tensor | None], Any]
 
@@ -67,6 +76,11 @@ class Buffer:
             shape = k.shape[1:]
             self._row = shape[1:].numel() if shape else 1
             self._like = k[0]
+            #: whether a slope is plain memory of the state's form, without a graph that grad mode
+            #: would record
+            self._alike: Callable[[Any], bool] = _alike(self._like)
+        else:
+            self._alike = lambda x: False
 
     def stage(self, h: Tensor) -> StageFunction:
         """``rk_stage`` with this buffer and the step ``h`` ([] or [B] float64), which is read at
@@ -80,10 +94,10 @@ class Buffer:
         numel, row, wide = self._like.numel(), self._row, dtype is torch.float64
         step, stride = h.data_ptr(), h.stride(0) if h.dim() else 0
 
+        alike = self._alike
+
         def stage(y: Tensor | None, slope: Tensor, slot: int, a: Weights) -> Tensor:
-            # (what `plain` says, without a call)
-            at_hand = slope.__class__ is Tensor and slope.is_cpu and slope.is_contiguous()
-            if at_hand and not slope.is_neg() and (source := slope.data_ptr()):
+            if (alike(slope) or plain(slope)) and (source := slope.data_ptr()):
                 out = empty(sizes, strides, dtype)
                 kernel(
                     out.data_ptr(), 0 if y is None else y.data_ptr(), address, source, slot,
@@ -93,6 +107,52 @@ class Buffer:
             return rk_stage(y, k, slope, slot, a.tensor, h)
 
         return stage
+
+    def step(self, h: Tensor, weights: Sequence[Weights], evaluations: int) -> StepFunction:
+        """All stages of a step, with nothing between kernel and field: ``rk_stage`` with each of
+        the ``weights`` in turn, and an evaluation ``func(t, y)`` after the first ``evaluations`` of
+        them.
+
+        A slope that is not in all like the state, or for which ``func`` wrote into the state, goes
+        through ``amend(t, y, slope)``, which returns what to take for it, or raises.
+        """
+        k, alike, by_address = self.k, self._alike, self.by_address
+        stages = [(slot, a.address, a.count, a.tensor) for slot, a in enumerate(weights)]
+        if by_address:
+            kernel, empty, address = _kernels.library.rk_stage, _empty, k.data_ptr()
+            sizes, strides, dtype = _form(self._like)
+            numel, row, wide = self._like.numel(), self._row, dtype is torch.float64
+            pace, stride = h.data_ptr(), h.stride(0) if h.dim() else 0
+
+        def step(
+            func: Callable[..., Any],
+            amend: Callable[..., Tensor],
+            y: Tensor,
+            slope: Tensor,
+            times: Sequence[Tensor],
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            known, state, before = alike(slope), y, y
+            start = y.data_ptr() if by_address else 0
+            for slot, weight, count, a in stages:
+                before = state
+                if known and (source := slope.data_ptr()):
+                    state = empty(sizes, strides, dtype)
+                    kernel(
+                        state.data_ptr(), start, address, source, slot, weight, count,
+                        pace, stride, numel, row, wide,
+                    )  # fmt: skip
+                else:
+                    state = rk_stage(y, k, slope, slot, a, h)
+                if slot == evaluations:
+                    return state, before, slope
+                slope = func(times[slot], state)
+                known = alike(slope)
+                if not known or state._version:
+                    slope = amend(times[slot], state, slope)
+                    known = by_address and plain(slope)
+            return state, state, slope
+
+        return step
 
     def error(
         self,
@@ -120,14 +180,16 @@ class Buffer:
         kernel, address = _kernels.library.rk_error, k.data_ptr()
         numel, row, wide = self._like.numel(), self._row, k.dtype is torch.float64
         step, stride = h.data_ptr(), h.stride(0) if h.dim() else 0
+        alike = self._alike
         relative, absolute = rtol.item(), atol.item()
         norms = k.new_empty(k.shape[1:2]) if per_sample else None
         out = 0 if norms is None else norms.data_ptr()
 
         def error(y: Tensor, y1: Tensor, slope: Tensor | None) -> Any:
             source = 0
-            if slope is not None and not (plain(slope) and (source := slope.data_ptr())):
-                return by_operator(y, y1, slope)
+            if slope is not None:
+                if not ((alike(slope) or plain(slope)) and (source := slope.data_ptr())):
+                    return by_operator(y, y1, slope)
             norm = kernel(
                 out, y.data_ptr(), y1.data_ptr(), address, source, slot, e.address, e.count,
                 step, stride, relative, absolute, max_norm, numel, row, wide,
@@ -247,6 +309,19 @@ def stage_times(
 def plain(x: Tensor) -> bool:
     """Whether the elements of ``x`` lie on the CPU one after the other, as they are."""
     return x.__class__ is Tensor and x.is_cpu and x.is_contiguous() and not x.is_neg()
+
+
+def _alike(like: Tensor) -> Callable[[Any], bool]:
+    """Whether something is a plain tensor of the form of ``like``, of which no graph is recorded."""
+    if _Guard is not None:
+        return _Guard(like, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+    shape, dtype = like.shape, like.dtype
+
+    def alike(x: Any) -> bool:
+        same = x.__class__ is Tensor and x.dtype is dtype and x.shape == shape
+        return same and plain(x) and not (x.requires_grad and torch.is_grad_enabled())
+
+    return alike
 
 
 def _form(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], torch.dtype]:
