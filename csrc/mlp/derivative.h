@@ -55,8 +55,9 @@ void derivative_forward(const Net& net, const Tensor& x, const Tensor& v, int or
       if (l > 0) {
         layer.factor.product((order + 1) * r, h, z, layer.bias, r);
       } else {
-        layer.factor.product(r, data<T>(x) + begin * d, z, layer.bias, r);
-        if (order > 0) layer.factor.product(r, data<T>(v) + begin * d, z + plane);
+        layer.factor.product(r, data<T>(x) + begin * d, z, layer.bias, r, kShortChain);
+        if (order > 0)
+          layer.factor.product(r, data<T>(v) + begin * d, z + plane, nullptr, 0, kShortChain);
       }
       JetTask<T> task{net.activations[l],
                       static_cast<T>(net.params[l]),

@@ -29,25 +29,33 @@ class Factor {
   // c [rows, columns] = alpha a [rows, terms] times the factor, or that is added to c
   void product(int64_t rows, const T* a, T* c, T alpha = 1, bool add = false) const {
     if (panels_ != nullptr)
-      loops<T>().product({rows, terms_, columns_, a, panels_->get(), c, alpha, add, nullptr, 0});
-    else if (as_ == As::kTransposed)
-      multiply_transposed<T>(rows, columns_, terms_, a, w_, c, alpha, T(add));
+      in_panels({rows, terms_, columns_, a, panels_->get(), c, alpha, add, nullptr, 0, kChain});
     else
-      multiply<T>(rows, columns_, terms_, a, w_, c, alpha, T(add));
+      by_blas(rows, a, c, alpha, add);
   }
 
   // c = a times the factor, and a bias in its first rows, unless it is null
-  void product(int64_t rows, const T* a, T* c, const T* bias, int64_t biased) const {
-    if (panels_ != nullptr && bias != nullptr)
-      return loops<T>().product(
-          {rows, terms_, columns_, a, panels_->get(), c, 1, false, bias, biased});
-    product(rows, a, c);
-    if (bias == nullptr) return;
+  void product(int64_t rows, const T* a, T* c, const T* bias, int64_t biased,
+               int64_t chain = kChain) const {
+    if (bias == nullptr) biased = 0;
+    if (panels_ != nullptr)
+      return in_panels(
+          {rows, terms_, columns_, a, panels_->get(), c, 1, false, bias, biased, chain});
+    by_blas(rows, a, c, 1, false);
     for (int64_t r = 0; r < biased; ++r)
       for (int64_t i = 0; i < columns_; ++i) c[r * columns_ + i] += bias[i];
   }
 
  private:
+  static void in_panels(const ProductTask<T>& task) { loops<T>().product(task); }
+
+  void by_blas(int64_t rows, const T* a, T* c, T alpha, bool add) const {
+    if (as_ == As::kTransposed)
+      multiply_transposed<T>(rows, columns_, terms_, a, w_, c, alpha, T(add));
+    else
+      multiply<T>(rows, columns_, terms_, a, w_, c, alpha, T(add));
+  }
+
   static constexpr int64_t kLeastRows = 192, kLeastColumns = 12;
 
   const T* w_;

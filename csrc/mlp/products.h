@@ -90,7 +90,8 @@ void pack(const PackTask<T>& task) {
 // Some rows by one panel.
 template <typename T>
 struct Tile {
-  int64_t terms, row, out_row;  // rows of a and out are so far apart
+  int64_t terms, chain;
+  int64_t row, out_row;  // rows of a and out are so far apart
   const T *a, *panel;
   T* out;
   int64_t columns;  // of out
@@ -100,18 +101,28 @@ struct Tile {
   int64_t biased;  // how many of the rows it is added to
 };
 
+// Sums of a chain are in registers, those of the chains before in the first cache.
 template <int kRows, int kVectors, typename T>
 __attribute__((noinline)) void tile(const Tile<T>& task) {
   constexpr int kLanes = Lanes<T>::kCount;
-  Vector<T> sum[kRows][kVectors] = {};
+  Vector<T> sum[kRows][kVectors], total[kRows][kVectors] = {};
   const T *a = task.a, *panel = task.panel;
   const int64_t row = task.row;
-  for (int64_t t = 0; t < task.terms; ++t, panel += kVectors * kLanes) {
-    Vector<T> b[kVectors];
-    CT_MLP_EACH for (int v = 0; v < kVectors; ++v) b[v] = load<T>(panel + v * kLanes);
+  for (int64_t t = 0; t < task.terms;) {
+    const int64_t rest = task.terms - t, end = t + (rest < task.chain ? rest : task.chain);
     CT_MLP_EACH for (int r = 0; r < kRows; ++r) {
-      const Vector<T> one = splat<T>(a[r * row + t]);
-      CT_MLP_EACH for (int v = 0; v < kVectors; ++v) sum[r][v] += one * b[v];
+      CT_MLP_EACH for (int v = 0; v < kVectors; ++v) {
+        if (t > 0) total[r][v] += sum[r][v];
+        sum[r][v] = Vector<T>{};
+      }
+    }
+    for (; t < end; ++t, panel += kVectors * kLanes) {
+      Vector<T> b[kVectors];
+      CT_MLP_EACH for (int v = 0; v < kVectors; ++v) b[v] = load<T>(panel + v * kLanes);
+      CT_MLP_EACH for (int r = 0; r < kRows; ++r) {
+        const Vector<T> one = splat<T>(a[r * row + t]);
+        CT_MLP_EACH for (int v = 0; v < kVectors; ++v) sum[r][v] += one * b[v];
+      }
     }
   }
   const bool whole = task.columns == kVectors * kLanes;
@@ -120,7 +131,7 @@ __attribute__((noinline)) void tile(const Tile<T>& task) {
   const int64_t step = whole ? task.out_row : kVectors * kLanes;
   CT_MLP_EACH for (int r = 0; r < kRows; ++r, to += step) {
     CT_MLP_EACH for (int v = 0; v < kVectors; ++v) {
-      Vector<T> out = task.alpha * sum[r][v];
+      Vector<T> out = task.alpha * (total[r][v] + sum[r][v]);
       if (task.add && whole) out += load<T>(to + v * kLanes);
       if (r < task.biased && whole) out += load<T>(task.bias + v * kLanes);
       store<T>(to + v * kLanes, out);
@@ -154,6 +165,7 @@ void product(const ProductTask<T>& task) {
       const int vectors = panel_vectors<T>(c, task.columns);
       const int64_t width = vectors * Lanes<T>::kCount, rest = task.terms - t;
       Tile<T> one{rest < kTileTerms ? rest : kTileTerms,
+                  task.chain,
                   task.terms,
                   task.columns,
                   task.a + t,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from ctorch.ops._mlp_nodes import derivative_without_graph
 from ctorch.ops.mlp import MLP as MLP
 
 __all__ = ["MLP", "as_mlp"]
@@ -46,6 +47,56 @@ def as_mlp(f: Any) -> MLP | None:
                 f"or None, got {type(said).__name__}"
             )
         return said
+    parts = _parts(f)
+    if parts is None:
+        return None
+    weights, biases, kinds = parts
+    names: Any
+    params: Any
+    if not kinds:
+        names, params = "identity", 0.0
+    elif kinds.count(kinds[0]) == len(kinds):
+        names, params = kinds[0]
+    else:
+        names, params = zip(*kinds, strict=True)
+    try:
+        return MLP(weights, biases, names, params)
+    except (TypeError, ValueError):  # sizes that do not follow on each other, an integer dtype, ...
+        return None
+
+
+def derivative_of_numbers(f: Any, x: Tensor, v: Tensor, order: int) -> Tensor | None:
+    """``d^order/ds^order f(x + s v)`` of a module that is an MLP, where its kernel is all there is
+    to do: nothing to record, plain tensors of one shape. None elsewhere.
+
+    It is the way of ``ctorch.ops.mlp.derivative`` in few words: to find out what else might be
+    asked for takes longer than a small net.
+    """
+    if is_compiling() or getattr(type(f), "__ctorch_mlp__", None) is not None:
+        return None
+    parts = _parts(f)
+    return None if parts is None else derivative_without_graph(*parts, x, v, order)
+
+
+def mlp_for(f: Any, x: Tensor) -> MLP | None:
+    """The MLP that a function is, where the kernels of ``ctorch.ops.mlp`` take it with this input.
+
+    Not while compiling, nor under autocast, which would run the layers in another precision.
+    """
+    if x.ndim == 0 or is_compiling():
+        return None
+    if torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type):
+        return None
+    net, dtype = as_mlp(f), x.dtype
+    if net is None or (dtype is not torch.float32 and dtype is not torch.float64):
+        return None
+    first = net.weights[0]
+    fits = x.shape[-1] == first.shape[1] and dtype is first.dtype and x.device == first.device
+    return net if fits else None
+
+
+def _parts(f: Any) -> tuple[tuple[Any, ...], tuple[Any, ...], list[tuple[str, float]]] | None:
+    """Weights, biases and activations of a module made of layer, activation, layer, ... , layer."""
     if not isinstance(f, nn.Module) or _global_hooks():
         return None
     working: list[nn.Module] = []
@@ -64,35 +115,7 @@ def as_mlp(f: Any) -> MLP | None:
         if found is None:
             return None
         kinds.append(found)
-    names: Any
-    params: Any
-    if not kinds:
-        names, params = "identity", 0.0
-    elif kinds.count(kinds[0]) == len(kinds):
-        names, params = kinds[0]
-    else:
-        names, params = zip(*kinds, strict=True)
-    try:
-        return MLP(tuple(weights), tuple(biases), names, params)
-    except (TypeError, ValueError):  # sizes that do not follow on each other, an integer dtype, ...
-        return None
-
-
-def mlp_for(f: Any, x: Tensor) -> MLP | None:
-    """The MLP that a function is, where the kernels of ``ctorch.ops.mlp`` take it with this input.
-
-    Not while compiling, nor under autocast, which would run the layers in another precision.
-    """
-    if x.ndim == 0 or is_compiling():
-        return None
-    if torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type):
-        return None
-    net, dtype = as_mlp(f), x.dtype
-    if net is None or (dtype is not torch.float32 and dtype is not torch.float64):
-        return None
-    first = net.weights[0]
-    fits = x.shape[-1] == first.shape[1] and dtype is first.dtype and x.device == first.device
-    return net if fits else None
+    return tuple(weights), tuple(biases), kinds
 
 
 def _flatten(module: nn.Module, working: list[nn.Module]) -> bool:
@@ -148,8 +171,16 @@ _HOOKS = (
 
 def _untouched(module: nn.Module) -> bool:
     """Whether a module computes what its class says and nothing more."""
-    own = module.__dict__  # asked at each call of an operator: no look-ups by torch
-    if any(map(own.get, _TOUCHES)):
+    own = module.__dict__  # asked at each call: no look-ups by torch, no loop
+    if (
+        own.get("_forward_hooks")
+        or own.get("_forward_pre_hooks")
+        or own.get("_backward_hooks")
+        or own.get("_backward_pre_hooks")
+        or "forward" in own
+        or "__call__" in own
+        or "_call_impl" in own
+    ):
         return False
     if type(module) is nn.Linear:  # pruning and old-style norms leave tensors that hooks fill
         parameters = own["_parameters"]
@@ -157,7 +188,6 @@ def _untouched(module: nn.Module) -> bool:
     return True
 
 
-_TOUCHES = (*_HOOKS, "forward", "__call__", "_call_impl")
 _LINEAR = {"weight", "bias"}
 
 

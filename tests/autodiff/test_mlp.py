@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.testing import assert_close
 
-from ctorch.autodiff.mlp import MLP, as_mlp
+import ctorch
+from ctorch.autodiff.mlp import MLP, as_mlp, derivative_of_numbers
+from ctorch.ops import _mlp_kernels as kernels
+from ctorch.ops import mlp
 
 ACTIVATIONS = [
     (nn.Tanh(), "tanh"),
@@ -226,3 +230,72 @@ def test_a_net_is_checked_when_made() -> None:
         MLP(*square, ("tanh", "softplus"), (1.0, 0.0))
     with pytest.raises(TypeError, match=r"one real floating dtype, got torch.float32 and .*64"):
         MLP((w, torch.ones(2, 3, dtype=torch.float64)), (None, None), "tanh")
+
+
+class TestDerivativeOfNumbers:
+    """The short way of ``ctorch.derivative`` is the long one, wherever it is taken."""
+
+    @pytest.fixture
+    def short(self) -> nn.Sequential:
+        torch.manual_seed(0)
+        layers = [nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 5, bias=False), nn.Softplus(2.0)]
+        return nn.Sequential(*layers, nn.Linear(5, 2)).double()
+
+    @pytest.mark.parametrize("order", [1, 3, 12])
+    def test_gives_what_the_operator_gives(self, short: nn.Sequential, order: int) -> None:
+        x, v = torch.randn(2, 7, 3, dtype=torch.float64).unbind()
+        found = as_mlp(short)
+        assert found is not None
+        with torch.no_grad():
+            quick, slow = (
+                derivative_of_numbers(short, x, v, order),
+                mlp.derivative(found, x, v, order),
+            )
+            assert torch.equal(ctorch.derivative(short, x, v, order), slow)
+        if kernels.available("mlp_derivative"):
+            assert quick is not None
+            assert torch.equal(quick, slow)
+        else:
+            assert quick is None
+
+    def test_sees_every_change_of_the_module(self, short: nn.Sequential) -> None:
+        x, v = torch.randn(2, 7, 3, dtype=torch.float64).unbind()
+
+        def changed(change: Callable[[], Any]) -> None:
+            before = ctorch.derivative(short, x, v, 2)
+            change()
+            after = ctorch.derivative(short, x, v, 2)
+            wrapped = ctorch.derivative(lambda y: short(y), x, v, 2)
+            assert not torch.equal(before, after)
+            torch.testing.assert_close(after, wrapped, rtol=1e-12, atol=1e-12)
+
+        with torch.no_grad():
+            changed(lambda: short[0].weight.mul_(2))
+            changed(lambda: setattr(short[2].weight, "data", torch.randn(8, 5).double().t()))
+            changed(lambda: setattr(short, "1", nn.Sigmoid()))
+            changed(lambda: short[3].__setattr__("beta", 1.0))
+            changed(lambda: short[4].register_forward_hook(lambda m, i, out: 3 * out))
+
+    def test_leaves_everything_else_alone(self, short: nn.Sequential) -> None:
+        x, v = torch.randn(2, 7, 3, dtype=torch.float64).unbind()
+        assert derivative_of_numbers(short, x, v, 2) is None  # there is a graph to record
+        assert ctorch.derivative(short, x, v, 2).requires_grad
+        with torch.no_grad():
+            for a, b, order in (
+                (x, v, 0),
+                (x, v, 13),
+                (x[0], v[0], 2),
+                (x, v[:1], 2),
+                (x[:0], v[:0], 2),
+                (x.float(), v.float(), 2),
+                (x[:, :2], v[:, :2], 2),
+                (x.t().contiguous().t(), v, 2),
+            ):
+                assert derivative_of_numbers(short, a, b, order) is None
+            assert derivative_of_numbers(nn.Linear(3, 2).double(), x, v, 2) is None
+            with torch.autocast("cpu", torch.bfloat16):
+                assert derivative_of_numbers(short, x, v, 2) is None
+            each = torch.vmap(lambda a, b: ctorch.derivative(short, a, b, 2))(
+                x[:, None], v[:, None]
+            )
+            torch.testing.assert_close(each[:, 0], ctorch.derivative(short, x, v, 2))
