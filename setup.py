@@ -50,7 +50,7 @@ class BuildKernels(build_ext):
             facts = build(library)
         except (CannotBuild, subprocess.CalledProcessError, OSError) as error:
             if "1" in (os.environ.get("CTORCH_EXT"), os.environ.get("CTORCH_CUDA")):
-                raise
+                raise SystemExit(f"*** ctorch: {_say(error)}") from error
             facts = {"kernels": False, "cuda": False, "reason": _say(error)}
         library.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(facts, indent=1) + "\n")

@@ -226,7 +226,7 @@ def train(
         FileNotFoundError: ``resume`` names a path where there is nothing.
         NonFiniteLoss: the loss or the gradient is NaN or infinite; the last good state was saved.
         TrainingInterrupted: Ctrl-C or SIGTERM.
-        TypeError: the loss is no scalar tensor with a graph.
+        TypeError: the loss is no scalar tensor with a graph; ``model`` is no module and no tensors.
         ValueError: an argument is out of range.
 
     Example:
@@ -238,6 +238,11 @@ def train(
         History(10 steps, loss 0.05404)
     """
     _validate(optimizer, steps, every, keep, clip)
+    if not isinstance(model, (nn.Module, Iterable)):
+        raise TypeError(
+            f"train: model must be a module or tensors, got {type(model).__name__}; the order is "
+            "train(loss_fn, model, optimizer)"
+        )
     run = _Run(model, optimizer, scheduler, state or {}, checkpoint, keep)
     run.start(resume)
     bar = display(steps, run.step, title, progress)

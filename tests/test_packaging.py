@@ -194,7 +194,9 @@ def test_without_a_compiler_the_build_goes_on_only_if_it_may(
     bare = {"PATH": str(tmp_path), "CXX": "no-such-compiler"}
     done = build(tree, "build_ext", "--inplace", CTORCH_EXT=wish, **bare)
     assert (done.returncode == 0) == (wish == "auto"), done.stderr
+    assert "*** ctorch: " in done.stderr
     assert "no C++ compiler" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tree / "ctorch/_C.abi3.so").exists()
     if wish == "auto":
         assert "no C++ compiler" in json.loads((tree / "ctorch/_build.json").read_text())["reason"]

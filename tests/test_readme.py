@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 PROMISES = (
-    "solve_ode", "NeuralODE", "batched=True", "native=", "ensemble", "bdf2", "events=", "derivative",
-    "divergence", "laplacian", "taylor_series", "HollowMLP", "check_gradients",
+    "solve_ode", "NeuralODE", "batched=True", "native=", "ensemble", "bdf2", "events=",
+    "derivative", "divergence", "laplacian", "taylor_series", "HollowMLP", "check_gradients",
 )  # fmt: skip
 
 

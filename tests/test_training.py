@@ -305,6 +305,7 @@ def test_batches_visit_every_sample_once_per_pass_in_a_new_order():
         ({"log": "log.txt"}, ValueError, r"\.jsonl"),
         ({"loss_fn": lambda: torch.zeros(2, requires_grad=True)}, TypeError, r"shape \[2\]"),
         ({"loss_fn": lambda: torch.zeros(())}, TypeError, "requires_grad=False"),
+        ({"model": lambda: None}, TypeError, r"train\(loss_fn, model, optimizer\)"),
         ({"loss_fn": lambda: 3.0}, TypeError, "scalar tensor"),
     ],
 )

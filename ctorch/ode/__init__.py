@@ -15,6 +15,7 @@ from ctorch.ode.odeint import odeint as odeint
 from ctorch.ode.odeint import odeint_adjoint as odeint_adjoint
 from ctorch.ode.odeint import odeint_dense as odeint_dense
 from ctorch.ode.odeint import odeint_event as odeint_event
+from ctorch.ode.solution import EventRecord as EventRecord
 from ctorch.ode.solution import Solution as Solution
 from ctorch.ode.solution import Stats as Stats
 from ctorch.ode.solution import Status as Status
@@ -22,7 +23,8 @@ from ctorch.ode.solve import solve_ode as solve_ode
 from ctorch.ode.tableaus import TABLEAUS as TABLEAUS
 
 __all__ = [
-    "METHODS", "TABLEAUS", "ContinuousAdjoint", "Draws", "EnsembleSolution", "Event", "Moments",
-    "Solution", "Stats", "Status", "StepController", "compile", "ensemble", "native_solves",
-    "odeint", "odeint_adjoint", "odeint_dense", "odeint_event", "regularizers", "solve_ode",
+    "METHODS", "TABLEAUS", "ContinuousAdjoint", "Draws", "EnsembleSolution", "Event",
+    "EventRecord", "Moments", "Solution", "Stats", "Status", "StepController", "compile",
+    "ensemble", "native_solves", "odeint", "odeint_adjoint", "odeint_dense", "odeint_event",
+    "regularizers", "solve_ode",
 ]  # fmt: skip
