@@ -95,9 +95,23 @@ def stochastic_bilaplacian(
 ) -> Estimate:
     """``(sum_i d_i^2)^2 f`` from fourth derivatives along Gaussian directions.
 
-    ``E[D^4 f(v, v, v, v)] = 3 Laplacian^2 f`` for ``v ~ N(0, I)`` (Isserlis). Arguments, results
-    and errors are those of ``stochastic_laplacian``; the variance is that of
-    ``D^4 f(v, v, v, v) / 3`` over ``samples``.
+    ``E[D^4 f(v, v, v, v)] = 3 Laplacian^2 f`` for ``v ~ N(0, I)`` (Isserlis). The variance is that
+    of ``D^4 f(v, v, v, v) / 3`` over ``samples``.
+
+    Args:
+        f: ``[..., d] -> [...]``, with any leading dims, acting on each sample alone.
+        x: ``[..., d]``, floating point.
+        samples: number of directions drawn.
+        generator: source of the draws.
+
+    Returns:
+        ``Estimate(value, estimate, std_error)``, each ``[...]`` in the dtype of ``x``.
+
+    Raises:
+        TypeError, ValueError: arguments do not fit.
+        MissingRuleError: see ``ctorch.jet``.
+
+    Source: Shi, Hu, Lin and Kawaguchi, "Stochastic Taylor Derivative Estimator" (2024).
     """
     _check(f, x)
     samples = whole("samples", samples, 1)
