@@ -38,7 +38,7 @@ def alone(f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> bool:
         def near(value: Any) -> bool:
             if not isinstance(value, Tensor) or value.shape != inside.shape:
                 return False
-            fits = (value - inside).abs() <= 1e-2 * scale
+            fits = (value - inside).abs() <= rounding(x.dtype) * scale
             return bool((fits | (value == inside) | (value.isnan() & inside.isnan())).all())
 
         try:
@@ -53,6 +53,11 @@ def alone(f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> bool:
                 "alone; for a module, eval() may be what is missing"
             )
     return False
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """By how much values of a sample alone, and among others, may differ: sums of other orders."""
+    return max(1e-2, 32 * torch.finfo(dtype).eps)
 
 
 def block_size(f: Any, rows: int) -> int:

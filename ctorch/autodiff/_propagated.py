@@ -196,6 +196,9 @@ class Propagated:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype})"
 
+    def __format__(self, spec: str) -> str:
+        return format(self.value.detach(), spec) if spec else repr(self)  # to be printed
+
     def _leaves(self, what: str) -> Any:
         raise TypeError(
             f"{what} of a {type(self).__name__} would drop its derivatives; compute with torch "
@@ -309,9 +312,9 @@ def register_jet_rule(
 
     Example:
         >>> import torch, ctorch
-        >>> @ctorch.autodiff.register_jet_rule(torch.special.i0e)
-        ... def i0e(x):
-        ...     return torch.special.i0(x) * torch.exp(-x.abs())
+        >>> @ctorch.autodiff.register_jet_rule(torch.special.spherical_bessel_j0)
+        ... def j0(x):
+        ...     return torch.sinc(x / torch.pi)
     """
     if rule is None:
         return lambda given: register_jet_rule(function, given, kind=kind)

@@ -119,7 +119,8 @@ def dimwise_derivative(
         t: time, as the net takes it: a number, or a tensor that broadcasts against ``[..., 1]``.
 
     Returns:
-        ``(value, derivatives)``: ``[..., d]`` and ``[order, ..., d]``, in the dtype of ``x``. Their
+        ``(value, derivatives)``: ``[..., d]`` and ``[order, ..., d]``, in the dtype of the net's
+        value; that is the dtype of ``x`` for the nets of ``ctorch.nn``, which take no other. Their
         sums over the last dim are divergence, Laplacian-like sums of ``d^2 f_i / d x_i^2``, and so
         on.
 

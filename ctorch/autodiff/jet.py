@@ -189,7 +189,7 @@ def _interpolation(orders: tuple[int, ...]) -> dict[tuple[int, ...], float]:
 
 
 def _binomial(a: float, n: int) -> float:
-    return math.prod((a - m) / (m + 1) for m in range(n))
+    return math.prod([(a - m) / (m + 1) for m in range(n)])  # of a list, which Dynamo can read
 
 
 # ---- stacks in and out

@@ -14,6 +14,7 @@ from torch.compiler import is_compiling
 from ctorch._numbers import as_int
 from ctorch.autodiff import _lap_rows as forms
 from ctorch.autodiff._arguments import outermost
+from ctorch.autodiff._blocks import rounding
 from ctorch.autodiff._lap import Lap
 from ctorch.autodiff._propagated import MissingRuleError, propagate
 from ctorch.autodiff._seeds import Seeds, seeds_of
@@ -248,7 +249,7 @@ def _check_independent(f: Function, x: Tensor, values: Tensor, whole: bool, last
             return True
     at = (slice(-1, None),) * (x.ndim - 1)  # the last: x[:1] suits data[: len(x)]
     single, expected = x.detach()[at], values.detach()[at]
-    tolerance = 1e-5 if x.dtype == torch.float64 else 1e-2
+    tolerance = 1e-5 if x.dtype == torch.float64 else rounding(x.dtype)
     with torch.no_grad():
         try:
             alone = f(single.clone())  # which f may write into

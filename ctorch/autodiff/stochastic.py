@@ -99,16 +99,19 @@ def stochastic_bilaplacian(
     of ``D^4 f(v, v, v, v) / 3`` over ``samples``.
 
     Args:
-        f: ``[..., d] -> [...]``, as for ``stochastic_laplacian``.
-        x: points ``[..., d]``, floating point.
-        samples: random directions for each point.
-        generator: source of randomness.
+        f: ``[..., d] -> [...]``, with any leading dims, acting on each sample alone.
+        x: ``[..., d]``, floating point.
+        samples: number of directions drawn.
+        generator: source of the draws.
 
     Returns:
-        An ``Estimate``: value, estimate and standard error, each ``[...]``.
+        ``Estimate(value, estimate, std_error)``, each ``[...]`` in the dtype of ``x``.
 
     Raises:
-        TypeError, ValueError, MissingRuleError: as for ``stochastic_laplacian``.
+        TypeError, ValueError: arguments do not fit.
+        MissingRuleError: see ``ctorch.jet``.
+
+    Source: Shi, Hu, Lin and Kawaguchi, "Stochastic Taylor Derivative Estimator" (2024).
     """
     _check(f, x)
     samples = whole("samples", samples, 1)

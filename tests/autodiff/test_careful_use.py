@@ -299,3 +299,14 @@ def test_one_sample_that_is_not_finite_leaves_the_others_alone(n, bad):
     assert lap[0].isnan()
     torch.testing.assert_close(div[1:], (1 + x[1:].cos()).sum(-1))
     torch.testing.assert_close(lap[1:], -3 * scalar(x[1:]))
+
+
+def test_values_can_be_printed_with_a_format():
+    seen = []
+
+    def f(x):
+        seen.append(f"{x.sum():.2f} {x}")
+        return x * x
+
+    ctorch.derivative(f, torch.tensor([1.0, 2.0]), torch.ones(2), 1)
+    assert seen == ["3.00 Jet(shape=(2,), dtype=torch.float32)"]

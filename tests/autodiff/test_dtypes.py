@@ -185,3 +185,17 @@ def test_complex_fields_train():
         return ctorch.taylor_series(lambda t, y: torch.tanh(y) * torch.sin(y), 0.0, z, 3)
 
     assert torch.autograd.gradcheck(total, (POINTS[:2].clone().requires_grad_(),))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_in_half_precision_is_no_mixing_of_samples(dtype):
+    """A product of matrices sums in another order where derivatives pass beside the value."""
+
+    def f(x):
+        plain = 1 + 4 * torch.finfo(dtype).eps * isinstance(x, Tensor)
+        return (x.float().square() * plain).to(dtype)
+
+    x = torch.rand(5, 3).to(dtype) + 0.5
+    assert torch.allclose(ctorch.divergence(f, x)[1], 2 * x.sum(-1), rtol=0.1)
+    lap = ctorch.laplacian(lambda x: f(x).sum(-1), x).laplacian
+    assert torch.allclose(lap, torch.full_like(lap, 6), rtol=0.1)

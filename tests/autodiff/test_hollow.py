@@ -360,3 +360,20 @@ def test_wrong_arguments_are_named():
         ctorch.divergence(net, x, method="hollow", t=0.0, probes=3)
     with pytest.raises(ValueError, match=r't: method="exact".*lambda x: f\(t, x\)'):
         ctorch.divergence(lambda x: x, x, t=0.0)
+
+
+def test_results_have_the_dtype_of_the_nets_value():
+    """Single points and contexts of a net in double precision, say."""
+
+    def conditioner(t: Any, x: Tensor) -> Tensor:
+        return (x.sum(-1, keepdim=True) - x).double().unsqueeze(-1)
+
+    class Mixed:
+        def __ctorch_hollow__(self) -> Hollow:
+            return Hollow(conditioner, lambda t, x, h: x * x * h[..., 0])
+
+    x = torch.rand(4, 3)
+    value, derivatives = ctorch.dimwise_derivative(Mixed(), x, 2)
+    h = conditioner(None, x)[..., 0]
+    assert (value.dtype, derivatives.dtype) == (F64, F64)
+    assert_close(derivatives, torch.stack([2 * x * h, 2 * h]))

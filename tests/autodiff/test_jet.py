@@ -317,3 +317,13 @@ def test_orders_beyond_all_range_name_the_remedy(call):
 def test_dividing_by_a_number_that_float32_does_not_hold_keeps_float64():
     x = torch.ones(3, dtype=torch.float64)
     assert_close(ctorch.derivative(lambda x: x / 1.3, x, x, 1), x / 1.3, rtol=1e-15, atol=0)
+
+
+def test_mixed_derivatives_are_one_compiled_graph():
+    x, v, w = torch.rand(3, 4, 2, dtype=torch.float64).unbind()
+
+    def f(x):
+        return derivative(lambda x: torch.sin(x) * x[..., :1], x, (v, w), (1, 2))
+
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), f(x))

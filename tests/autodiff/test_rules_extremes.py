@@ -120,3 +120,17 @@ def test_laplacian_along_directions_of_a_function_with_no_outputs() -> None:
     x = torch.ones(3, 2)
     value, gradient, lap = ctorch.laplacian(lambda x: x[..., :0], x, directions=torch.ones(1, 2))
     assert (value.shape, gradient.shape, lap.shape) == ((3, 0), (3, 0, 2), (3, 0))
+
+
+def test_powers_beside_zero_know_nothing_of_it() -> None:
+    """What serves at zero must not reach other elements as 0 times infinity, nor Dynamo."""
+    x = torch.tensor([0.4, 1.7], dtype=F64, requires_grad=True)
+    v = torch.tensor([1.0, -0.5], dtype=F64)
+
+    def f(x: Tensor) -> Tensor:
+        return ctorch.derivative(lambda x: x**2.5, x, v, 2)
+
+    torch.testing.assert_close(f(x), 3.75 * x**0.5 * v * v)
+    assert torch.autograd.gradgradcheck(f, (x,))
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), f(x))

@@ -102,7 +102,7 @@ FORMS = [
     ),
 ]
 
-NORMS_OF_BATCHES = [
+NORMS_OF_BATCHES = (  # no list: checks of Laplacians gather those, and here samples mix
     c(
         "native_batch_norm",
         lambda x: torch.native_batch_norm(x, FACTOR[:3], None, None, None, True, 0.1, 0.1)[0],
@@ -120,7 +120,7 @@ NORMS_OF_BATCHES = [
         ],
         reference=lambda x: (x * x - FACTOR[:3, None]) * (FACTOR[:3, None] + 0.1) ** -0.5,
     ),
-]
+)
 
 POLYNOMIALS = [
     Case(
@@ -202,10 +202,7 @@ def test_further_forms_of_functions(case):
     check(case)
 
 
-BATCHES = tuple(NORMS_OF_BATCHES)  # no list: a sample's Laplacian is not defined
-
-
-@pytest.mark.parametrize("case", BATCHES, ids=str)
+@pytest.mark.parametrize("case", NORMS_OF_BATCHES, ids=str)
 def test_native_batch_norm(case):
     check(case)
 
@@ -231,3 +228,19 @@ def test_native_layer_norm_agrees_with_layer_norm():
     g = lambda x: F.layer_norm(x, [5]).sin().sum(-1)  # noqa: E731
     for a, b in zip(laplacian(f, x), laplacian(g, x), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:size_average")
+def test_smooth_l1_loss_without_a_bend_heeds_the_older_arguments():
+    x = torch.tensor([0.5, -2.0, 1.0], dtype=F64)
+    f = lambda x: F.smooth_l1_loss(x, 0 * x.detach(), size_average=False, beta=0.0)  # noqa: E731
+    assert ctorch.derivative(f, x, x, 0) == 3.5
+    assert ctorch.derivative(f, x, torch.ones_like(x), 1) == 1
+
+
+def test_native_batch_norm_is_refused_where_samples_are_to_be_kept_apart():
+    def f(x):
+        return torch.native_batch_norm(x, None, None, None, None, True, 0.1, 0.1)[0].sum(-1)
+
+    with pytest.raises(ValueError, match="mixes samples"):
+        laplacian(f, torch.rand(4, 3))

@@ -217,7 +217,12 @@ def _number_power(x: Any, p: float) -> Any:
     used = x.value.detach() != 0  # at zero the recurrence divides by zero
     safe: Any = torch.where(used, x, 1.0)
     y = masked(safe.unary("pow", float(p)), used)
-    return y + _tensor_power(masked(x, ~used), torch.full_like(x.value, p))
+    at: Any = torch.where(used, 1.0, x)  # elsewhere a number that is harmless
+    choose = [1.0]
+    for n in range(int(x.order)):
+        choose.append(choose[n] * (p - n) / (n + 1))
+    series = compose(at, lambda n: choose[n] * at.value ** (p - n))
+    return y + masked(series, ~used)
 
 
 @rule("__rpow__")
