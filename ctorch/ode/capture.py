@@ -235,11 +235,11 @@ def held_tensors(held: Any) -> list[Tensor]:
 
 def held_buffers(held: Any) -> list[Tensor]:
     """Buffers of the modules in the same places."""
-    modules = (x for x in _held(held) if isinstance(x, torch.nn.Module))
+    modules = (x for x in _held(held, into_modules=False) if isinstance(x, torch.nn.Module))
     return list({id(x): x for module in modules for x in module.buffers()}.values())
 
 
-def _held(held: Any) -> Iterator[Any]:
+def _held(held: Any, into_modules: bool = True) -> Iterator[Any]:
     seen: set[int] = set()
     todo = [(held, 6)]
     while todo:
@@ -251,6 +251,8 @@ def _held(held: Any) -> Iterator[Any]:
             continue
         seen.add(id(item))
         yield item
+        if not into_modules and isinstance(item, torch.nn.Module):
+            continue
         todo += [
             (part, depth - 1)
             for part in reversed([*_parts(item)])
