@@ -225,9 +225,9 @@ class Body:
     def _reads(self, piece: Piece, constants: list[Ids]) -> list[str]:
         lines = []
         for i, access in enumerate(piece.operands):
-            if access.array == CONSTANT:
-                number = literal(self.graph.constants.values[access.base])
-                lines.append(f"const X u{i} = {number.full('X')};")
+            value = self.plan.constant_of(access.array)
+            if value is not None:
+                lines.append(f"const X u{i} = {literal(value).full('X')};")
                 continue
             if access.array == TABLE:
                 pointer = self._constant_table(constants[i])

@@ -116,13 +116,21 @@ class Plan:
         return Where(arrays, places)
 
     def operand(self, ids: Ids) -> Where:
-        """The same for a loop, where differing constants are a table of their own."""
+        """The same for a loop, where differing constants are a table of their own; among computed
+        numbers each is an array of its own, as ``constant_of`` reads it: places of constants are
+        no places side by side.
+        """
         where = self.where(ids)
         constant = where.array == CONSTANT
         if constant.all() and (where.place != where.place.reshape(-1)[0]).any():
             places = np.arange(ids.size) % period(where.place.reshape(-1))
             return Where(np.full_like(where.array, TABLE), places.reshape(ids.shape))
-        return where
+        arrays = np.where(constant, TABLE - 1 - where.place, where.array)
+        return Where(arrays, np.where(constant, 0, where.place))
+
+    def constant_of(self, array: int) -> float | None:
+        """The value of a constant among the arrays of ``operand``."""
+        return self.graph.constants.values[TABLE - 1 - array] if array < TABLE else None
 
     # ---- order and loops
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ctorch.codegen.emit_loops import Where, affine, pieces
 from ctorch.codegen.emit_plan import CONSTANT, Item
-from ctorch.codegen.graph import ZERO, Graph, Ids
+from ctorch.codegen.graph import Graph, Ids
 
 if TYPE_CHECKING:
     from ctorch.codegen.emit import Body
@@ -34,7 +34,7 @@ def apart(graph: Graph, outputs: Sequence[Output]) -> list[Output]:
                     type(output)(output.pointer, ids, "sum", part.places, output.array)
                     for ids in terms
                 ]
-            elif position >= 0 or (part.ids != ZERO).any():
+            elif position >= 0 or any(graph.value_of(int(x)) for x in part.ids):
                 parts.append(part)
     return parts
 
@@ -118,7 +118,8 @@ class Sums:
             return
         body = self._body
         assert output.places is not None
-        if body.plan.straight or output.ids.size == 1:
+        constant = body.graph.value_of(int(output.ids[0])) is not None
+        if body.plan.straight or output.ids.size == 1 or constant:
             for number, place in zip(output.ids.tolist(), output.places.tolist(), strict=True):
                 text = body.number(number).full("V")
                 body.lines.append(f"{output.pointer}[{place}] += ct::native::sum({text});")

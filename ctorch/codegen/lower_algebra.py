@@ -26,8 +26,10 @@ def _eliminated(a: Expr, b: Expr | None) -> tuple[Expr, Expr | None, Expr]:
         of the permutation [...].
     """
     n = a.shape[-1]
-    if a.shape[-2] != n or n > LARGEST:
-        raise NotImplementedError(f"a matrix of {a.shape[-2]} x {n}, of at most {LARGEST} rows")
+    if a.shape[-2] != n:  # as torch says, too: a few of the rows of a system are no samples
+        raise ValueError(f"a matrix must be square, but is {a.shape[-2]} x {n}")
+    if n > LARGEST:
+        raise NotImplementedError(f"a matrix of {n} x {n}, of at most {LARGEST} rows")
     rows = a if b is None else joined([a, b.expand((*a.shape[:-1], b.shape[-1]))], -1)
     left, done = rows, []
     sign = Expr(a.graph, np.full(a.shape[:-2], ONE))

@@ -229,24 +229,35 @@ def watched(evaluate: Evaluate, captured: Captured) -> Evaluate:
 
 def held_tensors(held: Any) -> list[Tensor]:
     """Tensors that require grad in modules, closures, bound objects, partials and containers."""
-    found: dict[int, Tensor] = {}
+    tensors = (x for x in _held(held) if isinstance(x, Tensor) and x.requires_grad)
+    return list({id(x): x for x in tensors}.values())
+
+
+def held_buffers(held: Any) -> list[Tensor]:
+    """Buffers of the modules in the same places."""
+    modules = (x for x in _held(held, into_modules=False) if isinstance(x, torch.nn.Module))
+    return list({id(x): x for module in modules for x in module.buffers()}.values())
+
+
+def _held(held: Any, into_modules: bool = True) -> Iterator[Any]:
     seen: set[int] = set()
     todo = [(held, 6)]
     while todo:
         item, depth = todo.pop()
         if isinstance(item, Tensor):
-            if item.requires_grad:
-                found[id(item)] = item
+            yield item
             continue
         if depth < 0 or id(item) in seen or isinstance(item, (type, types.ModuleType)):
             continue
         seen.add(id(item))
+        yield item
+        if not into_modules and isinstance(item, torch.nn.Module):
+            continue
         todo += [
             (part, depth - 1)
             for part in reversed([*_parts(item)])
             if part.__class__ not in _ATOMS and (part.__class__ not in _CONTAINERS or part)
         ]
-    return list(found.values())
 
 
 _ATOMS = {bool, int, float, str, type(None)}

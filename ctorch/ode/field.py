@@ -155,8 +155,9 @@ class VectorField:
         """Evaluate again as in the forward pass: its autocast state, and buffers as they are after
         it.
         """
-        modules = [m for m in (self.func, *self.args) if isinstance(m, torch.nn.Module)]
-        buffers = [b for m in modules for b in m.buffers()]
+        from ctorch.ode.capture import held_buffers  # which imports this file
+
+        buffers = held_buffers((self.func, self.args))
         saved = [b.detach().clone() for b in buffers]
         with contextlib.ExitStack() as stack:
             for context in self.autocast():

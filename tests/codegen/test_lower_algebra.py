@@ -73,6 +73,21 @@ def test_algebra(name: str) -> None:
     check(ALGEBRA[name], state(4, 3, 4), factor=100.0)
 
 
+def test_the_inverse_of_a_product_in_loops() -> None:
+    check(lambda t, y: torch.linalg.inv(spd(y)) @ y, state(3, 3), batched=False, factor=100.0)
+
+
+@pytest.mark.parametrize("name", ["inv", "det"])
+def test_a_square_state_is_one_system(name: str) -> None:
+    """With two of its three rows there is no such matrix: they are no samples."""
+    fields = {
+        "inv": lambda t, y: torch.linalg.inv(y),
+        "det": lambda t, y: torch.linalg.det(y) * y,
+    }
+    traced = check(fields[name], state(3, 3), batched=False, factor=100.0)
+    assert not traced.field.split
+
+
 def test_elimination_exchanges_rows() -> None:
     """Zeros, and small numbers, on the diagonal."""
     turn = torch.tensor([[0.0, 1e-3, 2.0], [1.0, 0.0, 1e-9], [1e-12, 3.0, 0.0]], dtype=F64)

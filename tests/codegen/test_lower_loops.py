@@ -6,10 +6,14 @@ import itertools
 from typing import Any
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from ctorch.codegen.emit_loops import Access, Where, pieces
+
+from .checks import check
 
 
 def elements(access: Access, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -57,3 +61,22 @@ def test_pieces_are_the_whole(drawn: tuple[tuple[int, ...], list[Where]]) -> Non
             want = [(int(where.array[i]), int(where.place[i])) for i in own]
             assert elements(access, piece.sizes) == want
     assert sorted(seen) == list(range(n))
+
+
+def among_constants(t: Tensor, y: Tensor) -> Tensor:
+    fixed = torch.tensor([1.0, 0.0, 2.0, 5.0, 7.0] * 6, dtype=y.dtype)
+    z = torch.cat([y[..., :30], fixed.expand(*y.shape[:-1], 30)], -1)
+    return torch.sin(z) * torch.cos(y) + torch.tanh(z * y)
+
+
+def test_constants_beside_computed_numbers_are_each_their_own() -> None:
+    """Their places follow one upon another, but are no places in memory."""
+    y = torch.randn(3, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    check(among_constants, y)
+
+
+def test_a_gradient_that_is_zero_everywhere_is_written_as_such() -> None:
+    level = torch.linspace(-3.0, 3.0, 60, dtype=torch.float64, requires_grad=True)
+    slope = torch.linspace(1.0, 2.0, 60, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(3, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    check(lambda t, y: torch.sin(y) * level.floor() + torch.cos(y * slope) * y.exp(), y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
 from typing import Any
@@ -106,6 +107,20 @@ def test_buffers_hooks_and_nfe_count_every_evaluation_once(
     if gradient == "backprop":
         assert sol.stats.nfe_backward == 0
         assert net.hooked == sol.stats.nfe
+
+
+@pytest.mark.parametrize("how", ["closure", "bound method", "partial"])
+@pytest.mark.parametrize("gradient", ["checkpoint", "adjoint"])
+def test_buffers_of_modules_that_func_only_holds_are_left_alone(gradient: str, how: str) -> None:
+    net = Counting()
+    func = {
+        "closure": lambda t, y: net(t, y),
+        "bound method": net.forward,
+        "partial": functools.partial(Counting.forward, net),
+    }[how]
+    sol = ctorch.solve_ode(func, leaf(2), T, gradient=gradient)
+    sol.y.sum().backward()
+    assert int(net.count) == sol.stats.nfe
 
 
 @every_mode
