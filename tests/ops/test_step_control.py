@@ -37,6 +37,7 @@ class Batch:
             return torch.rand(shape, generator=generator, dtype=F64)
 
         tau = rand(size) * 3 - 1
+        tau[5::13] += 2.0**53  # where time does not resolve such steps
         reach = rand(size)
         self.samples = torch.stack(
             [
