@@ -27,8 +27,8 @@ history, counts and fates. A sample whose next step would be below the resolutio
 ``STUCK``, or ``WILD`` where its error norm was not finite. The step of a sample that did not move
 is cut to length zero. ``goals [B, T]`` are the output times, increasing, in tau. ``flags`` [2]
 int64 is all that the host has to read: bits ``MOVED`` (some sample did), ``INSIDE`` (some output
-time lies strictly within a step), ``NOT_FINITE`` (some error norm was not) and ``BUSY`` (some sample
-is still running), and the number of output times that were passed.
+time lies strictly within a step), ``NOT_FINITE`` (some error norm was not) and ``BUSY`` (some
+sample is still running), and the number of output times that were passed.
 
     y, k0 = rk_accept(moved, y, y1, k0, k1)
 

@@ -139,11 +139,15 @@ def test_a_state_without_samples_has_its_layers(layers_found: list[int]) -> None
     same(found, by_replay(Holder(two_layers), leaf(2)))
 
 
-def test_what_is_left_when_products_are_made_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_when_products_are_made_is_added(
+    layers_found: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever is left: one evaluation, or several."""
     reference = by_replay(Holder(two_layers), leaf(3, 2))
-    for evaluations in range(2, 14):
-        monkeypatch.setattr(linear_layers, "GATHERED", 3 * 5 * evaluations)
+    gradients(Holder(two_layers), leaf(3, 2))
+    count = len(layers_found)
+    for together in (2, 3, count - 2, count - 1):
+        monkeypatch.setattr(linear_layers, "GATHERED", 3 * 5 * together)
         same(gradients(Holder(two_layers), leaf(3, 2)), reference)
 
 
