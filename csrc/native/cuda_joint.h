@@ -292,7 +292,10 @@ class JointJudge {
     if (state.attempts >= task.max_steps) return close(kMaxSteps);
     if (state.attempts > 0 && state.attempts % task.patience == 0) {
       const bool creeps = clock.tau - state.mark < 1e-3 * span();
-      if (state.wild > task.patience / 5 && creeps) return close(kNonfinite);
+      if (state.wild > task.patience / 5 && creeps) {
+        state.clock.error = std::numeric_limits<double>::quiet_NaN();
+        return close(kNonfinite);
+      }
       state.mark = clock.tau, state.wild = 0;
     }
     if (asked != nullptr) {
@@ -300,7 +303,8 @@ class JointJudge {
       clock.end = state.next < asked->stop_count ? asked->stops[state.next] : kInfinity;
     }
     clock.plan(task, true);
-    if (!(clock.stop > clock.tau)) return close(clock.error < kInfinity ? kUnderflow : kNonfinite);
+    if (!(clock.stop > clock.tau))  // (before the first attempt there is no error)
+      return close(clock.error < kInfinity || state.attempts == 0 ? kUnderflow : kNonfinite);
     ++state.attempts;
     state.phase = kAttempt;
   }
@@ -344,12 +348,13 @@ class JointJudge {
   }
 
   CT_BOTH void finish(bool finite, bool slope) {
-    finite = finite && (asked == nullptr || state.status != kUnderflow || slope);
+    finite = finite && (state.status != kUnderflow || slope);
     if (state.status != kMaxSteps && !finite) state.status = kNonfinite;
     task.counts[0] = state.evaluations;
     task.counts[task.batch] = state.accepted;
     task.counts[2 * task.batch] = state.attempts - state.accepted;
     task.status[0] = state.status;
+    if (task.worst != nullptr) task.worst[0] = kUnknown;  // it is not looked for
     task.last[0] = state.clock.t();
     task.last[task.batch] = state.clock.proposed;
     task.last[2 * task.batch] = state.clock.error;

@@ -97,6 +97,7 @@ class Fixed {
       task.counts[task.batch + i] = accepted;
       task.counts[2 * task.batch + i] = 0;
       task.status[i] = status == kSuccess && !finite ? kNonfinite : status;
+      if (task.worst != nullptr) task.worst[i] = kUnknown;
       task.last[i] = t;
       task.last[task.batch + i] = task.last[2 * task.batch + i] =
           std::numeric_limits<double>::quiet_NaN();

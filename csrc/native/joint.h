@@ -230,16 +230,34 @@ class Joint {
     while (output < task.rows) {
       if (attempts >= task.max_steps) return kMaxSteps;
       if (attempts > 0 && attempts % task.patience == 0) {
-        if (wild > task.patience / 5 && clock.tau - mark < 1e-3 * (last_goal - clock.tau))
+        if (wild > task.patience / 5 && clock.tau - mark < 1e-3 * (last_goal - clock.tau)) {
+          clock.error = std::numeric_limits<double>::quiet_NaN();
           return kNonfinite;
+        }
         mark = clock.tau, wild = 0;
       }
       clock.plan(task, true);
-      if (!(clock.stop > clock.tau)) return clock.error < kInfinity ? kUnderflow : kNonfinite;
+      if (!(clock.stop > clock.tau)) return why_stuck();
       ++attempts;
       step(wild);
     }
     return kSuccess;
+  }
+
+  // Whether the slope at the start of the step is finite.
+  bool has_slope() const {
+    for (const Part& part : parts)
+      for (long d = 0; d < dim; ++d)
+        for (int lane = 0; lane < part.valid; ++lane)
+          if (!std::isfinite(get(part.tile.k[0][d], lane))) return false;
+    return true;
+  }
+
+  int64_t why_stuck() const {
+    if (!has_slope()) return kNonfinite;
+    if (!(clock.length < kInfinity && clock.tau < kInfinity)) return kMaxSteps;
+    // (before the first attempt there is no error)
+    return clock.error < kInfinity || clock.attempts == 0 ? kUnderflow : kNonfinite;
   }
 
   void step(int64_t& wild) {
@@ -366,6 +384,7 @@ class Joint {
         for (int lane = 0; lane < part.valid; ++lane)
           finite &= std::isfinite(get(part.tile.y[d], lane));
     if (status != kMaxSteps && !finite) status = kNonfinite;
+    find_worst(status);
     task.counts[0] = evaluations;
     task.counts[task.batch] = static_cast<int64_t>(clock.accepted);
     task.counts[2 * task.batch] = static_cast<int64_t>(clock.attempts - clock.accepted);
@@ -377,6 +396,22 @@ class Joint {
       for (int64_t sample = 0; sample < task.batch; ++sample)
         std::fill_n(output_row<T>(task, sample, output), dim,
                     std::numeric_limits<real>::quiet_NaN());
+  }
+
+  // Of which number the error was the largest where the steps came to nothing.
+  void find_worst(int64_t status) {
+    if (task.worst == nullptr) return;
+    task.worst[0] = kUnknown;
+    if ((status != kUnderflow && status != kNonfinite) || !(clock.attempts > clock.accepted))
+      return;
+    double largest = -1;
+    for (const Part& part : parts)
+      for (int lane = 0; lane < part.valid; ++lane) {
+        int64_t number;
+        const double error = part.tile.largest_error(part.tolerances, lane, number);
+        if (error > largest) largest = error, task.worst[0] = (part.first + lane) * dim + number;
+      }
+    if (!has_slope()) task.worst[0] = kNoSlope;
   }
 
   CT_LANES static V time(double t) { return all<V>(static_cast<real>(t)); }

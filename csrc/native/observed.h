@@ -84,29 +84,22 @@ class Observed : Joint<Field, Method, W> {
     for (; reading(); ++attempts) {
       if (attempts >= task.max_steps) return kMaxSteps;
       if (attempts > 0 && attempts % task.patience == 0) {
-        if (wild > task.patience / 5 && clock.tau - mark < 1e-3 * (last_goal - clock.tau))
+        if (wild > task.patience / 5 && clock.tau - mark < 1e-3 * (last_goal - clock.tau)) {
+          clock.error = std::numeric_limits<double>::quiet_NaN();
           return kNonfinite;
+        }
         mark = clock.tau, wild = 0;
       }
       while (next < asked.stop_count && asked.stops[next] <= clock.tau) ++next;
       clock.end = next < asked.stop_count ? asked.stops[next] : kInfinity;
       clock.plan(task, true);
-      if (!(clock.stop > clock.tau && clock.length < kInfinity)) return why_stuck();
+      if (!(clock.stop > clock.tau && clock.length < kInfinity)) return this->why_stuck();
       if (!this->attempt(wild)) continue;
       look(this->before_end(), clock.lands ? asked.anchors[next] : kFree);
       this->accept();
       if (clock.lands && asked.jumps[next] && reading()) begin_after_jump();
     }
     return kSuccess;
-  }
-
-  int64_t why_stuck() const {
-    for (const Part& part : parts)
-      for (long d = 0; d < dim; ++d)
-        for (int lane = 0; lane < part.valid; ++lane)
-          if (!std::isfinite(get(part.tile.k[0][d], lane))) return kNonfinite;
-    if (!(clock.length < kInfinity && clock.tau < kInfinity)) return kMaxSteps;
-    return clock.error < kInfinity ? kUnderflow : kNonfinite;
   }
 
   // The slope just after the time at which the step ended.

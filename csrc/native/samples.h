@@ -229,7 +229,11 @@ class Samples {
         creeping |= 1u << lane;
       mark[lane] = tau, wild[lane] = 0, since[lane] = attempts;
     }
-    return creeping == 0 ? 0 : leave(mask_of<Mask<D>>(creeping), [](int) { return kNonfinite; });
+    if (creeping == 0) [[likely]]
+      return 0;
+    for_lanes(creeping,
+              [&](int lane) { set(clock.error, lane, std::numeric_limits<real>::quiet_NaN()); });
+    return leave(mask_of<Mask<D>>(creeping), [](int) { return kNonfinite; });
   }
 
   CT_LANES uint32_t leave(Mask<D> lanes) {
@@ -240,10 +244,17 @@ class Samples {
 
   CT_LANES uint32_t give_up(Mask<D> lanes) {
     return leave(lanes, [&](int lane) __attribute__((always_inline)) {
-      bool finite = peek(clock.error, lane) < kInfinity;
-      for (long d = 0; d < dim; ++d) finite &= std::isfinite(peek(tile.k[0][d], lane));
-      return finite ? kUnderflow : kNonfinite;
+      // (before the first attempt there is no error)
+      const bool finite = peek(clock.error, lane) < kInfinity || peek(clock.attempts, lane) == 0;
+      return finite && has_slope(lane) ? kUnderflow : kNonfinite;
     });
+  }
+
+  // Whether the slope at the start of the step is finite.
+  CT_LANES bool has_slope(int lane) const {
+    bool finite = true;
+    for (long d = 0; d < dim; ++d) finite &= std::isfinite(peek(tile.k[0][d], lane));
+    return finite;
   }
 
   // Samples end, with status(lane).
@@ -264,6 +275,13 @@ class Samples {
     if (status != kMaxSteps && !finite) status = kNonfinite;
     const int64_t accepted = static_cast<int64_t>(peek(clock.accepted, lane));
     const int64_t attempts = static_cast<int64_t>(peek(clock.attempts, lane));
+    if (task.worst != nullptr) {
+      task.worst[i] = kUnknown;
+      if ((status == kUnderflow || status == kNonfinite) && attempts > accepted) [[unlikely]] {
+        tile.largest_error(tolerances, lane, task.worst[i]);
+        if (!has_slope(lane)) task.worst[i] = kNoSlope;
+      }
+    }
     const int64_t first = task.first_step >= 0 || peek(span, lane) == 0 ? 1 : 2;
     task.counts[i] =
         first + attempts * (T::evaluated - 1) + (Method::late ? accepted : 0) + extended[lane];

@@ -10,6 +10,10 @@ namespace ct::native {
 // (its length is a frozen number), or on a constant.
 constexpr int64_t kFree = -1, kConstant = -2;
 
+// In place of the number with the largest error: there is none, or not even the slope where the
+// solve stopped is finite.
+constexpr int64_t kUnknown = -1, kNoSlope = -2;
+
 struct Task {
   int64_t batch, rows;  // samples, output times
   const double* t;      // [rows], or [batch, rows]
@@ -38,6 +42,9 @@ struct Task {
   void* observation;
   const void* const* norm_shared;  // arrays of a norm of the user's own
   int64_t has_event;               // the last row is an event's, whose time is a constant
+  // [batch]: of one that failed the number of its state with the largest error, or one of kUnknown,
+  // kNoSlope; or null
+  int64_t* worst;
 };
 
 // Cotangents of the rows in, those of everything else out.

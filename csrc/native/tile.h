@@ -279,6 +279,22 @@ struct Tile {
     return error / tolerances.scale(d, select(before > after, before, after));
   }
 
+  // The largest error of the last attempt, and the number that has it; no shorter step would make
+  // one finite that is not. As for messages of the eager solver.
+  CT_BOTH double largest_error(const Tolerances& tolerances, int lane, int64_t& number) const {
+    double largest = -1;
+    if constexpr (Method::fsal)
+      for (long d = 0; d < dim; ++d) {
+        constexpr int kCount = Method::late ? stages - 1 : stages;
+        const V error = weighted<kCount>([](auto j) { return Method::e[j]; }, d);
+        const V scaled = error / tolerances.scale(d, size_at(y, d));
+        const double found = std::abs(static_cast<double>(peek(scaled, lane)));
+        const double size = found < kInfinity ? found : kInfinity;
+        if (size > largest) largest = size, number = d;
+      }
+    return largest;
+  }
+
   // A root takes longer than a stage of a small field, and is not needed to judge a step.
   static constexpr bool kSquares = W > 1;
 

@@ -67,6 +67,16 @@ struct PlanTask {
   T* times;  // [stages, B]
 };
 
+CT_HD double limited(double length, double min_step, double max_step) {
+  length = length < min_step ? min_step : length;
+  return length > max_step ? max_step : length;
+}
+
+// Whether a step of that length ends where it starts.
+CT_HD bool frozen(double tau, double length, double end) {
+  return !(tau + length > tau || tau + kLandingRoom * length >= end);
+}
+
 template <typename T>
 CT_HD void plan_sample(const PlanTask<T>& task, int64_t i) {
   const int64_t b = task.batch;
@@ -75,8 +85,7 @@ CT_HD void plan_sample(const PlanTask<T>& task, int64_t i) {
   double length = sample[kLength * b], stop = tau;
   bool lands = false;
   if (task.counts[kFate * b + i] == kRunning) {
-    length = length < task.min_step ? task.min_step : length;
-    length = length > task.max_step ? task.max_step : length;
+    length = limited(length, task.min_step, task.max_step);
     lands = tau + kLandingRoom * length >= end;
     length = lands ? end - tau : length;
     stop = lands ? end : tau + length;
@@ -137,7 +146,7 @@ struct JudgeTask {
   const T* error;
   const double* goals;  // [B, goal_count], increasing, in tau
   Gains gains;
-  double min_step, max_steps;
+  double min_step, max_step, max_steps;
   int64_t batch, goal_count;
   bool* moved;
 };
@@ -184,13 +193,14 @@ CT_HD Found judge_sample(const JudgeTask<T>& task, int64_t i) {
     sample[kLogLast * b] = log_error > kLogLeast ? log_error : kLogLeast;
     if (lands) fate = kDone;
   } else {
-    const double shortest = next < task.min_step ? task.min_step : next;
     if (!finite) found.bits |= kNotFinite;
-    if (!(tau + shortest > tau)) fate = finite ? kStuck : kWild;
     step[kSigned * b] = 0;
     step[kStop * b] = step[kStart * b];
   }
   sample[kLength * b] = next;
+  if (fate == kRunning &&
+      frozen(sample[kTau * b], limited(next, task.min_step, task.max_step), sample[kEnd * b]))
+    fate = finite ? kStuck : kWild;
   const int64_t steps =
       ++count[(moves ? kAccepted : kRejected) * b] + count[(moves ? kRejected : kAccepted) * b];
   if (fate == kRunning && static_cast<double>(steps) >= task.max_steps) fate = kSpent;

@@ -123,6 +123,7 @@ struct Judgement {
             data_of<double>(goals),
             gains_of(numbers),
             numbers[kMinStep],
+            numbers[kMaxStep],
             numbers[kMaxSteps],
             batch,
             goals.size(1),

@@ -428,8 +428,8 @@ int64_t judge(double* samples, int64_t* counts, double* step, const bool* lands,
   const Found found = by_width(wide, [&](auto zero) {
     using T = decltype(zero);
     return judge_all(JudgeTask<T>{samples, counts, step, lands, static_cast<const T*>(error), goals,
-                                  gains_of(control), control[kMinStep], control[kMaxSteps], batch,
-                                  goal_count, moved});
+                                  gains_of(control), control[kMinStep], control[kMaxStep],
+                                  control[kMaxSteps], batch, goal_count, moved});
   });
   return found.bits | found.passed << kFlagBits;
 }

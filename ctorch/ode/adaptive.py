@@ -12,8 +12,10 @@ from ctorch.ode.control import NEUTRAL, initial_step
 from ctorch.ode.field import Stage
 from ctorch.ode.loop import Loop
 from ctorch.ode.run import (
+    UNKNOWN,
     Failure,
     endless_failure,
+    largest,
     max_steps_failure,
     nonfinite_failure,
     short_failure,
@@ -136,5 +138,5 @@ class AdaptiveLoop(Loop):
             return endless_failure(t, length, error)
         if not self.stats.steps:  # there was no error yet
             return short_failure(t, length)
-        worst = self.stepper.error_vector(y, y) if self.stats.rejected else None
+        worst = largest(self.stepper.error_vector(y, y)) if self.stats.rejected else UNKNOWN
         return underflow_failure(problem, t, length, error, worst)

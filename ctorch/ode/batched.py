@@ -23,7 +23,7 @@ from ctorch.ode.control import initial_steps
 from ctorch.ode.discrete import make_recorder, solve_differentiably, solve_without_gradient
 from ctorch.ode.field import Keeper, Stage
 from ctorch.ode.problem import Problem
-from ctorch.ode.run import Failure, Run
+from ctorch.ode.run import NO_SLOPE, UNKNOWN, Run, failure_of_sample
 from ctorch.ode.solution import Stats, Status
 from ctorch.ode.stepper import Recorder, bare_step
 from ctorch.ode.steps import Rows, Step, forget_lost
@@ -175,6 +175,7 @@ class BatchedLoop:
         self.samples[control.TAU] = self.goals[:, 0]
         self.samples[control.END] = self.goals[:, -1]
         self.samples[control.DIRECTION] = self.direction
+        self.samples[control.ERROR] = math.nan
         started = self.goals <= self.goals[:, :1]
         self.counts = torch.zeros((5, job.size), dtype=torch.int64, device=device)
         self.counts[control.OUTPUT] = started.sum(1)
@@ -209,6 +210,7 @@ class BatchedLoop:
         if keeper is not None:
             first = Stage(first.t, first.y, keeper.first())
         self.samples[control.LENGTH] = self._first_steps(y, first, span)
+        self._stop_short()
         y = self._integrate(y, first.k, keeper)
         if not self._reads:
             ends &= (counts[control.FATE] == control.DONE).unsqueeze(1)
@@ -220,7 +222,7 @@ class BatchedLoop:
         accepted, rejected = counts[control.ACCEPTED].clone(), counts[control.REJECTED].clone()
         stats = Stats(problem.field.nfe - before + 1, accepted, rejected)
         run = Run(self.rows, self.steps, y, stats, status)
-        run.failure = self._failure(status)
+        run.failure = failure_of_sample(problem, status, self._end)
         if run.failure is not None:
             forget_lost(self.steps, status != 0, y)
         run.first_stage = first if self.recorder.graphs else None
@@ -265,7 +267,15 @@ class BatchedLoop:
             if problem.progress is not None:
                 tau = samples[control.TAU]
                 problem.progress(float((self.direction * tau)[tau.argmin()]))
+        self._slopes = k0
         return y
+
+    def _stop_short(self) -> None:
+        """End samples whose first step cannot be told from none; ``rk_judge`` sees later ones."""
+        samples, fates = self.samples, self.counts[control.FATE]
+        length = samples[control.LENGTH].clamp(self.problem.min_step, self.problem.max_step)
+        frozen = control.frozen(samples[control.TAU], length, samples[control.END])
+        fates.masked_fill_(frozen & (fates == control.RUNNING), control.STUCK)
 
     def _stop_creeping(self, mark: Tensor, wild: Tensor) -> bool:
         """End samples that creep along the edge of the field's domain, as the loop for one solve
@@ -420,33 +430,13 @@ class BatchedLoop:
                 step.stages = stages
         self.steps.append(step)
 
-    def _failure(self, status: Tensor) -> Failure | None:
-        failed = (status != 0).nonzero().reshape(-1).tolist()
-        if not failed:
-            return None
-        sample = failed[0]
-        cause = Status(int(status[sample]))
-        numbers = self.samples[:, sample].tolist()
+    def _end(self, sample: int) -> tuple[float, float, float, int, int]:
+        """Where a sample's solve ended, as ``failure_of_sample`` asks for it."""
+        numbers, counts = self.samples[:, sample].tolist(), self.counts[:, sample].tolist()
         t = numbers[control.DIRECTION] * numbers[control.TAU]
-        h, error = numbers[control.LENGTH], numbers[control.ERROR]
-        causes = {
-            Status.MAX_STEPS: "max_steps was reached: loosen the tolerances or raise max_steps",
-            Status.STEP_UNDERFLOW: "underflow in dt: the error test asks for a step below the"
-            " resolution of time (a jump of the field, too tight tolerances for the dtype, a"
-            " blow-up, or a stiff problem)",
-            Status.NONFINITE: "the vector field or the state is not finite (underflow in dt):"
-            " evaluate func there",
-        }
-        others = f" {len(failed)} of {self.job.size} samples failed." if len(failed) > 1 else ""
-        return Failure(
-            cause,
-            f"sample {sample}: {causes[cause]}; t={t:.9g}, step h={h:.3e}, error norm"
-            f" {error:.3g}.{others} With"
-            " throw=False the other samples' solutions are returned, with a status for each.",
-            t,
-            h,
-            error,
-        )
+        steps = counts[control.ACCEPTED] + counts[control.REJECTED]
+        worst = UNKNOWN if bool(self._slopes[sample].isfinite().all()) else NO_SLOPE
+        return t, numbers[control.LENGTH], numbers[control.ERROR], steps, worst
 
 
 def stage_time(

@@ -16,20 +16,13 @@ from torch.utils import _pytree as pytree
 
 from ctorch.ode.batched import check_built
 from ctorch.ode.problem import Problem
-from ctorch.ode.run import Failure, Run
+from ctorch.ode.run import UNKNOWN, Run, failure_of_sample
 from ctorch.ode.solution import Stats, Status
 from ctorch.ode.taylor import choose_order, coefficients
 from ctorch.ode.transforms import follows
 
 if TYPE_CHECKING:
     from ctorch.ode.solve import Request
-
-_CAUSES = {
-    Status.MAX_STEPS: "max_steps was reached: loosen the tolerances or raise max_steps",
-    Status.STEP_UNDERFLOW: "underflow in dt: the error test asks for a step below the resolution of"
-    " time (a jump of the field, tolerances too tight for the dtype, a blow-up, a stiff problem)",
-    Status.NONFINITE: "the vector field or the state is not finite: evaluate func there",
-}
 
 
 def solve(request: Request, bar: Callable[[float], None] | None) -> tuple[Run, Tensor, Problem]:
@@ -99,7 +92,7 @@ class BatchedTaylorLoop:
         self.longest = problem.first_step or math.inf
         self.status = torch.zeros(self.size, dtype=torch.int64, device=device)
         self.accepted, self.rejected = torch.zeros_like(self.status), torch.zeros_like(self.status)
-        self.error = torch.zeros_like(self.tau)
+        self.error, self.length = torch.zeros_like(self.tau), torch.zeros_like(self.tau)
         self.stats = Stats()
         started = self.goals <= self.goals[:, :1]
         sample, row = started.nonzero().unbind(1)
@@ -119,7 +112,8 @@ class BatchedTaylorLoop:
         )
         self.stats.accepted, self.stats.rejected = self.accepted, self.rejected
         out = empty.index_put((samples, rows), values)
-        return Run(out, [], y, self.stats, self.status, self._failure())
+        failure = failure_of_sample(self.problem, self.status, self._end)
+        return Run(out, [], y, self.stats, self.status, failure)
 
     def _step(self, y: Tensor) -> Tensor:
         """Make a step of every sample and read off it what lies in it; the states at its end."""
@@ -178,6 +172,7 @@ class BatchedTaylorLoop:
         taken, lands = torch.zeros_like(length), torch.zeros_like(self.running)
         while True:
             open_ &= self.status == 0
+            self.length = torch.where(open_, length, self.length)
             self._fail(
                 open_ & (self.accepted + self.rejected >= problem.max_steps), Status.MAX_STEPS
             )
@@ -252,19 +247,13 @@ class BatchedTaylorLoop:
     def _fail(self, which: Tensor, status: Status) -> None:
         self.status[which & (self.status == 0)] = int(status)
 
-    def _failure(self) -> Failure | None:
-        failed = self.status.nonzero().reshape(-1).tolist()
-        if not failed:
-            return None
-        sample = failed[0]
-        cause = Status(int(self.status[sample]))
-        t, error = float((self.direction * self.tau)[sample]), float(self.error[sample])
-        others = f" {len(failed)} of {self.size} samples failed." if len(failed) > 1 else ""
-        message = (
-            f"sample {sample}: {_CAUSES[cause]}; t={t:.9g}, error norm {error:.3g}.{others} With"
-            " throw=False the other samples' solutions are returned, with a status for each."
-        )
-        return Failure(cause, message, t, math.nan, error)
+    def _end(self, sample: int) -> tuple[float, float, float, int, int]:
+        """Where a sample's solve ended, as ``failure_of_sample`` asks for it."""
+        t, h = float((self.direction * self.tau)[sample]), float(self.length[sample])
+        steps, error = int(self.accepted[sample] + self.rejected[sample]), float(self.error[sample])
+        if int(self.status[sample]) == Status.NONFINITE or not steps:
+            error = math.nan
+        return t, 0.0 if math.isnan(h) else h, error, steps, UNKNOWN
 
 
 def evaluate(c: Tensor, s: Tensor) -> Tensor:

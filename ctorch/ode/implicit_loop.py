@@ -245,7 +245,7 @@ class AdaptiveImplicitLoop(ImplicitLoop):
                 tau1, end, jumps = knots[0]
                 length = tau1 - tau
             if not (tau1 > tau and length < math.inf):
-                self.failure = underflow_failure(problem, direction * tau, length, error, None)
+                self.failure = underflow_failure(problem, direction * tau, length, error)
                 break
             t, t1 = direction * tau, direction * tau1
             problem.call_back("callback_step", t, state.y, length)

@@ -338,10 +338,10 @@ def execute(
     out = y0.new_empty(shape)
     numbers: Any
     if batch == 1 and rows_first and y0.is_cpu:
-        numbers = _Seven()
+        numbers = _Eight()
         base = ctypes.addressof(numbers)
     else:
-        numbers = torch.empty((7, batch), dtype=torch.int64, device=y0.device)
+        numbers = torch.empty((8, batch), dtype=torch.int64, device=y0.device)
         base = numbers.data_ptr()
     size = 8 * batch
     task.batch, task.rows, task.threads = batch, rows, torch.get_num_threads()
@@ -349,6 +349,7 @@ def execute(
     task.y0, task.out = y0.data_ptr(), out.data_ptr()
     task.out_sample, task.out_row = (dim, batch * dim) if rows_first else (space * dim, dim)
     task.counts, task.status, task.last = base, base + 3 * size, base + 4 * size
+    task.worst = base + 7 * size
     if own is not None:
         task.own = own.data_ptr()
     if shared:
@@ -360,7 +361,7 @@ def execute(
     return Outcome(out, numbers, failed)
 
 
-_Seven = ctypes.c_int64 * 7
+_Eight = ctypes.c_int64 * 8
 
 
 @functools.lru_cache

@@ -228,9 +228,10 @@ class Library:
         states = self._empty(count * self.dim, self.dtype)
         # what the first solve returned is the caller's
         rows = self._empty(task.batch * task.rows * self.dim, self.dtype)
-        numbers = torch.empty((7, task.batch), dtype=torch.int64, device=self.device)
+        numbers = torch.empty((8, task.batch), dtype=torch.int64, device=self.device)
         task.out, task.counts = rows.data_ptr(), numbers.data_ptr()
         task.status, task.last = numbers[3].data_ptr(), numbers[4].data_ptr()
+        task.worst = numbers[7].data_ptr()
         tape = _Tape(*[x.data_ptr() for x in (again, begins, steps, states)])
         self._solve(task, tape)
         if not torch.equal(again, accepted):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import struct
 from typing import Any
 
@@ -11,12 +10,10 @@ from torch import Tensor
 
 from ctorch.ode.problem import Problem
 from ctorch.ode.run import (
-    Failure,
+    UNKNOWN,
     Run,
-    max_steps_failure,
-    nonfinite_failure,
-    short_failure,
-    underflow_failure,
+    failure_of,
+    failure_of_sample,
 )
 from ctorch.ode.solution import Stats, Status
 
@@ -27,8 +24,9 @@ class Outcome:
 
     Attributes:
         rows: the states at the output times, in the shape that was asked for.
-        numbers: [7, B] int64: evaluations, accepted, rejected, status, and the bits of time, step
-            and error norm at the end; of one sample, where nobody wants a tensor, an array.
+        numbers: [8, B] int64: evaluations, accepted, rejected, status, the bits of time, step
+            and error norm at the end, and the number with the largest error (``failure_of``); of
+            one sample, where nobody wants a tensor, an array. The last may be missing.
         failed: how many samples failed.
     """
 
@@ -41,13 +39,13 @@ class Outcome:
         numbers = self.numbers
         return (numbers.select(1, 0).tolist() if isinstance(numbers, Tensor) else numbers)[:4]
 
-    def end(self, sample: int) -> tuple[float, float, float]:
-        """Where a sample's solve ended: time, step, error norm."""
+    def end(self, sample: int) -> tuple[float, float, float, int]:
+        """Where a sample's solve ended: time, step, error norm, number with the largest error."""
         numbers = self.numbers
         if isinstance(numbers, Tensor):
             numbers = numbers.select(1, sample).tolist()
-        t, h, error = struct.unpack("3d", struct.pack("3q", *numbers[4:]))
-        return t, h, error
+        t, h, error = struct.unpack("3d", struct.pack("3q", *numbers[4:7]))
+        return t, h, error, numbers[7] if len(numbers) > 7 else UNKNOWN
 
 
 def joint_run(problem: Problem, rows: Tensor, outcome: Outcome) -> Run:
@@ -57,35 +55,11 @@ def joint_run(problem: Problem, rows: Tensor, outcome: Outcome) -> Run:
     if outcome.failed:
         if status == 0:  # of samples that take the same steps, another one failed
             status = int(outcome.numbers[3].max())
-        run.status = Status(status)
-        t, h, error = outcome.end(0)
-        if accepted + rejected == 0 and t + h == t:
-            run.failure = short_failure(t, h)
-            run.status = run.failure.status
-        else:
-            run.failure = _failure(problem, run.status, t, h, error)
+        t, h, error, worst = outcome.end(0)
+        steps = accepted + rejected
+        run.failure = failure_of(problem, problem.y0, Status(status), t, h, error, steps, worst)
+        run.status = run.failure.status
     return run
-
-
-def _failure(problem: Problem, status: Status, t: float, h: float, error: float) -> Failure:
-    if status is Status.MAX_STEPS:
-        return max_steps_failure(problem, t, h, error)
-    # of steps of a fixed length, which ran on, there is no number
-    if math.isnan(h) or not bool(problem.y0.isfinite().all()):
-        return nonfinite_failure(t, 0.0 if math.isnan(h) else h, "the state y")
-    if status is Status.STEP_UNDERFLOW or not math.isfinite(error):
-        return underflow_failure(problem, t, h, error, None)
-    return nonfinite_failure(t, h, "the state y")
-
-
-_CAUSES = {
-    Status.MAX_STEPS: "max_steps was reached: loosen the tolerances or raise max_steps",
-    Status.STEP_UNDERFLOW: "underflow in dt: the error test asks for a step below the resolution"
-    " of time (a jump of the field, too tight tolerances for the dtype, a blow-up, or a stiff"
-    " problem)",
-    Status.NONFINITE: "the vector field or the state is not finite (underflow in dt): evaluate func"
-    " there",
-}
 
 
 def batched_run(problem: Problem, rows: Tensor, outcome: Outcome) -> Run:
@@ -93,14 +67,10 @@ def batched_run(problem: Problem, rows: Tensor, outcome: Outcome) -> Run:
     nfe, accepted, rejected, status = outcome.numbers[:4]
     run = Run(rows, [], rows, Stats(nfe, accepted, rejected), status)
     if outcome.failed:
-        sample = int(status.ne(0).nonzero()[0])
-        t, h, error = outcome.end(sample)
-        cause = Status(int(status[sample]))
-        others = f" {outcome.failed} of {len(status)} samples failed." if outcome.failed > 1 else ""
-        message = (
-            f"sample {sample}: {_CAUSES[cause]}; t={t:.9g}, step h={h:.3e}, error norm"
-            f" {error:.3g}.{others} With throw=False the other samples' solutions are returned,"
-            " with a status for each."
-        )
-        run.failure = Failure(cause, message, t, h, error)
+
+        def ends(sample: int) -> tuple[float, float, float, int, int]:
+            t, h, error, worst = outcome.end(sample)
+            return t, h, error, int(accepted[sample] + rejected[sample]), worst
+
+        run.failure = failure_of_sample(problem, status, ends)
     return run

@@ -27,6 +27,7 @@ class Task(ctypes.Structure):
         *[(name, ctypes.c_void_p) for name in ("counts", "status", "last", "tape")],
         *[(name, ctypes.c_void_p) for name in ("observation", "norm_shared")],
         ("has_event", ctypes.c_int64),
+        ("worst", ctypes.c_void_p),
     ]
 
 

@@ -17,6 +17,9 @@ from ctorch.ode.problem import Problem
 from ctorch.ode.solution import Stats, Status
 from ctorch.ode.steps import Step
 
+#: in place of the number with the largest error: as in csrc/native/task.h
+UNKNOWN, NO_SLOPE = -1, -2
+
 
 @dataclasses.dataclass
 class Piece:
@@ -129,9 +132,13 @@ def collect(problem: Problem, rows: list[Tensor]) -> Tensor:
     return torch.stack(rows)
 
 
-def max_steps_failure(problem: Problem, t: float, h: float, error: float) -> Failure:
-    """The solve needs more steps than allowed."""
-    goal = "the event" if problem.watch is not None else f"t={problem.times[-1]:.6g}"
+def max_steps_failure(
+    problem: Problem, t: float, h: float, error: float, end: float | None = None
+) -> Failure:
+    """The solve needs more steps than allowed; ``end``: as for ``failure_of``."""
+    if end is None and problem.watch is None:
+        end = problem.times[-1]
+    goal = "the event" if end is None else f"t={end:.6g}"
     return Failure(
         Status.MAX_STEPS,
         f"max_steps: {problem.max_steps} steps were not enough to reach {goal}: the solve is at"
@@ -151,15 +158,87 @@ def endless_failure(t: float, h: float, error: float) -> Failure:
     return Failure(Status.MAX_STEPS, message, t, h, error)
 
 
-def underflow_failure(
-    problem: Problem, t: float, h: float, error: float, worst: Tensor | None
+def failure_of(
+    problem: Problem,
+    y0: Tensor,
+    status: Status,
+    t: float,
+    h: float,
+    error: float,
+    steps: int,
+    worst: int = UNKNOWN,
+    end: float | None = None,
 ) -> Failure:
-    """Steps became shorter than the resolution of time."""
+    """Why a solve stopped, from what was noted of it.
+
+    Args:
+        problem: that was to be solved.
+        y0: where it began.
+        status: how it ended.
+        t, h, error: where it was, its next step (limits apart), and the last error norm; NaN where
+            there is none.
+        steps: how many were tried.
+        worst: the number of the packed state with the largest error; UNKNOWN, or NO_SLOPE: the
+            slope where it stopped was not finite.
+        end: the last time; None: the problem's.
+    """
+    if math.isfinite(error) or math.isfinite(h):
+        h = min(max(h, problem.min_step), problem.max_step)
+    if status is Status.MAX_STEPS:
+        return max_steps_failure(problem, t, h, error, end)
+    if status is Status.STEP_UNDERFLOW and not steps:
+        return short_failure(t, h)
+    if math.isnan(h) or not bool(y0.isfinite().all()):  # (steps of given lengths run on)
+        return nonfinite_failure(t, 0.0 if math.isnan(h) else h, "the state y")
+    if worst == NO_SLOPE or (not math.isfinite(error) and not steps):
+        return nonfinite_failure(t, h, "the vector field func(t, y) (underflow in dt)")
+    if status is Status.STEP_UNDERFLOW or not math.isfinite(error):
+        return underflow_failure(problem, t, h, error, worst)
+    return nonfinite_failure(t, h, "the state y")
+
+
+def failure_of_sample(
+    problem: Problem,
+    status: Tensor,
+    ends: Callable[[int], tuple[float, float, float, int, int]],
+) -> Failure | None:
+    """Why the first of the samples that failed did; None: none has.
+
+    Args:
+        problem: of a batch.
+        status: [B].
+        ends: of a sample: t, h, error, steps and worst, as ``failure_of`` takes them.
+    """
+    failed = status.nonzero().reshape(-1)
+    if not len(failed):
+        return None
+    sample = int(failed[0])
+    cause, times = Status(int(status[sample])), problem.t.detach()
+    end = float((times if times.dim() == 1 else times[sample])[-1])
+    t, h, error, steps, worst = ends(sample)
+    failure = failure_of(problem, problem.y0[sample], cause, t, h, error, steps, worst, end)
+    others = f" {len(failed)} of {len(status)} samples failed." if len(failed) > 1 else ""
+    message = (
+        f"sample {sample}: {failure.message}{others} With throw=False the other samples' solutions"
+        " are returned, with a status for each."
+    )
+    return dataclasses.replace(failure, message=message)
+
+
+def largest(errors: Tensor) -> int:
+    """The number with the largest error, of which none is larger than one that is not finite."""
+    flat = errors.abs().reshape(-1)
+    return int(torch.where(torch.isfinite(flat), flat, math.inf).argmax())
+
+
+def underflow_failure(
+    problem: Problem, t: float, h: float, error: float, worst: int = UNKNOWN
+) -> Failure:
+    """Steps became shorter than the resolution of time; ``worst``: as for ``failure_of``."""
     where = ""
-    if worst is not None and worst.numel():
-        flat = worst.abs().reshape(-1)
-        index = int(torch.where(torch.isfinite(flat), flat, math.inf).argmax())
-        where = f"; the largest error is in element {index} of the flattened state"
+    if worst >= 0:
+        element = worst // 2 if problem.layout.is_complex else worst
+        where = f"; the largest error is in element {element} of the flattened state"
     if not math.isfinite(error):
         return Failure(
             Status.NONFINITE,

@@ -349,7 +349,7 @@ class TaylorLoop:
                 step = Choice(*knot)
             length = step.tau1 - now.tau
             if not (length > 4e-16 * abs(now.tau) and step.tau1 > now.tau and length < math.inf):
-                self.failure = underflow_failure(problem, t, length, error, None)
+                self.failure = underflow_failure(problem, t, length, error)
                 return None
             problem.call_back("callback_step", t, now.y, length)
             error = self._defect(c, t, direction * length, direction * step.tau1)

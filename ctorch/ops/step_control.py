@@ -23,11 +23,12 @@ zero. ``times [S, *like.shape]`` are the times of stages with abscissae ``c``, i
     moved, flags = rk_judge(samples, counts, step, lands, error, goals, control)
 
 accepts or rejects from the error norms ``[B]`` of the attempt, and moves on: time, proposed length,
-history, counts and fates. The step of a sample that did not move is cut to length zero. ``goals
-[B, T]`` are the output times, increasing, in tau. ``flags`` [2] int64 is all that the host has to
-read: bits ``MOVED`` (some sample did), ``INSIDE`` (some output time lies strictly within a step),
-``NOT_FINITE`` (some error norm was not) and ``BUSY`` (some sample is still running), and the number
-of output times that were passed.
+history, counts and fates. A sample whose next step would be below the resolution of time is
+``STUCK``, or ``WILD`` where its error norm was not finite. The step of a sample that did not move
+is cut to length zero. ``goals [B, T]`` are the output times, increasing, in tau. ``flags`` [2]
+int64 is all that the host has to read: bits ``MOVED`` (some sample did), ``INSIDE`` (some output
+time lies strictly within a step), ``NOT_FINITE`` (some error norm was not) and ``BUSY`` (some
+sample is still running), and the number of output times that were passed.
 
     y, k0 = rk_accept(moved, y, y1, k0, k1)
 
@@ -99,7 +100,7 @@ def judge(
     control: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """``rk_judge`` in plain PyTorch."""
-    min_step, _, max_steps = control[8:].tolist()
+    min_step, max_step, max_steps = control[8:].tolist()
     error = error.double()
     running, finite = counts[FATE] == RUNNING, torch.isfinite(error)
     length, tau, tau1 = step[SIGNED].abs(), samples[TAU], samples[DIRECTION] * step[STOP]
@@ -112,8 +113,8 @@ def judge(
     output = torch.searchsorted(goals, tau1.unsqueeze(1), right=True).squeeze(1)
     output = torch.where(moved, output, counts[OUTPUT])
     passed = output - counts[OUTPUT]
-    at = torch.arange(goals.shape[1], device=goals.device)
-    inside = (at >= counts[OUTPUT].unsqueeze(1)) & (at < output.unsqueeze(1))
+    row = torch.arange(goals.shape[1], device=goals.device)
+    inside = (row >= counts[OUTPUT].unsqueeze(1)) & (row < output.unsqueeze(1))
     inside &= goals < tau1.unsqueeze(1)
 
     counts[OUTPUT_BEFORE] = counts[OUTPUT]
@@ -121,9 +122,10 @@ def judge(
     counts[ACCEPTED] += moved
     counts[REJECTED] += running & ~moved
     spent = (counts[ACCEPTED] + counts[REJECTED]) >= max_steps
-    stuck = ~moved & ~(tau + following.clamp_min(min_step) > tau)
+    at, ahead = torch.where(moved, tau1, tau), following.clamp(min_step, max_step)
+    stuck = frozen(at, ahead, samples[END])
     fate = torch.where(spent, SPENT, RUNNING)
-    fate = torch.where(stuck, torch.where(finite, STUCK, WILD), fate)
+    fate = torch.where(stuck, torch.where(finite | moved, STUCK, WILD), fate)
     fate = torch.where(moved & lands, DONE, fate)
     counts[FATE] = fate = torch.where(running, fate, counts[FATE])
 
@@ -132,7 +134,7 @@ def judge(
     samples[LOG_LAST] = torch.where(moved, log, samples[LOG_LAST])
     samples[ERROR] = torch.where(running, error, samples[ERROR])
     samples[LENGTH] = torch.where(running, following, samples[LENGTH])
-    samples[TAU] = torch.where(moved, tau1, tau)
+    samples[TAU] = torch.where(running, at, tau)
     rejected = running & ~moved
     step[STOP] = torch.where(rejected, step[START], step[STOP])
     step[SIGNED] = torch.where(rejected, 0.0, step[SIGNED])
@@ -144,6 +146,11 @@ def judge(
     }
     bits = sum(bit * where.any().long() for bit, where in found.items())
     return moved, torch.stack([torch.as_tensor(bits), passed.sum()])
+
+
+def frozen(tau: Tensor, length: Tensor, end: Tensor) -> Tensor:
+    """Which samples a step of that length leaves where they are."""
+    return ~((tau + length > tau) | (tau + _LANDING_ROOM * length >= end))
 
 
 def accept(moved: Tensor, y: Tensor, y1: Tensor, k0: Tensor, k1: Tensor) -> tuple[Tensor, Tensor]:

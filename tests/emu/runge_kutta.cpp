@@ -257,6 +257,7 @@ struct Batch {
             goals.data(),
             {-0.14, 0.08, 0, 0.9, 0.2, 10, false, false},
             0.01,
+            0.08,
             1e6,
             size,
             4,

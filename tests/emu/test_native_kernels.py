@@ -274,5 +274,17 @@ LOOKED_AT: dict[str, dict[str, Any]] = {
 def test_what_kernels_do_not_do_is_refused(
     how: dict[str, Any], on_device: Callable[..., Solution]
 ) -> None:
-    with pytest.raises(native.Unsupported, match="on cuda"):
+    what = "events on cuda" if "events" in how else r"options\[.norm.\] on cuda"
+    with pytest.raises(native.Unsupported, match=what):
         on_device(fields.lotka_volterra, states(2), T, batched=False, **how)
+
+
+@pytest.mark.parametrize("how", LOOKED_AT.values(), ids=list(LOOKED_AT))
+def test_what_kernels_do_not_do_is_solved_eagerly_where_one_tries(
+    how: dict[str, Any], folder: Path
+) -> None:
+    y0 = states(2)
+    with emulated_device(folder), pytest.warns(UserWarning, match="solving eagerly.*on cuda"):
+        mine = ctorch.solve_ode(fields.lotka_volterra, y0, T, native="try", **how)
+    eager = ctorch.solve_ode(fields.lotka_volterra, y0, T, **how)
+    assert torch.equal(mine.y, eager.y)

@@ -20,11 +20,12 @@ steps = pytest.mark.parametrize("batched", [False, True], ids=["joint", "batched
 
 
 class Holder(nn.Module):
-    """A field of y and its parameters: a [2, 2], b [2], c [5, 2], d [5], e [2, 5], one [1]."""
+    """A field of y with a [2, 2], b [2], c [5, 2], d [5], e [2, 5], one [1] and f [2]."""
 
     def __init__(self, of: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
         shapes = {"a": (2, 2), "b": (2,), "c": (5, 2), "d": (5,), "e": (2, 5), "one": (1,)}
+        shapes["f"] = (2,)
         for seed, (name, shape) in enumerate(shapes.items()):
             setattr(self, name, nn.Parameter(leaf(*shape, seed=seed).detach()))
         self.of = of
@@ -68,6 +69,10 @@ FIELDS: dict[str, tuple[Callable[[Any, Tensor], Tensor], int]] = {
     "a bias for each row": (lambda p, y: torch.tanh(torch.addmm(p.a[: len(y)], y, p.a)), 0),
     "scaled": (lambda p, y: torch.addmm(p.b, y, p.a, alpha=0.5, beta=2.0), 0),
     "weight first": (lambda p, y: torch.tanh(p.a.mm(y.t()).t()), 0),
+    "one weight with two biases": (
+        lambda p, y: torch.tanh(F.linear(y, p.a, p.b)) + torch.sin(F.linear(y, p.a, p.f)),
+        2,
+    ),
     "computed weight": (lambda p, y: F.linear(y, p.a * 2.0, p.b), 0),
     "no layer": (lambda p, y: p.b * y + p.one, 0),
 }
@@ -132,6 +137,18 @@ def test_a_state_without_samples_has_its_layers(layers_found: list[int]) -> None
     found = gradients(Holder(two_layers), leaf(2))
     assert set(layers_found) == {2}
     same(found, by_replay(Holder(two_layers), leaf(2)))
+
+
+def test_what_is_left_when_products_are_made_is_added(
+    layers_found: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is left: one evaluation, or several."""
+    reference = by_replay(Holder(two_layers), leaf(3, 2))
+    gradients(Holder(two_layers), leaf(3, 2))
+    count = len(layers_found)
+    for together in (2, 3, count - 2, count - 1):
+        monkeypatch.setattr(linear_layers, "GATHERED", 3 * 5 * together)
+        same(gradients(Holder(two_layers), leaf(3, 2)), reference)
 
 
 def test_some_of_the_parameters_alone() -> None:

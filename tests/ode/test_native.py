@@ -57,6 +57,20 @@ def test_samples_step_as_in_the_eager_solver(method: str) -> None:
     torch.testing.assert_close(mine.y[:, 0], y0)
 
 
+def test_evaluations_are_counted_for_each_sample() -> None:
+    """As the eager solver counts those of a sample alone; of a batch it counts its calls."""
+    y0, stiffness = pendulums(21, F64)
+    how: dict[str, Any] = {"controller": "i", **tolerance("dopri5")}
+    mine, eager = both(fields.forced, y0, T, args=(stiffness,), batched=True, **how)
+    for i in (0, 7, 20):
+        one = slice(i, i + 1)
+        alone = ctorch.solve_ode(fields.forced, y0[one], T, args=(stiffness[one],), **how)
+        assert mine.stats.nfe[i] == alone.stats.nfe
+    assert mine.stats.nfe.shape == (21,)
+    assert isinstance(eager.stats.nfe, int)
+    assert eager.stats.nfe >= int(mine.stats.nfe.max())
+
+
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_a_whole_batch_steps_together_as_in_the_eager_solver(method: str) -> None:
     y0, stiffness = pendulums(11, F64)

@@ -62,13 +62,33 @@ def test_threads_share_a_handle() -> None:
     def decay(t: Tensor, y: Tensor, rate: Tensor) -> Tensor:
         return -rate * y
 
-    solve = ctorch.ode.compile(decay)
-    rates = [torch.tensor(0.01 * k, dtype=F64) for k in range(64)]
+    # (some milliseconds for a call, so that calls overlap)
+    solve = ctorch.ode.compile(decay, options={"max_step": 2e-5})
+    rates = [torch.tensor(0.1 * k, dtype=F64) for k in range(8)]
     want = [solve(Y0, T, rate).y for rate in rates]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
             got = list(pool.map(lambda rate: solve(Y0, T, rate).y, rates))
             assert all(map(torch.equal, got, want))
+
+
+@torch.no_grad()
+def test_every_call_reads_what_belongs_to_its_sample() -> None:
+    """One sample of a batch, whose row of args is its own, as it is now."""
+
+    def decay(t: Tensor, y: Tensor, rate: Tensor) -> Tensor:
+        return -rate * y
+
+    y0, t = torch.ones(1, 2, dtype=F64), torch.tensor([0.0, 1.0], dtype=F64)
+    solve = ctorch.ode.compile(decay)
+    kept = [torch.tensor([[0.5 * k]], dtype=F64) for k in range(4)]  # alive: other addresses
+    for rate in kept:
+        same(solve(y0, t, rate), decay, y0, t, rate)
+        spread = rate.expand(1, 2)[:, ::2]
+        same(solve(y0, t, spread), decay, y0, t, spread)
+    with pytest.raises(ctorch.codegen.Untraceable, match="float32"):
+        solve(y0, t, kept[0].float())
+    same(solve(y0, t, kept[1]), decay, y0, t, kept[1])
 
 
 def test_a_call_that_fails_says_why_and_the_next_one_is_made() -> None:

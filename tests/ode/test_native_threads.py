@@ -88,6 +88,16 @@ def test_they_do_not_change_a_bit(way: str, count: int, dtype: torch.dtype) -> N
             assert torch.equal(shared.dense(places), alone.dense(places))
 
 
+def test_every_one_of_many_parts_is_made() -> None:
+    """Of more samples than there are pieces of work for a step, in tiles."""
+    drift, y0 = Drift(F64), starts(1500, F64)
+    how: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4, "gradient": "none"}
+    mine = on(2, lambda: ctorch.solve_ode(drift, y0, T, native=True, **how))
+    eager = ctorch.solve_ode(drift, y0, T, **how)
+    assert mine.stats == eager.stats
+    torch.testing.assert_close(mine.y, eager.y, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(("method", "dtype"), [("tsit5", F32), ("tsit5", F64), ("rk4", F64)])
 def test_they_do_not_change_a_bit_of_the_gradient(method: str, dtype: torch.dtype) -> None:
     drift = Drift(dtype)

@@ -29,7 +29,7 @@ CONTROLLERS = [
 class Batch:
     """Samples of every fate on their way, in both directions, with outputs, errors and states."""
 
-    def __init__(self, size: int, seed: int, device: str = "cpu") -> None:
+    def __init__(self, size: int, seed: int, device: str = "cpu", late: bool = False) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.device = device
 
@@ -37,6 +37,8 @@ class Batch:
             return torch.rand(shape, generator=generator, dtype=F64)
 
         tau = rand(size) * 3 - 1
+        if late:  # where time does not resolve such steps
+            tau[5::13] += 2.0**53
         reach = rand(size)
         self.samples = torch.stack(
             [
@@ -77,7 +79,8 @@ class StepControl(ForwardObligations):
 
     def batch(self, data: st.DataObject) -> Batch:
         size = data.draw(st.sampled_from(SIZES), "size")
-        return Batch(size, data.draw(st.integers(0, 1000), "seed"), self.device)
+        seed, late = data.draw(st.integers(0, 1000), "seed"), data.draw(st.booleans(), "late")
+        return Batch(size, seed, self.device, late)
 
     def numbers(self, data: st.DataObject, batch: Batch) -> Tensor:
         controller = data.draw(st.sampled_from(CONTROLLERS), "controller")
