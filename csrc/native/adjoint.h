@@ -288,7 +288,7 @@ class Adjoint {
       const int64_t number = at[0] / (run.end - run.begin);
       if (number >= static_cast<int64_t>(tape.records.size())) return nullptr;
       make_times();
-      return reinterpret_cast<const V*>(tape.records[number].get()) +
+      return reinterpret_cast<const V*>(tape.records[number]) +
              sample[0] / W * stages * kRecord<Field>;
     }
     return nullptr;

@@ -26,7 +26,7 @@ HEADERS = """#include <limits>
 #include "native/pending.h"
 #include "native/sweep.h"
 """
-COMMAND = ["g++", "-std=c++20", "-O1", "-march=native", "-shared", "-fPIC", "-fno-math-errno"]
+COMMAND = ["g++", "-std=c++20", "-Og", "-march=native", "-shared", "-fPIC", "-fno-math-errno"]
 COMMAND.append(f"-I{ROOT / 'csrc'}")
 
 ENTRIES = """

@@ -20,5 +20,5 @@ def folder(
     made.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CTORCH_CACHE_DIR", str(made))
-        patch.setenv("CTORCH_NATIVE_FLAGS", "-O1")
+        patch.setenv("CTORCH_NATIVE_FLAGS", "-Og")
         yield made

@@ -69,7 +69,7 @@ def emulated(source: str, names: Sequence[str], folder: Path) -> Mapping[str, Ke
     if not library.exists():
         write(path, text)
         made = path.with_suffix(f".{os.getpid()}")  # other workers do the same
-        flags = ["-std=c++20", "-O1", "-march=native", "-fPIC", "-shared", "-pthread"]
+        flags = ["-std=c++20", "-Og", "-march=native", "-fPIC", "-shared", "-pthread"]
         flags += ["-Wall", "-Wextra", "-Werror"]
         command = ["g++", *flags, f"-I{HERE}", f"-I{build.include_folder()}"]
         headers = included(folder, '#include "cuda_emu.h"\n', command)

@@ -160,10 +160,10 @@ def _compile_quickly(
 def _flags(shared: Path) -> str:
     given = os.environ.get("CTORCH_NATIVE_FLAGS", "")  # of a sanitizer
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CTORCH_NATIVE_FLAGS", f"-O1 {given}")
+        patch.setenv("CTORCH_NATIVE_FLAGS", f"-Og {given}")
         command = [build.compiler(), *build.flags(), f"-I{build.include_folder()}"]
         headers = included(shared / "native-headers", HEADERS, command)
-    return f"-O1 {given} {shlex.join(headers)}"
+    return f"-Og {given} {shlex.join(headers)}"
 
 
 @pytest.hookimpl(wrapper=True)

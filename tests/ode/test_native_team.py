@@ -13,7 +13,11 @@ from ctorch.codegen import build
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 SOURCE = """
+#include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <thread>
+#include <vector>
 
 #include "native/team.h"
 
@@ -71,7 +75,7 @@ extern "C" long helpers(long threads, long) {
 
 @pytest.fixture(scope="module")
 def team(quick_compiler: None) -> ctypes.CDLL:
-    return build.load("#include <algorithm>\n" + SOURCE)
+    return build.load(SOURCE)
 
 
 def within(seconds: float, call: Callable[[], int]) -> int:
