@@ -411,8 +411,10 @@ def _shortened(lines: Sequence[str]) -> list[str]:
 
 
 def _same_form(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
-    """A fast test that holds for tensors of these shapes, strides, types, devices and demands of
-    gradients, and for few others that would do: the one of PyTorch's own compiler, where it is.
+    """The test of PyTorch's own compiler, where it is at hand: one call for all tensors.
+
+    It holds for tensors of the same class, shapes, strides, types, devices and demands of
+    gradients; of those for which it does not hold, some are as good.
     """
     kind = getattr(
         getattr(getattr(torch._C, "_dynamo", None), "guards", None), "TensorGuards", None
