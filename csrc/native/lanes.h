@@ -179,8 +179,9 @@ CT_LANES V joined(Half low, Half high) {
     return lanes_from<0>(low, high, std::make_integer_sequence<int, kWidth<V>>{});
 }
 
-// kCount numbers from any address, and zeros; and the first kCount numbers to any address. In pieces
-// of whole powers of two: a register loaded from where a part of it was just stored would wait.
+// kCount numbers from any address, and zeros; and the first kCount numbers to any address. In
+// pieces of whole powers of two: a register loaded from where a part of it was just stored would
+// wait.
 template <int kCount, class V>
 CT_LANES V load_part(const Number<V>* from) {
   if constexpr (kCount == kWidth<V>) {

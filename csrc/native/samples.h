@@ -17,8 +17,7 @@ class Samples {
   using E = typename T::E;
   static constexpr long dim = T::dim;
 
-  CT_LANES explicit Samples(const Task& task_)
-      : task(task_), gains(task_, Method::order, T::kSquares) {
+  CT_LANES explicit Samples(const Task& task_) : task(task_), gains(task_, Method::order, true) {
     prepare_tile(task, tile, tolerances);
     if (task.t_stride == 0)
       for (int lane = 0; lane < W; ++lane) load_times(lane, 0);
@@ -179,7 +178,7 @@ class Samples {
     const D t = clock.t(), h = clock.h();
     const V end_time = beside(convert<V>(clock.t1()), convert<V>(t));
     tile.attempt(t, h, end_time);
-    const E norm = tile.error_norm(tolerances, h);
+    const E norm = tile.squared_error(tolerances, h);
     const Mask<D> moved = clock.judge(task, gains, active, norm);
     Mask<D> ended = active & (clock.attempts >= all<D>(task.max_steps));
     if (any(moved)) {
@@ -291,7 +290,7 @@ class Samples {
     task.last[i] = peek(clock.direction, lane) * peek(clock.tau, lane);
     task.last[batch + i] = peek(clock.proposed, lane);
     const double error = peek(clock.error, lane);
-    task.last[2 * batch + i] = T::kSquares ? std::sqrt(error) : error;
+    task.last[2 * batch + i] = std::sqrt(error);
     for (; output[lane] < task.rows; ++output[lane]) {
       real* to = output_row<T>(task, i, output[lane]);
       for (long d = 0; d < dim; ++d) to[d] = std::numeric_limits<real>::quiet_NaN();

@@ -295,13 +295,11 @@ struct Tile {
     return largest;
   }
 
-  // A root takes longer than a stage of a small field, and is not needed to judge a step.
-  static constexpr bool kSquares = W > 1;
-
-  // Its square, if kSquares.
-  CT_LANES E error_norm(const Tolerances& tolerances, D h) const {
+  // The square of the norm: a root takes longer than a stage of a small field, and is not needed
+  // to judge a step.
+  CT_LANES E squared_error(const Tolerances& tolerances, D h) const {
     const V step = convert<V>(h);
-    return norm<kSquares>(
+    return norm<true>(
         [&](long d) __attribute__((always_inline)) { return scaled_error(tolerances, step, d); });
   }
 };

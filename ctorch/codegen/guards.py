@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import collections
 import enum
+import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,10 +107,10 @@ class Guards:
         skipped = set(without)
         by_id = {id(found.tensor): found for found in self.tensors}
         chosen = [by_id[id(x)] for x in used]
-        lines = [line for path, line in self._lines if path not in skipped]
+        lines = _shortened([line for path, line in self._lines if path not in skipped])
+        lines += self._unlike(chosen)
         for k, found in enumerate(chosen):
             lines += self._together(found)
-            lines.append(self._unlike(found))
             if not (found.tensor.is_floating_point() or found.tensor.is_complex()):
                 self._space[f"h{k}"] = Held(found.tensor)
                 lines.append(f"if not h{k}.holds({found.name}): return None")
@@ -132,16 +133,24 @@ class Guards:
                     f"if {other.name}.data_ptr() - {found.name}.data_ptr() != {gap}: return None"
                 )
 
-    def _unlike(self, found: Found) -> str:
-        """The line for a tensor of another kind than was found."""
-        tensor, name = found.tensor, found.name
-        elsewhere = f"{name}.device != {self._constant(tensor.device)}"
-        return (
-            f"if {name}.shape != {self._constant(tensor.shape)}"
-            f" or {name}.dtype is not {self._constant(tensor.dtype)}"
-            f" or {name}.requires_grad is not {tensor.requires_grad}"
-            f" or {f'not {name}.is_cpu' if tensor.is_cpu else elsewhere}: return None"
-        )
+    def _unlike(self, chosen: Sequence[Found]) -> list[str]:
+        """Lines for tensors of another kind than were found."""
+        lines = []
+        for found in chosen:
+            tensor, name = found.tensor, found.name
+            elsewhere = f"{name}.device != {self._constant(tensor.device)}"
+            lines.append(
+                f"if {name}.shape != {self._constant(tensor.shape)}"
+                f" or {name}.dtype is not {self._constant(tensor.dtype)}"
+                f" or {name}.requires_grad is not {tensor.requires_grad}"
+                f" or {f'not {name}.is_cpu' if tensor.is_cpu else elsewhere}: return None"
+            )
+        same_form = _same_form([found.tensor for found in chosen])
+        if same_form is None:
+            return lines
+        self._space["same_form"] = same_form
+        names = ", ".join(found.name for found in chosen)
+        return [f"if not same_form({names}):", *(f"    {line}" for line in lines)]
 
     def changed(self, later: Guards) -> list[str]:
         """Paths whose values differ in a later walk.
@@ -385,6 +394,40 @@ class Guards:
                 elif isinstance(value, (staticmethod, classmethod)):
                     value, access = value.__func__, f"{access}.__func__"
                 self._add(value, access, f"{path}.{key}")
+
+
+def _shortened(lines: Sequence[str]) -> list[str]:
+    """Lines without names for what is looked at once and on the spot."""
+    uses = collections.Counter(name for line in lines for name in re.findall(r"\bv\d+", line))
+    short: list[str] = []
+    for line in lines:
+        name = line[3:].partition(":")[0]
+        known, _, access = short[-1].partition(" = ") if short else ("", "", "")
+        if known == name and uses[name] == 2 and line == f"if {name}: return None":
+            short[-1] = f"if {access}: return None"
+        else:
+            short.append(line)
+    return short
+
+
+def _same_form(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
+    """The test of PyTorch's own compiler, where it is at hand: one call for all tensors.
+
+    It holds for tensors of the same class, shapes, strides, types, devices and demands of
+    gradients; of those for which it does not hold, some are as good.
+    """
+    kind = getattr(
+        getattr(getattr(torch._C, "_dynamo", None), "guards", None), "TensorGuards", None
+    )
+    if kind is None or not tensors:
+        return None
+    try:
+        check: Callable[..., bool] = kind(
+            *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
+        ).check
+        return check if check(*tensors) is True else None
+    except Exception:  # it belongs to PyTorch, and may change
+        return None
 
 
 class Held:

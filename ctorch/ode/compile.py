@@ -74,11 +74,11 @@ class CompiledSolve:
         times = self._checked(y0, t)
         key = (y0.shape, y0.dtype, y0.device, t.shape, environment())
         prepared = self._known.get(key)
-        traced = None if prepared is None else prepared.traced_now(y0, args)
-        if prepared is None or traced is None:
+        found = None if prepared is None else prepared.tensors_now(y0, args)
+        if prepared is None or found is None:
             prepared = self._known[key] = self._prepare(y0, t, args)
-            traced = prepared.traced
-        return prepared.solve(y0, t, times, traced)
+            found = prepared.tensors_of(prepared.traced.shared, prepared.traced.problem)
+        return prepared.solve(y0, t, times, *found)
 
     def _checked(self, y0: Tensor, t: Tensor) -> Tensor:
         """The times in float64; looked at once while they do not change."""
@@ -138,9 +138,11 @@ class _Prepared:
             rows = y0.new_empty(1).expand(self.rows_shape)
             self.again = Again(self.function, self.task, traced.dim, rows, len(traced.shared))
 
-    def traced_now(self, y0: Tensor, args: tuple[Any, ...]) -> Traced | None:
-        """The field with its tensors as they are now; None where func or args are not what was
-        compiled.
+    def tensors_now(
+        self, y0: Tensor, args: tuple[Any, ...]
+    ) -> tuple[list[Tensor], Tensor | None] | None:
+        """The arrays that samples share, and what they have for themselves, as they are now; None
+        where func or args are not what was compiled.
         """
         traced = self.traced
         problem = traced.problem
@@ -149,12 +151,20 @@ class _Prepared:
             if problem.key != traced.problem.key:
                 return None
         shared = traced.field.shared_of(problem)
-        return None if shared is None else Traced(traced.field, shared, problem)
+        return None if shared is None else self.tensors_of(shared, problem)
 
-    def solve(self, y0: Tensor, given_t: Tensor, t: Tensor, traced: Traced) -> Solution:
+    def tensors_of(
+        self, shared: list[Tensor], problem: Problem
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """The same of a problem whose shared arrays are known."""
+        field = self.traced.field
+        return shared, Traced(field, shared, problem).own if field.own_size else None
+
+    def solve(
+        self, y0: Tensor, given_t: Tensor, t: Tensor, shared: list[Tensor], own: Tensor | None
+    ) -> Solution:
         """Make the call; ``t``: the times given, in float64."""
-        shared, device = traced.shared, y0.device
-        own = traced.own if traced.field.own_size else None
+        device = y0.device
         if torch.is_grad_enabled():
             inputs = [y0, given_t, *shared, *([] if own is None else [own])]
             if any(x.requires_grad for x in inputs):

@@ -6,10 +6,10 @@ import ctypes
 import struct
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from ctorch.ode.native_task import Task
+from ctorch.ops._direct import empty_strided
 
 _TIMES = Task.t.offset  # the address of the times; then their stride, and those of y0 and the rows
 _OWN = Task.own.offset
@@ -32,7 +32,8 @@ class Again:
     def __init__(
         self, function: Callable[[int], int], settings: bytes, dim: int, rows: Tensor, shared: int
     ) -> None:
-        self._function, self._rows = function, rows
+        self._function = function
+        self._form = tuple(rows.shape), rows.new_empty(rows.shape).stride(), rows.dtype
         self._arrays = struct.Struct(f"{shared}Q")
         self._settings, self._dim, self._count = settings, dim, len(rows)
         self._counts = len(settings) + self._arrays.size
@@ -43,7 +44,7 @@ class Again:
         self, y0: Tensor, t: Tensor, own: Tensor | None, shared: Sequence[Tensor]
     ) -> tuple[Tensor, tuple[int, ...], int]:
         """Make the call; arrays as for ``native.execute``; returns what an ``Outcome`` holds."""
-        rows = torch.empty_like(self._rows, memory_format=torch.contiguous_format)
+        rows = empty_strided(*self._form)
         try:
             kept = self._tasks.pop()
         except IndexError:

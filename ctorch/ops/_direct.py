@@ -27,7 +27,7 @@ LARGEST = 64 * 512
 _unwatched = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
 #: (sizes, strides, dtype) -> a new tensor on the CPU, as compiled code gets it: not through the
 #: dispatcher
-_empty = getattr(_unwatched, "_empty_strided_cpu", None) or (
+empty_strided = getattr(_unwatched, "_empty_strided_cpu", None) or (
     lambda sizes, strides, dtype: torch.empty_strided(sizes, strides, dtype=dtype)
 )
 #: (x, sizes, strides, offset) -> a tensor that lies in the memory of ``x``, likewise
@@ -89,7 +89,7 @@ class Buffer:
         k = self.k
         if not self.by_address:
             return lambda y, slope, slot, a: rk_stage(y, k, slope, slot, a.tensor, h)
-        kernel, empty, address = _kernels.library.rk_stage, _empty, k.data_ptr()
+        kernel, empty, address = _kernels.library.rk_stage, empty_strided, k.data_ptr()
         sizes, strides, dtype = _form(self._like)
         numel, row, wide = self._like.numel(), self._row, dtype is torch.float64
         step, stride = h.data_ptr(), h.stride(0) if h.dim() else 0
@@ -242,7 +242,7 @@ class BatchControl:
             return self._step, self._lands, times.unbind()
         (sizes, strides, dtype), size, lying_in = self._time_form, self._size, _lying_in
         total = self._c.count * size
-        block = _empty((total,), (1,), dtype)
+        block = empty_strided((total,), (1,), dtype)
         _kernels.library.rk_plan(
             self._samples.data_ptr(), self._counts.data_ptr(), self._c.address, self._c.count,
             self._control.data_ptr(), size, self._step.data_ptr(), self._lands.data_ptr(),
@@ -278,7 +278,7 @@ class BatchControl:
         before, after = k0.data_ptr(), k1.data_ptr()
         if not (before and after):
             return step_control.rk_accept(moved, y, y1, k0, k1)
-        next_y, next_k = _empty(*self._form), _empty(*self._form)
+        next_y, next_k = empty_strided(*self._form), empty_strided(*self._form)
         _kernels.library.rk_accept(
             moved.data_ptr(), y.data_ptr(), y1.data_ptr(), before, after,
             next_y.data_ptr(), next_k.data_ptr(), self._size, self._row, self._wide,
@@ -294,7 +294,7 @@ def stage_times(
     """
     if not _nothing_around():
         return None
-    kernel, empty, lying_in = _kernels.library.rk_times, _empty, _lying_in
+    kernel, empty, lying_in = _kernels.library.rk_times, empty_strided, _lying_in
     wide = dtype is torch.float64
     real, sizes, places = torch.float64 if wide else torch.float32, (c.count,), range(c.count)
 

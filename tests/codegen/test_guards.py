@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ctorch.codegen import Traced, Untraceable, clear, trace
+from ctorch.codegen import Traced, Untraceable, clear, guards, trace
 
 Y = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 GAIN = 2.0
@@ -273,6 +273,32 @@ def test_views_of_one_tensor_stay_together() -> None:
     func.part = torch.zeros(2).double()
     again = traced(func)
     assert again.field is not first.field
+
+
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_the_fast_test_of_tensors_lets_the_same_ones_pass(
+    at_hand: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not at_hand:  # in another version of PyTorch
+        monkeypatch.setattr(guards, "_same_form", lambda tensors: None)
+    net = nn.Linear(2, 3)
+    check = guards.Guards((net, ())).checker([net.weight, net.bias])
+
+    def passes(**data: Tensor) -> bool:
+        for name, value in data.items():
+            getattr(net, name).data = value
+        return check((net, ())) is not None
+
+    assert passes()
+    assert not passes(weight=torch.ones(3, 3))
+    assert not passes(weight=torch.ones(3, 2).double())
+    assert passes(weight=torch.ones(2, 3).t())  # other strides
+    net.weight.requires_grad_(False)
+    assert not passes()
+    net.weight = nn.Parameter(torch.zeros(3, 2))
+    assert passes()
+    net.bias = None  # type: ignore[assignment]
+    assert not passes()
 
 
 def test_counting_is_no_state_but_other_changes_are() -> None:
