@@ -187,9 +187,10 @@ class Buffer:
 
         def error(y: Tensor, y1: Tensor, slope: Tensor | None) -> Any:
             source = 0
-            if slope is not None:
-                if not ((alike(slope) or plain(slope)) and (source := slope.data_ptr())):
-                    return by_operator(y, y1, slope)
+            if slope is not None and not (
+                (alike(slope) or plain(slope)) and (source := slope.data_ptr())
+            ):
+                return by_operator(y, y1, slope)
             norm = kernel(
                 out, y.data_ptr(), y1.data_ptr(), address, source, slot, e.address, e.count,
                 step, stride, relative, absolute, max_norm, numel, row, wide,
@@ -294,14 +295,14 @@ def stage_times(
     """
     if not _nothing_around():
         return None
-    kernel, empty, lying_in = _kernels.library.rk_times, _empty, _lying_in
+    kernel, empty, everyone = _kernels.library.rk_times, _empty, range(c.count)
     wide = dtype is torch.float64
-    real, sizes, places = torch.float64 if wide else torch.float32, (c.count,), range(c.count)
+    real = torch.float64 if wide else torch.float32
 
     def times(t: float, h: float, t1: float) -> list[Tensor]:
-        block = empty(sizes, (1,), real)
-        kernel(block.data_ptr(), c.address, c.count, t, h, t1, before_end, wide)
-        return [lying_in(block, (), (), place) for place in places]
+        made = [empty((), (), real) for _ in everyone]
+        kernel(c.address, t, h, t1, before_end, wide, *[x.data_ptr() for x in made])
+        return made
 
     return times
 
@@ -312,7 +313,9 @@ def plain(x: Tensor) -> bool:
 
 
 def _alike(like: Tensor) -> Callable[[Any], bool]:
-    """Whether something is a plain tensor of the form of ``like``, of which no graph is recorded."""
+    """Whether something is a plain tensor of the form of ``like``, without a graph that grad mode
+    records.
+    """
     if _Guard is not None:
         return _Guard(like, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
     shape, dtype = like.shape, like.dtype
