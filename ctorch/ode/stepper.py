@@ -172,7 +172,7 @@ class Stepper:
         return float(problem.error_norm(estimate, problem.error_scale(y, y1)).item())
 
     def state_norm(self, y: Tensor) -> Callable[[Tensor], float]:
-        """Scaled norm of a state-shaped tensor, with the scale of the state ``y``; to be used before
+        """Scaled norm of a state-shaped tensor, with the scale of the state ``y``; for use before
         the first step.
         """
         problem = self.problem
