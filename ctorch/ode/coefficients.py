@@ -103,7 +103,7 @@ def _build(name: str, interpolant: str) -> Coefficients:
     if tableau.e is not None:
         error = _vector(tableau.e[:-1] if late else tableau.e)
     b = [*tableau.b, *[0.0] * (len(c) - n)]
-    states = [*a[1:n]] if fsal else [*a[1:n], tableau.b]
+    states = a[1:n] if fsal else [*a[1:n], list(tableau.b)]
     return Coefficients(
         tableau=tableau,
         n=n,
