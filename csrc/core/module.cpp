@@ -8,6 +8,7 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "../runge_kutta/direct.h"
 
@@ -24,14 +25,35 @@ T from_python(PyObject* x) {
   }
 }
 
-// A function of addresses and numbers as Python calls it: with exactly its arguments, in order.
+using Addresses = std::vector<void*>;
+
+// A function of addresses and numbers as Python calls it: with exactly its arguments, in order; if
+// the last of them are addresses, with any number of these.
 template <auto function>
 struct Called;
 template <typename Result, typename... Args, Result (*function)(Args...)>
 struct Called<function> {
+  static constexpr size_t kCount = sizeof...(Args);
+  template <size_t place>
+  using Arg = std::decay_t<std::tuple_element_t<place, std::tuple<Args...>>>;
+  static constexpr bool kOpen = std::is_same_v<Arg<kCount - 1>, Addresses>;
+  static constexpr Py_ssize_t kLeast = kOpen ? kCount - 1 : kCount;
+
+  template <size_t place>
+  static Arg<place> read(PyObject* const* args, Py_ssize_t count) {
+    if constexpr (std::is_same_v<Arg<place>, Addresses>) {
+      Addresses all;
+      all.reserve(count - kLeast);
+      for (Py_ssize_t i = kLeast; i < count; ++i) all.push_back(from_python<void*>(args[i]));
+      return all;
+    } else {
+      return from_python<Arg<place>>(args[place]);
+    }
+  }
+
   template <size_t... place>
-  static PyObject* apply(PyObject* const* args, std::index_sequence<place...>) {
-    const std::tuple<Args...> given{from_python<Args>(args[place])...};
+  static PyObject* apply(PyObject* const* args, Py_ssize_t count, std::index_sequence<place...>) {
+    const std::tuple<Arg<place>...> given{read<place>(args, count)...};
     if (PyErr_Occurred() != nullptr) return nullptr;
     try {
       if constexpr (std::is_void_v<Result>) {
@@ -49,12 +71,11 @@ struct Called<function> {
   }
 
   static PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    if (count != sizeof...(Args)) {
-      PyErr_Format(PyExc_TypeError, "takes %zd arguments, got %zd",
-                   static_cast<Py_ssize_t>(sizeof...(Args)), count);
+    if (kOpen ? count < kLeast : count != kLeast) {
+      PyErr_Format(PyExc_TypeError, "takes %zd arguments, got %zd", kLeast, count);
       return nullptr;
     }
-    return apply(args, std::index_sequence_for<Args...>{});
+    return apply(args, count, std::index_sequence_for<Args...>{});
   }
 
   static PyMethodDef named(const char* name) {

@@ -391,17 +391,17 @@ double error(void* norms, const void* y, const void* y1, void* k, const void* sl
   });
 }
 
-void times(void* out, const double* c, int64_t count, double t, double h, double t1,
-           bool before_end, bool wide) {
+void times(const double* c, double t, double h, double t1, bool before_end, bool wide,
+           const std::vector<void*>& out) {
   by_width(wide, [&](auto zero) {
     using T = decltype(zero);
     const double far = t > t1 ? HUGE_VAL : -HUGE_VAL;
     const T end = static_cast<T>(t1),
             last = before_end ? std::nextafter(end, static_cast<T>(far)) : end;
-    for (int64_t i = 0; i < count; ++i) {
+    for (size_t i = 0; i < out.size(); ++i) {
       // rounded before it is added, as the numbers of Python are
       const volatile double past = c[i] * h;
-      static_cast<T*>(out)[i] = c[i] == 1 ? last : static_cast<T>(t + past);
+      *static_cast<T*>(out[i]) = c[i] == 1 ? last : static_cast<T>(t + past);
     }
   });
 }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace ct::rk::direct {
 
@@ -21,10 +22,10 @@ double error(void* norms, const void* y, const void* y1, void* k, const void* sl
              const double* e, int64_t terms, const double* h, int64_t stride, double rtol,
              double atol, bool maximum, int64_t numel, int64_t row, bool wide);
 
-// Times of stages with abscissae c in a step from t to t1 = t + h; at its end (c = 1), if
-// `before_end`, the number just before it.
-void times(void* out, const double* c, int64_t count, double t, double h, double t1,
-           bool before_end, bool wide);
+// Times of stages with abscissae c in a step from t to t1 = t + h, each to an address of its own;
+// at its end (c = 1), if `before_end`, the number just before it.
+void times(const double* c, double t, double h, double t1, bool before_end, bool wide,
+           const std::vector<void*>& out);
 
 // The operators of step control (control.h), with the matrices that ctorch/ops/step_control.py
 // describes. `judge` returns the bits of what it found, and above kFlagBits of them the number of

@@ -44,11 +44,12 @@ class AdaptiveLoop(Loop):
         tau, fresh, error = self.goals[0], True, math.nan
         history = (NEUTRAL, NEUTRAL)
         h = self._first_step(y, first)
-        mark, wild = tau, 0
-        while self.reading:
-            length = min(max(h, problem.min_step), problem.max_step)
-            attempts = stats.accepted + stats.rejected
-            if attempts >= problem.max_steps:
+        mark, wild, attempts = tau, 0, 0
+        min_step, max_step, max_steps = problem.min_step, problem.max_step, problem.max_steps
+        reading, goal = self.reading, self.next_goal
+        while reading:
+            length = min(max(h, min_step), max_step)
+            if attempts >= max_steps:
                 self.failure = max_steps_failure(problem, direction * tau, length, error)
                 break
             if attempts and attempts % PATIENCE == 0:
@@ -56,7 +57,8 @@ class AdaptiveLoop(Loop):
                     self.failure = self._underflow(y, first, tau, length, math.nan)
                     break
                 mark, wild = tau, 0
-            forced = length <= problem.min_step
+            attempts += 1
+            forced = length <= min_step
             tau1, end, jumps = tau + length, FREE, False
             while knot < len(knots) and knots[knot][0] <= tau:
                 knot += 1
@@ -76,7 +78,7 @@ class AdaptiveLoop(Loop):
             error = stepper.error(y, y1, stages)
             factor = controller.factor(error, order, history)
             # by what was asked for: ending on a knot may lengthen min_step by a rounding error
-            forced = forced or length <= problem.min_step
+            forced = forced or length <= min_step
             if (error > 1.0 and not forced) or not math.isfinite(error):
                 stats.rejected += 1
                 wild += not math.isfinite(error)
@@ -90,16 +92,17 @@ class AdaptiveLoop(Loop):
             stepper.finish(y1, stages, evaluate)
             if keeper is not None:
                 stages[last].k = keeper.keep(stages[last].k)
-            if not self.passes_by(tau1):
+            if tau1 >= goal:
                 record = Step(t, signed, t1, y, start, end, fresh)
                 self.read(record, stages, y1)
                 self.store(record, stages, stages[0 if fresh else 1 :])
+                reading, goal = self.reading, self.next_goal
             history = (max(error, 1e-10), history[0])
             # a step cut short to end on a given time says little against the length tried before
             h = length * factor if end == FREE else max(length * factor, h)
             tau, y, first, fresh = tau1, y1, stages[last], False
             first_rng = None if self.rng is None else self.rng[last]
-            if jumps and self.reading:
+            if jumps and reading:
                 after = stepper.beside(t1, direction * math.inf)
                 after_t = stepper.first_time(after, FREE)
                 first, fresh = evaluate(after_t, self.recorder.leaf(y)), True

@@ -162,7 +162,7 @@ class BatchedLoop:
         device = y0.device
         self.k = torch.empty((method.total, *y0.shape), dtype=y0.dtype, device=device)
         self._buffer = Buffer(self.k, y0.detach())
-        self._weights = tuple(Weights(a) for a in method.a[1 : method.n])
+        self._weights = method.states
         self._inner, self._last = self._weights[:-1], self._weights[-1]
         self._made = len(self._weights) - method.late
         plain = problem.layout.plain and not torch.is_inference_mode_enabled()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ctorch.ode.tableaus import TABLEAUS, Tableau, quartic_from_mid
+from ctorch.ops._direct import Weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,6 +31,9 @@ class Coefficients:
         e: weights of the error estimate, or None.
         p: [stages, D]; b_i(theta) = sum_m p[i, m] theta^(m+1).
         slope_p: the same for d b_i / d theta, in powers theta^m.
+        states: weights of the states that a step makes: at its stages after the first, and (unless
+            the last of those is it) at its end.
+        later: abscissae of the stages after the first, but for further ones.
         back: back[j] are the weights of stage j in the reverse sweep over (cotangent of the new
             state, u_(N-1), ..., u_(j+1)), where u_i is the pullback of stage i; for a step without
             and with the further stages.
@@ -45,6 +49,8 @@ class Coefficients:
     e: Tensor | None
     p: Tensor | None
     slope_p: Tensor | None
+    states: tuple[Weights, ...]
+    later: Weights
     back: tuple[Tensor, ...]
     back_extended: tuple[Tensor, ...]
 
@@ -97,6 +103,7 @@ def _build(name: str, interpolant: str) -> Coefficients:
     if tableau.e is not None:
         error = _vector(tableau.e[:-1] if late else tableau.e)
     b = [*tableau.b, *[0.0] * (len(c) - n)]
+    states = a[1:n] if fsal else [*a[1:n], list(tableau.b)]
     return Coefficients(
         tableau=tableau,
         n=n,
@@ -108,6 +115,8 @@ def _build(name: str, interpolant: str) -> Coefficients:
         e=error,
         p=None if p is None else torch.tensor(p, dtype=torch.float64),
         slope_p=None if p is None else _derivative(p),
+        states=tuple(Weights(_vector(row)) for row in states),
+        later=Weights(_vector(c[1:n])),
         back=_reverse(a[:n], b[:n]),
         back_extended=_reverse(a, b),
     )

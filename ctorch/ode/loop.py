@@ -4,6 +4,7 @@ keeping it.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class Loop:
         y = y0
         if len(self.rows) < len(self.goals) or problem.watch is not None:
             y = self.integrate(y0, first, first_rng)
-            if self.failure is None and self.checks and not bool(torch.isfinite(y).all()):
+            if self.failure is None and self.checks and not _finite(y):
                 self.failure = nonfinite_failure(self.last_time(), 0.0, "the state y")
         self.stats.nfe = problem.field.nfe - before + 1
         status = Status.SUCCESS if self.fired is None else Status.EVENT
@@ -84,11 +85,12 @@ class Loop:
         watch = self.problem.watch
         return len(self.rows) < len(self.goals) or (watch is not None and watch.until_event)
 
-    def passes_by(self, tau1: float) -> bool:
-        """Whether a step that ends at ``tau1`` leaves nothing to read or to keep; only while
-        ``reading``.
-        """
-        return not self._every_step and self.goals[len(self.rows)] > tau1
+    @property
+    def next_goal(self) -> float:
+        """Steps that end before it leave nothing to read or to keep."""
+        if self._every_step:
+            return -math.inf
+        return self.goals[len(self.rows)] if len(self.rows) < len(self.goals) else math.inf
 
     def _evaluate_random(self, t: Tensor, y: Tensor) -> Stage:
         """Evaluate a stage of a field that draws random numbers, noting the generators' state
@@ -166,3 +168,8 @@ class Loop:
         record.rng = self.rng
         record.y = self.recorder.leaf(record.y)
         self.steps.append(record)
+
+
+def _finite(y: Tensor) -> bool:
+    """Whether all elements are finite; where their sum is, so are they."""
+    return math.isfinite(y.sum().item()) or bool(torch.isfinite(y).all())

@@ -289,7 +289,7 @@ class Request:
     def problem(self) -> Problem:
         """Everything checked and normalized."""
         layout, options, method = self.layout, self.options, self.method
-        times = [] if layout.batched else [float(x) for x in self.t.detach().double().tolist()]
+        times = [] if layout.batched else self.t.detach().tolist()
         direction = -1 if len(times) > 1 and times[-1] < times[0] else 1
         adaptive = method in methods.ADAPTIVE
         known = (

@@ -47,33 +47,33 @@ class Stepper:
     ) -> None:
         self.problem = problem
         self.method = coefficients
-        inner = coefficients.n - 1 if coefficients.fsal else coefficients.n
-        last = coefficients.a[inner] if coefficients.fsal else coefficients.b
         #: of the slopes: at the stages after the first, and of the new state
-        self.weights = tuple(Weights(a) for a in (*coefficients.a[1:inner], last))
-        self._inner, self._last = self.weights[:-1], self.weights[-1]
-        self._ends_with_slope = coefficients.fsal and not coefficients.late
+        self.weights = weights = coefficients.states
+        self._inner, self._last = weights[:-1], weights[-1]
         self._abscissae = coefficients.c[1 : coefficients.n]
         self._time_type = np.float64 if problem.layout.dtype is torch.float64 else np.float32
         plain = problem.layout.plain and not problem.random
         # (inference tensors have no version by which a change in place could be noticed)
         self._values_only = values_only and plain and not torch.is_inference_mode_enabled()
-        self._time_leaves = time_leaves
         self.times: Sequence[Tensor] = ()
         self.before_end = adaptive or problem.perturb
-        abscissae = Weights(torch.tensor(self._abscissae, dtype=torch.float64))
-        self._times_by_address = stage_times(abscissae, problem.layout.dtype, self.before_end)
+        dtype = problem.layout.dtype
+        self._times_apart = time_leaves or problem.layout.device.type != "cpu"
+        self._times_by_address = None
+        if not self._times_apart:
+            self._times_by_address = stage_times(coefficients.later, dtype, self.before_end)
         shape = problem.y0.shape
         self.k = torch.empty(
-            (coefficients.total, *shape), dtype=problem.layout.dtype, device=problem.layout.device
+            (coefficients.total, *shape), dtype=dtype, device=problem.layout.device
         )
         #: the step as the kernels take it, which read it when they are called
         self._h = np.zeros(())
         self.h = torch.from_numpy(self._h)
-        buffer = Buffer(self.k, problem.y0.detach())
+        self._buffer = buffer = Buffer(self.k, problem.y0.detach())
         self._make = buffer.stage(self.h)
-        self._made = len(self.weights) - (not self._ends_with_slope)
-        self._step = buffer.step(self.h, self.weights, self._made)
+        ends_with_slope = coefficients.fsal and not coefficients.late
+        self._made = len(weights) if ends_with_slope else len(weights) - 1
+        self._step = buffer.step(self.h, weights, self._made)
         self._plain_norm = problem.norm is None and not problem.layout.is_complex
         self._float32 = problem.time_dtype is not torch.float64
         if coefficients.e is not None:
@@ -106,11 +106,10 @@ class Stepper:
 
     def stage_times(self, t: float, h: float, t1: float) -> Sequence[Tensor]:
         """Times of the stages after the first, as the vector field takes them."""
-        problem = self.problem
-        if self._time_leaves or problem.layout.device.type != "cpu":
-            return [self.time(i, t, h, t1) for i in range(1, self.method.n)]
         if self._times_by_address is not None:
             return self._times_by_address(t, h, t1)
+        if self._times_apart:
+            return [self.time(i, t, h, t1) for i in range(1, self.method.n)]
         end = self.beside(t1, t) if self.before_end else t1
         values = [end if c == 1.0 else t + c * h for c in self._abscissae]
         return torch.from_numpy(np.array(values, dtype=self._time_type)).unbind()
@@ -143,11 +142,11 @@ class Stepper:
         ``start`` and ``end`` say on which of the user's times the step hangs, for steppers that
         follow derivatives.
         """
-        if self._values_only:
-            return self._attempt_values(y, first, t, h, t1)
-        method, make = self.method, self._make
         self._h.fill(h)
         self.times = times = self.stage_times(t, h, t1)
+        if self._values_only:
+            return bare_step(self.problem.field, self._step, y, first, times, self._made)
+        method, make = self.method, self._make
         stages, slope, slot = [first], first.k, 0
         for a, time in zip(self._inner, times, strict=False):
             stage = evaluate(time, make(y, slope, slot, a))
@@ -157,15 +156,6 @@ class Stepper:
         y1 = make(y, slope, slot, self._last)
         if method.fsal and not method.late:
             stages.append(evaluate(times[-1], y1))
-        return y1, stages
-
-    def _attempt_values(
-        self, y: Tensor, first: Stage, t: float, h: float, t1: float
-    ) -> tuple[Tensor, list[Stage]]:
-        """``attempt`` for a plain state and no graphs, with nothing between kernel and field."""
-        self._h.fill(h)
-        self.times = times = self.stage_times(t, h, t1)
-        y1, stages = bare_step(self.problem.field, self._step, y, first, times, self._made)
         return y1, stages
 
     def error(self, y: Tensor, y1: Tensor, stages: list[Stage]) -> float:
@@ -182,13 +172,19 @@ class Stepper:
         return float(problem.error_norm(estimate, problem.error_scale(y, y1)).item())
 
     def state_norm(self, y: Tensor) -> Callable[[Tensor], float]:
-        """Scaled norm of a state-shaped tensor, with the scale of the state ``y``."""
+        """Scaled norm of a state-shaped tensor, with the scale of the state ``y``; for use before
+        the first step.
+        """
         problem = self.problem
         if not self._plain_norm:
             scale = problem.error_scale(y, torch.zeros_like(y))
             return lambda x: float(problem.error_norm(x, scale).item())
         tol, one = problem.tolerances, torch.ones(1, dtype=torch.float64)
         segments, max_norm = problem.layout.segments, problem.max_norm
+        if self._buffer.by_address:
+            tolerances = tol.rtol, tol.atol
+            error = self._buffer.error(one[0], Weights(one), 0, tolerances, segments, max_norm)
+            return lambda x: error(y, y, x.detach())
 
         def norm(x: Tensor) -> float:
             k = x.detach().unsqueeze(0).contiguous()

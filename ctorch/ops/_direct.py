@@ -34,7 +34,7 @@ empty_strided = getattr(_unwatched, "_empty_strided_cpu", None) or (
 _lying_in = getattr(_unwatched, "_reinterpret_tensor", None) or torch.as_strided
 #: made of a tensor; its ``check`` says whether another is of the same type, dispatch keys (which
 #: tell views that are conjugated or negated, and wrappers), dtype, device, sizes and strides, and
-#: whether a graph would be recorded of it
+#: whether it requires grad
 _Guard = getattr(_unwatched, "TensorGuards", None)
 
 
@@ -76,8 +76,7 @@ class Buffer:
             shape = k.shape[1:]
             self._row = shape[1:].numel() if shape else 1
             self._like = k[0]
-            #: whether a slope is plain memory of the state's form, without a graph that grad mode
-            #: would record
+            #: whether a slope is plain memory of the state's form, without a graph
             self._alike: Callable[[Any], bool] = _alike(self._like)
         else:
             self._alike = lambda x: False
@@ -94,10 +93,10 @@ class Buffer:
         numel, row, wide = self._like.numel(), self._row, dtype is torch.float64
         step, stride = h.data_ptr(), h.stride(0) if h.dim() else 0
 
-        alike = self._alike
-
         def stage(y: Tensor | None, slope: Tensor, slot: int, a: Weights) -> Tensor:
-            if (alike(slope) or plain(slope)) and (source := slope.data_ptr()):
+            # (what `plain` says, without a call)
+            at_hand = slope.__class__ is Tensor and slope.is_cpu and slope.is_contiguous()
+            if at_hand and not slope.is_neg() and (source := slope.data_ptr()):
                 out = empty(sizes, strides, dtype)
                 kernel(
                     out.data_ptr(), 0 if y is None else y.data_ptr(), address, source, slot,
@@ -119,7 +118,7 @@ class Buffer:
         k, alike, by_address = self.k, self._alike, self.by_address
         stages = [(slot, a.address, a.count, a.tensor) for slot, a in enumerate(weights)]
         if by_address:
-            kernel, empty, address = _kernels.library.rk_stage, _empty, k.data_ptr()
+            kernel, empty, address = _kernels.library.rk_stage, empty_strided, k.data_ptr()
             sizes, strides, dtype = _form(self._like)
             numel, row, wide = self._like.numel(), self._row, dtype is torch.float64
             pace, stride = h.data_ptr(), h.stride(0) if h.dim() else 0
@@ -187,9 +186,10 @@ class Buffer:
 
         def error(y: Tensor, y1: Tensor, slope: Tensor | None) -> Any:
             source = 0
-            if slope is not None:
-                if not ((alike(slope) or plain(slope)) and (source := slope.data_ptr())):
-                    return by_operator(y, y1, slope)
+            if slope is not None and not (
+                (alike(slope) or plain(slope)) and (source := slope.data_ptr())
+            ):
+                return by_operator(y, y1, slope)
             norm = kernel(
                 out, y.data_ptr(), y1.data_ptr(), address, source, slot, e.address, e.count,
                 step, stride, relative, absolute, max_norm, numel, row, wide,
@@ -294,14 +294,14 @@ def stage_times(
     """
     if not _nothing_around():
         return None
-    kernel, empty, lying_in = _kernels.library.rk_times, empty_strided, _lying_in
+    kernel, empty, everyone = _kernels.library.rk_times, empty_strided, range(c.count)
     wide = dtype is torch.float64
-    real, sizes, places = torch.float64 if wide else torch.float32, (c.count,), range(c.count)
+    real = torch.float64 if wide else torch.float32
 
     def times(t: float, h: float, t1: float) -> list[Tensor]:
-        block = empty(sizes, (1,), real)
-        kernel(block.data_ptr(), c.address, c.count, t, h, t1, before_end, wide)
-        return [lying_in(block, (), (), place) for place in places]
+        made = [empty((), (), real) for _ in everyone]
+        kernel(c.address, t, h, t1, before_end, wide, *[x.data_ptr() for x in made])
+        return made
 
     return times
 
@@ -312,14 +312,14 @@ def plain(x: Tensor) -> bool:
 
 
 def _alike(like: Tensor) -> Callable[[Any], bool]:
-    """Whether something is a plain tensor of the form of ``like``, of which no graph is recorded."""
+    """Whether something is a plain tensor of the form of ``like``, without a graph."""
     if _Guard is not None:
         return _Guard(like, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
     shape, dtype = like.shape, like.dtype
 
     def alike(x: Any) -> bool:
         same = x.__class__ is Tensor and x.dtype is dtype and x.shape == shape
-        return same and plain(x) and not (x.requires_grad and torch.is_grad_enabled())
+        return same and plain(x) and not x.requires_grad
 
     return alike
 

@@ -253,3 +253,9 @@ def test_a_solve_that_creeps_at_the_edge_of_the_domain_ends() -> None:
     with pytest.raises(ctorch.SolveError, match="underflow in dt") as failure:
         ctorch.solve_ode(field, torch.ones(1), torch.tensor([0.0, 2.0]))
     assert abs(failure.value.t - 0.5) < 1e-2
+
+
+def test_a_finite_state_whose_sum_is_not_is_no_failure() -> None:
+    y0 = torch.full((2,), 3e38)
+    sol = ctorch.solve_ode(lambda t, y: 0 * y, y0, torch.tensor([0.0, 1.0]), method="euler")
+    assert torch.equal(sol.y[-1], y0)

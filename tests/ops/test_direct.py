@@ -134,6 +134,10 @@ class Labelled(Tensor):
     """A subclass, which must see every operator."""
 
 
+def strided(x: Tensor) -> Tensor:
+    return torch.stack([x, x], -1)[..., 0]
+
+
 def odd_slopes(dtype: torch.dtype) -> dict[str, Tensor]:
     x = torch.randn(1, 2, dtype=dtype)
     return {
@@ -169,6 +173,67 @@ def test_a_slope_that_is_no_plain_memory_takes_the_operator(
     args = (y, y, theirs, slope, 6, some_weights(7).tensor, h, one, one, [], False, False)
     assert error(y, y, slope) == rk_error(*args).item()
     assert not calls
+
+
+@pytest.mark.parametrize("guard", ["torch's", "ours"])
+def test_alike_are_plain_tensors_of_one_form_without_a_graph(
+    guard: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if guard == "ours":
+        monkeypatch.setattr(_direct, "_Guard", None)
+    like, same = torch.zeros(1, 2), torch.randn(1, 2)
+    alike = _direct._alike(like)
+    assert alike(same)
+    odd = odd_slopes(torch.float32).values()
+    assert not any(alike(x) and x.data_ptr() for x in odd)  # (a zero tensor has no memory)
+    for other in (None, [same], same.double(), same[0], same.repeat(2, 1)):
+        assert not alike(other)
+    assert not alike(same.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_step_evaluates_at_the_stages_of_the_operator(late: bool, calls: Any) -> None:
+    y, first = torch.randn(2, 5, 2)
+    weights, h = [some_weights(i + 1) for i in range(4)], torch.tensor(0.3, dtype=torch.float64)
+    ours, theirs = slopes((5, 2), torch.float32), slopes((5, 2), torch.float32)
+    times = [torch.tensor(float(i)) for i in range(4)]
+    evaluations = 3 if late else 4
+    amended: list[float] = []
+
+    def field(t: Tensor, y: Tensor) -> Any:
+        if t == 1.0:
+            return strided(torch.sin(y))  # the operator copes with it
+        return torch.sin(y).double() if t == 2.0 else torch.sin(y)
+
+    def amend(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
+        amended.append(t.item())
+        return k.float()
+
+    y1, last, slope = Buffer(ours, y).step(h, weights, evaluations)(field, amend, y, first, times)
+    state, k = y, first
+    for slot, a in enumerate(weights):
+        before, state = state, rk_stage(y, theirs, k, slot, a.tensor, h)
+        if slot < evaluations:
+            k = torch.sin(state)
+    assert torch.equal(y1, state)
+    assert torch.equal(last, before if late else state)
+    assert torch.equal(slope, k)
+    assert torch.equal(ours, theirs)
+    assert amended == [1.0, 2.0]
+    assert calls["rk_stage"] == 3
+
+
+def test_a_step_amends_where_the_state_was_changed() -> None:
+    y, h = torch.ones(2), torch.ones((), dtype=torch.float64)
+    amended: list[Tensor] = []
+
+    def amend(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
+        amended.append(y)
+        return k
+
+    step = buffer_of(shape=(2,)).step(h, [some_weights(1)], 1)
+    _, last, _ = step(lambda t, y: y.mul_(2.0).clone(), amend, y, y.clone(), [h])
+    assert [x is last for x in amended] == [True]
 
 
 class Watching(TorchDispatchMode):
