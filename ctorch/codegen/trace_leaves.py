@@ -27,15 +27,12 @@ class Leaves(TorchFunctionMode):
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()
         self._given = {id(x): x for x in tensors if x.requires_grad}
-        self._leaves: dict[int, Tensor] = {}
+        # made before the function begins its own transforms (torch.func), which allow no new leaf
+        self._leaves = {key: x.detach().requires_grad_() for key, x in self._given.items()}
 
     def of(self, x: Tensor) -> Tensor:
         """What stands for a tensor; itself if nothing does."""
-        if self._given.get(id(x)) is not x:
-            return x
-        if id(x) not in self._leaves:
-            self._leaves[id(x)] = x.detach().requires_grad_()
-        return self._leaves[id(x)]
+        return self._leaves[id(x)] if self._given.get(id(x)) is x else x
 
     def passed_by(self, result: Tensor) -> list[Tensor]:
         """The tensors whose leaves could not be put in their places, themselves leaves.

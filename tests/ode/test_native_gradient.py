@@ -56,6 +56,22 @@ def test_it_is_the_eager_gradient(how: dict[str, Any], batch: int) -> None:
         torch.testing.assert_close(mine, eager, rtol=1e-8, atol=1e-10)
 
 
+def test_a_field_that_is_a_derivative_by_torch_func_has_it() -> None:
+    energy, y0, _ = inputs(5)
+
+    def hamiltonian(t: Tensor, y: Tensor, gain: Tensor) -> Tensor:
+        slope = torch.func.vmap(torch.func.grad(lambda q: energy(t, q[None], 1.0).sum()))(y)
+        return gain * torch.stack([slope[:, 1], -slope[:, 0]], -1)
+
+    gain = torch.tensor(1.3, dtype=F64, requires_grad=True)
+    found = []
+    for native in (True, False):
+        y = ctorch.solve_ode(hamiltonian, y0, T[2:], args=(gain,), native=native).y
+        wanted = [y0, gain, *energy.parameters()]
+        found.append(torch.autograd.grad(y[-1].sum(), wanted, materialize_grads=True))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-10)
+
+
 def test_a_field_that_jumps_is_differentiated_on_the_side_it_was_taken() -> None:
     def jumping(t: Tensor, y: Tensor, gain: Tensor) -> Tensor:
         return torch.where(t < 1.0, gain, 3 * gain) * y
