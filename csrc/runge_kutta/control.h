@@ -167,7 +167,7 @@ CT_HD Found judge_sample(const JudgeTask<T>& task, int64_t i) {
   task.moved[i] = false;
   if (count[kFate * b] != kRunning) return found;
 
-  const double tau = sample[kTau * b], direction = sample[kDirection * b];
+  const double direction = sample[kDirection * b];
   const double length = std::fabs(step[kSigned * b]), error = static_cast<double>(task.error[i]);
   const bool finite = std::isfinite(error), lands = task.lands[i];
   // that of a least step which lands is longer by what is left over
