@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from ctorch.autodiff._propagated import rule, value_of
-from ctorch.autodiff.rules._common import total
 
 
 def _reduced(loss: Any, reduction: str) -> Any:
@@ -302,12 +301,18 @@ def triplet_margin_loss(
     reduce: Any = None,
     reduction: str = "mean",
 ) -> Any:
-    near = F.pairwise_distance(anchor, positive, p, eps)
-    far = F.pairwise_distance(anchor, negative, p, eps)
-    if swap:
-        far = torch.minimum(far, F.pairwise_distance(positive, negative, p, eps))
-    loss = torch.clamp_min(total([near, -far]) + margin, 0)
-    return _reduced(loss, _legacy(size_average, reduce, reduction))
+    def distance(a: Any, b: Any) -> Any:
+        return F.pairwise_distance(a, b, p, eps)
+
+    return triplet_margin_with_distance_loss(
+        anchor,
+        positive,
+        negative,
+        distance_function=distance,
+        margin=margin,
+        swap=swap,
+        reduction=_legacy(size_average, reduce, reduction),
+    )
 
 
 @rule(F.triplet_margin_with_distance_loss)
@@ -375,7 +380,5 @@ def multilabel_soft_margin_loss(
     reduce: Any = None,
     reduction: str = "mean",
 ) -> Any:
-    loss = target * F.softplus(-x) + (1 - target) * F.softplus(x)
-    if weight is not None:
-        loss = loss * weight
+    loss = binary_cross_entropy_with_logits(x, target, weight, reduction="none")
     return _reduced(loss.mean(-1), _legacy(size_average, reduce, reduction))
