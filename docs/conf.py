@@ -64,13 +64,14 @@ PARTS = ("", ".ode", ".autodiff", ".nn", ".training", ".testing", ".codegen", ".
 def _complete(app, env):  # type: ignore[no-untyped-def]
     """Warn of public names that the reference leaves out."""
     kinds = ("class", "data", "exception", "function", "module")
+    # first of all, as a build that reads few pages anew imports none of them
+    modules = [importlib.import_module(f"ctorch{part}") for part in PARTS]
     documented = [
         operator.attrgetter(name.removeprefix("ctorch."))(ctorch) if name != "ctorch" else ctorch
         for name, entry in env.get_domain("py").objects.items()
         if entry.objtype in kinds and not entry.aliased
     ]
-    for part in PARTS:
-        module = importlib.import_module(f"ctorch{part}")
+    for module in modules:
         for name in module.__all__:
             if not any(getattr(module, name) is value for value in documented):
                 text = "%s.%s is public, but has no place in docs/api"
