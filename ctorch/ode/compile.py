@@ -126,7 +126,7 @@ class _Prepared:
                 " tensor as rtol or atol, is not built yet: use solve_ode(native=True)."
             )
         self.function = native.library_of(traced, form).ct_solve
-        self.task = bytes(native.settings(request, problem))
+        self.task = bytes(native.settings(problem))
         self.dtype = request.layout.dtype
         # of shared arrays; the guards see to it that this stays so
         self.alike = all(x.dtype is y0.dtype and x.device == y0.device for x in traced.shared)

@@ -290,7 +290,7 @@ def call_of(request: Request, problem: Problem, traced: Traced) -> Call:
     return Call(request, problem, traced)
 
 
-def settings(request: Request, problem: Problem) -> Task:
+def settings(problem: Problem) -> Task:
     """Everything in a task but the arrays."""
     control, tolerances = problem.controller, problem.tolerances
     task = Task(
@@ -395,7 +395,7 @@ class Call:
         self.norm = self._norm()
         self.form = self._form()
         self.library = library_of(traced, self.form)
-        self.task = settings(request, problem)
+        self.task = settings(problem)
         if self.norm is not None:
             self.norm.verify(self.library, "ct_norm")
             self.task.norm_shared = ctypes.addressof(self.norm.pointers)
