@@ -23,7 +23,10 @@ def arguments(doc: str | None, sections: Iterable[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(sections)}; default: all")
     parser.add_argument("--quick", action="store_true", help="few rounds, small problems")
-    parser.add_argument("--rounds", type=int, default=15, help="timings of each solver")
+    parser.add_argument("--rounds", type=int, default=15, help="least timings of each solver")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="rounds of a table go on for so long"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch and XLA")
     parser.add_argument(
         "--clock",
@@ -69,6 +72,7 @@ def run(
     bench = Bench(
         rounds=3 if quick else chosen.rounds,
         shortest=0.002 if quick else 0.02,
+        least=0.0 if quick else chosen.seconds,
         clock=chosen.clock,
         installed=installed,
     )
@@ -86,6 +90,7 @@ class Bench:
 
     rounds: int
     shortest: float
+    least: float
     clock: str
     installed: set[str]
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -102,7 +107,9 @@ class Bench:
         rounds = max(3, self.rounds // 3) if slow else self.rounds
         everyone = [*there, *field_cases]
         with torch.set_grad_enabled(gradients):
-            timed = interleave(everyone, rounds, shortest=self.shortest, clock=self.clock)
+            timed = interleave(
+                everyone, rounds, shortest=self.shortest, clock=self.clock, least=self.least
+            )
         return {case.name: case for case in timed if case not in field_cases}, floor
 
     def faster(

@@ -92,17 +92,20 @@ def interleave(
     shortest: float,
     clock: str = "wall",
     seed: int = 0,
+    least: float = 0.0,
     patience: float = math.inf,
 ) -> list[Case]:
     """Warm up, describe, then time all cases in shuffled rounds.
 
     Args:
         cases: what to compare; one that fails is reported and left out.
-        rounds: number of rounds.
+        rounds: least number of rounds.
         shortest: seconds one timing should last at least; short solves are repeated within it.
         clock: "wall"; or "cpu", this process's processor time: with one thread it is the fairer one
             on a machine that others use.
         seed: of the order.
+        least: seconds for which rounds go on: short solves get many, so that the median outlasts
+            the moods of a machine that others use.
         patience: seconds after which a case is timed no more, once it has been three times.
 
     Returns:
@@ -118,13 +121,18 @@ def interleave(
             alive.append(case)
     order = list(alive)
     shuffle = random.Random(seed)
-    for _ in range(rounds):
+    end, done = time.perf_counter() + least, 0
+    while order and (done < rounds or time.perf_counter() < end):
+        done += 1
         shuffle.shuffle(order)
         gc.collect()
         for case in order:
-            if len(case.seconds) >= 3 and sum(case.seconds) * case.calls > patience:
-                continue
             case.seconds.append(timed(case.run, case.calls, clock))
+        order = [
+            case
+            for case in order
+            if len(case.seconds) < 3 or sum(case.seconds) * case.calls <= patience
+        ]
     return alive
 
 

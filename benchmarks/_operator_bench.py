@@ -82,7 +82,7 @@ class Bench:
         dtype: of all nets.
         installed: peers that can be imported.
         quick: smaller problems and fewer peers.
-        patience: see ``interleave``.
+        least, patience: see ``interleave``.
     """
 
     rounds: int
@@ -90,6 +90,7 @@ class Bench:
     dtype: torch.dtype
     installed: set[str]
     quick: bool = False
+    least: float = 0.0
     patience: float = 8.0
     out: Path | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -111,7 +112,12 @@ class Bench:
             there = [c for c in there if c.name.startswith("ctorch") or self._wanted(c.name)]
         everyone = [*there, floor] if floor is not None else there
         timed = interleave(
-            everyone, self.rounds, shortest=0.01, clock=self.clock, patience=self.patience
+            everyone,
+            self.rounds,
+            shortest=0.01,
+            clock=self.clock,
+            least=self.least,
+            patience=self.patience,
         )
         print(f"\n### {title}\n", flush=True)
         print("| method | ms | iqr % | times the products | relative error | first call, s |")

@@ -53,7 +53,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="few rounds, few sizes")
-    parser.add_argument("--rounds", type=int, default=9, help="timings of each method")
+    parser.add_argument("--rounds", type=int, default=9, help="least timings of each method")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="rounds of a table go on for so long"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of torch and XLA")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--only", nargs="*", default=[], help="ctorch and peers so named alone")
@@ -432,6 +435,7 @@ def main() -> None:
         dtype=getattr(torch, chosen.dtype),
         installed=installed,
         quick=chosen.quick,
+        least=0.0 if chosen.quick else chosen.seconds,
         out=chosen.json,
         only=tuple(chosen.only),
     )
