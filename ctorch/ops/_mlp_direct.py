@@ -60,9 +60,11 @@ def derivative(
     """``d^order/ds^order f(x + s v)`` of a net of at least one layer; x and v [B, d].
 
     None where arguments do not fit or are not at hand as they are, where there is a graph to
-    record, a transform, or a mode.
+    record, a transform, a mode, or a profiler.
     """
     if not nothing_around() or not 0 < order <= LARGEST_ORDER:
+        return None
+    if torch.autograd._profiler_enabled():  # which is to say what the time goes to
         return None
     tensors = [x, v, *weights]
     for bias in biases:
