@@ -8,7 +8,7 @@ be replaced. The arithmetic is the operator's, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,8 +35,11 @@ class _Form:
     def __init__(self, tensors: Sequence[Tensor], widths: list[int], kinds: Kinds) -> None:
         x = tensors[0]
         self.count, self.kinds = len(tensors), kinds
+        assert _Guard is not None
         #: says whether other tensors are such as these, in all that matters but where they lie
-        self.alike = _Guard(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+        self.alike: Callable[..., bool] = _Guard(
+            *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
+        ).check
         self.recorded = any(tensor.requires_grad for tensor in tensors)
         self.batch, self.dtype, self.wide = x.shape[0], x.dtype, x.dtype is torch.float64
         self.sizes, self.strides = (self.batch, widths[-1]), (widths[-1], 1)
@@ -86,7 +89,7 @@ def derivative(
         _forms[key] = form
     if form.recorded and torch.is_grad_enabled():
         return None
-    parameters = []
+    parameters: list[int] = []
     for weight, bias in zip(weights, biases, strict=True):
         if not (address := weight.data_ptr()):
             return None

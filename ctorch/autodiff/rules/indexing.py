@@ -233,7 +233,10 @@ def embedding_bag(
 ) -> Any:
     if max_norm is not None:
         raise NotImplementedError("embedding_bag: max_norm has no rule")
-    options = {"include_last_offset": include_last_offset, "padding_idx": padding_idx}
+    options: dict[str, Any] = {
+        "include_last_offset": include_last_offset,
+        "padding_idx": padding_idx,
+    }
     if mode != "max":
 
         def fn(w: Tensor, p: Tensor | None) -> Tensor:
