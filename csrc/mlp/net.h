@@ -157,12 +157,12 @@ class Layout {
   using Layers = std::shared_ptr<const std::vector<Layer<T>>>;
 
   Layout(const Net& net, As as, int64_t planes) : net_(net), as_(as), planes_(planes) {
-    if (net.numbers * static_cast<int64_t>(sizeof(T)) > kOwn) shared_ = make();
+    if (net.numbers * static_cast<int64_t>(sizeof(T)) > kNear) shared_ = make();
   }
   Layers of_thread() const { return shared_ ? shared_ : make(); }
 
  private:
-  static constexpr int64_t kOwn = 1 << 20;
+  static constexpr int64_t kNear = 1 << 20;
 
   Layers make() const {
     return std::make_shared<const std::vector<Layer<T>>>(net_.layers<T>(as_, planes_));
