@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "../mlp/direct.h"
 #include "../runge_kutta/direct.h"
 
 namespace {
@@ -27,12 +28,25 @@ T from_python(PyObject* x) {
 
 using Addresses = std::vector<void*>;
 
+// While it lives, other threads of Python may run.
+class Released {
+ public:
+  Released() : state_(PyEval_SaveThread()) {}
+  ~Released() { PyEval_RestoreThread(state_); }
+  Released(const Released&) = delete;
+  Released& operator=(const Released&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+struct Kept {};
+
 // A function of addresses and numbers as Python calls it: with exactly its arguments, in order; if
-// the last of them are addresses, with any number of these.
-template <auto function>
+// the last of them are addresses, with any number of these. One that may take long is `Released`.
+template <auto function, typename Lock = Kept>
 struct Called;
-template <typename Result, typename... Args, Result (*function)(Args...)>
-struct Called<function> {
+template <typename Result, typename... Args, Result (*function)(Args...), typename Lock>
+struct Called<function, Lock> {
   static constexpr size_t kCount = sizeof...(Args);
   template <size_t place>
   using Arg = std::decay_t<std::tuple_element_t<place, std::tuple<Args...>>>;
@@ -51,18 +65,24 @@ struct Called<function> {
     }
   }
 
+  template <typename Given>
+  static Result run(const Given& given) {
+    [[maybe_unused]] const Lock lock{};
+    return std::apply(function, given);
+  }
+
   template <size_t... place>
   static PyObject* apply(PyObject* const* args, Py_ssize_t count, std::index_sequence<place...>) {
     const std::tuple<Arg<place>...> given{read<place>(args, count)...};
     if (PyErr_Occurred() != nullptr) return nullptr;
     try {
       if constexpr (std::is_void_v<Result>) {
-        std::apply(function, given);
+        run(given);
         return Py_NewRef(Py_None);
       } else if constexpr (std::is_floating_point_v<Result>) {
-        return PyFloat_FromDouble(std::apply(function, given));
+        return PyFloat_FromDouble(run(given));
       } else {
-        return PyLong_FromLongLong(std::apply(function, given));
+        return PyLong_FromLongLong(run(given));
       }
     } catch (const std::exception& error) {
       PyErr_SetString(PyExc_RuntimeError, error.what());
@@ -90,6 +110,7 @@ PyMethodDef functions[] = {Called<&ct::rk::direct::stage>::named("rk_stage"),
                            Called<&ct::rk::direct::plan>::named("rk_plan"),
                            Called<&ct::rk::direct::judge>::named("rk_judge"),
                            Called<&ct::rk::direct::accept>::named("rk_accept"),
+                           Called<&ct::mlp::direct::derivative, Released>::named("mlp_derivative"),
                            {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

@@ -10,7 +10,7 @@ namespace {
 // What a forward pass keeps: preactivations of both layers and M d_1 of the whole batch, and P.
 struct ClosedPlaces {
   explicit ClosedPlaces(const Net& net)
-      : one(net.weights[0].size(0)), two(net.weights[1].size(0)), batch(net.batch) {}
+      : one(net.linear[0].out), two(net.linear[1].out), batch(net.batch) {}
   int64_t second() const { return batch * one; }
   int64_t mixed() const { return second() + batch * two; }
   int64_t ends() const { return mixed() + batch * two; }

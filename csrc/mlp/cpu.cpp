@@ -9,6 +9,7 @@
 
 #include "closed.h"
 #include "derivative.h"
+#include "direct.h"
 #include "series.h"
 #include "tangents.h"
 
@@ -22,11 +23,11 @@ using Params = std::vector<double>;
 bool has_gemm() { return gemm_routine<float>() != nullptr && gemm_routine<double>() != nullptr; }
 
 // Empty gradients for each parameter, weight and bias in turn.
-Tensors new_gradients(const Net& net) {
+Tensors new_gradients(const Tensors& weights, const Tensors& biases) {
   Tensors out;
-  for (int l = 0; l < net.depth; ++l) {
-    out.push_back(torch::stable::empty_like(net.weights[l]));
-    out.push_back(torch::stable::empty_like(net.biases[l]));
+  for (size_t l = 0; l < weights.size(); ++l) {
+    out.push_back(torch::stable::empty_like(weights[l]));
+    out.push_back(torch::stable::empty_like(biases[l]));
   }
   return out;
 }
@@ -46,7 +47,9 @@ std::tuple<Tensor, Tensor> mlp_derivative(const Tensor& x, const Tensor& v, Tens
   Tensor out = new_tensor(x, {net.batch, net.outputs});
   Tensor kept = new_tensor(x, {keep ? net.batch * KeptJets(net, order).row : 0});
   dispatch_floating(net.dtype, net.op, [&](auto zero) {
-    derivative_forward<decltype(zero)>(net, x, v, order, out, keep ? &kept : nullptr);
+    using T = decltype(zero);
+    derivative_forward<T>(net, data<T>(x), data<T>(v), order, data<T>(out),
+                          keep ? data<T>(kept) : nullptr);
   });
   return {out, kept};
 }
@@ -60,7 +63,7 @@ Tensors mlp_derivative_backward(const Tensor& g, const Tensor& kept, const Tenso
   net.check("g", g, {net.batch, net.outputs});
   net.check("kept", kept, {net.batch * KeptJets(net, order).row});
   Tensor x_bar = torch::stable::empty_like(x), v_bar = torch::stable::empty_like(x);
-  Tensors parameters = new_gradients(net);
+  Tensors parameters = new_gradients(weights, biases);
   dispatch_floating(net.dtype, net.op, [&](auto zero) {
     derivative_backward<decltype(zero)>(net, x, v, order, g, kept, x_bar, v_bar, parameters);
   });
@@ -92,7 +95,7 @@ Tensors mlp_series_backward(const Tensor& g, const Tensor& kept, const Tensor& x
   net.check("g", g, {order + 1, net.batch, net.inputs});
   net.check("kept", kept, {net.batch * KeptSeries(net, order).row});
   Tensor x_bar = torch::stable::empty_like(x);
-  Tensors parameters = new_gradients(net);
+  Tensors parameters = new_gradients(weights, biases);
   dispatch_floating(net.dtype, net.op, [&](auto zero) {
     series_backward<decltype(zero)>(net, out, order, g, kept, x_bar, parameters);
   });
@@ -118,9 +121,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tangents(const Net& net, const Tensor
   return {value, moved, second, kept};
 }
 
-Tensors tangents_derivative(const Net& net, const Tensor& g_value, const Tensor* g_moved,
-                            const Tensor& g_second, const Tensor& kept, const Tensor& x,
-                            const Tensor& rows, const Tensor* close) {
+Tensors tangents_derivative(const Net& net, Tensors parameters, const Tensor& g_value,
+                            const Tensor* g_moved, const Tensor& g_second, const Tensor& kept,
+                            const Tensor& x, const Tensor& rows, const Tensor* close) {
   const Tangents t(net, rows, g_moved != nullptr, close);
   net.check("g_value", g_value, {net.batch, net.outputs});
   if (t.all) net.check("g_moved", *g_moved, {net.batch, t.count, net.outputs});
@@ -135,7 +138,7 @@ Tensors tangents_derivative(const Net& net, const Tensor& g_value, const Tensor*
                     torch::stable::empty_like(x),
                     torch::stable::empty_like(rows),
                     t.trace ? torch::stable::empty_like(*close) : new_tensor(x, {0}),
-                    new_gradients(net)};
+                    std::move(parameters)};
   dispatch_floating(net.dtype, net.op, [&](auto zero) {
     tangents_backward<decltype(zero)>(t, x, rows, close, kept, bars);
   });
@@ -158,8 +161,8 @@ Tensors mlp_laplacian_backward(const Tensor& g_value, std::optional<Tensor> g_mo
                                const Tensor& rows, Tensors weights, Tensors biases,
                                Kinds activations, Params params) {
   const Net net("mlp_laplacian_backward", x, weights, biases, activations, params);
-  return tangents_derivative(net, g_value, g_moved ? &*g_moved : nullptr, g_lap, kept, x, rows,
-                             nullptr);
+  return tangents_derivative(net, new_gradients(weights, biases), g_value,
+                             g_moved ? &*g_moved : nullptr, g_lap, kept, x, rows, nullptr);
 }
 
 std::tuple<Tensor, Tensor, Tensor> mlp_divergence(const Tensor& x, const Tensor& rows,
@@ -175,7 +178,8 @@ Tensors mlp_divergence_backward(const Tensor& g_value, const Tensor& g_trace, co
                                 const Tensor& x, const Tensor& rows, const Tensor& close,
                                 Tensors weights, Tensors biases, Kinds activations, Params params) {
   const Net net("mlp_divergence_backward", x, weights, biases, activations, params);
-  return tangents_derivative(net, g_value, nullptr, g_trace, kept, x, rows, &close);
+  return tangents_derivative(net, new_gradients(weights, biases), g_value, nullptr, g_trace, kept,
+                             x, rows, &close);
 }
 
 std::tuple<Tensor, Tensor, Tensor> mlp_closed_divergence(const Tensor& x, Tensors weights,
@@ -210,7 +214,7 @@ Tensors mlp_closed_divergence_backward(std::optional<Tensor> g_value, const Tens
   net.check("kept", kept, {ClosedPlaces(net).size()});
   Tensor x_bar = new_tensor(x, {of_x ? net.batch : 0, net.inputs});
   Tensor mix_bar = torch::stable::empty_like(weights[1]);
-  Tensors parameters = new_gradients(net);
+  Tensors parameters = new_gradients(weights, biases);
   dispatch_floating(net.dtype, net.op, [&](auto zero) {
     using T = decltype(zero);
     closed_backward<T>(net, x, data<T>(kept), g_value ? &*g_value : nullptr, g_trace,
@@ -222,6 +226,22 @@ Tensors mlp_closed_divergence_backward(std::optional<Tensor> g_value, const Tens
 }
 
 }  // namespace
+
+namespace direct {
+
+void derivative(void* out, const void* x, const void* v, int64_t batch, int64_t order, bool wide,
+                const int64_t* form, const double* params, const std::vector<void*>& parameters) {
+  const auto dtype = wide ? ScalarType::Double : ScalarType::Float;
+  const Net net("mlp_derivative", dtype, batch, form, params, parameters);
+  const int checked = read_order(net.op, order);
+  dispatch_floating(dtype, net.op, [&](auto zero) {
+    using T = decltype(zero);
+    derivative_forward<T>(net, static_cast<const T*>(x), static_cast<const T*>(v), checked,
+                          static_cast<T*>(out), nullptr);
+  });
+}
+
+}  // namespace direct
 }  // namespace ct::mlp
 
 STABLE_TORCH_LIBRARY_IMPL(ctorch, CPU, m) {

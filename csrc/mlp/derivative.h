@@ -11,7 +11,7 @@ struct KeptJets {
   KeptJets(const Net& net, int order) : order(order) {
     for (int l = 0; l + 1 < net.depth; ++l) {
       begin.push_back(row);
-      row += (degree(l) + 1) * net.weights[l].size(0);
+      row += (degree(l) + 1) * net.linear[l].out;
     }
   }
   // the first layer's preactivation is linear in s
@@ -22,9 +22,11 @@ struct KeptJets {
   int64_t row = 0;  // numbers a sample
 };
 
-inline Blocks derivative_blocks(const Net& net, int order, int64_t element, bool backward) {
-  const int64_t planes = (order + 1) * (backward ? 5 : 2);
-  return Blocks(net.batch, planes * net.widest * element, 16);
+// What is kept is laid out by the blocks of the backward pass. Without it they may be small, which
+// leaves most of a cache that may be shared to the panels.
+inline Blocks derivative_blocks(const Net& net, int order, int64_t element, bool kept) {
+  const int64_t planes = (order + 1) * (kept ? 5 : 2);
+  return Blocks(net.batch, planes * net.widest * element, 16, kept ? Blocks::kCache : 256 << 10);
 }
 
 template <typename T>
@@ -34,19 +36,20 @@ T factorial(int n) {
   return product;
 }
 
+// x and v [batch, inputs]; out [batch, outputs]; kept may be null.
 template <typename T>
-void derivative_forward(const Net& net, const Tensor& x, const Tensor& v, int order, Tensor& out,
-                        Tensor* kept) {
-  const auto layers = net.layers<T>(As::kTransposed, order + 1);
+void derivative_forward(const Net& net, const T* x, const T* v, int order, T* out, T* kept) {
+  const Layout<T> layout(net, As::kTransposed, order + 1);
   const KeptJets places(net, order);
-  // what is kept is laid out by the blocks of the backward pass
   const Blocks blocks = derivative_blocks(net, order, sizeof(T), kept != nullptr);
   const int64_t planes = order + 1, room = planes * blocks.size * net.widest;
   const auto& loop = loops<T>();
-  for_blocks<T>(blocks, 2 * room, [&](int64_t block, T* scratch) {
+  const auto own = [&] { return layout.of_thread(); };
+  for_blocks<T>(blocks, 2 * room, own, [&](int64_t block, T* scratch, const auto& mine) {
+    const std::vector<Layer<T>>& layers = *mine;
     const int64_t begin = blocks.first(block), r = blocks.samples(block), d = net.inputs;
     T *z = scratch, *h = scratch + room;
-    T* keep = kept == nullptr ? nullptr : data<T>(*kept) + begin * places.row;
+    T* keep = kept == nullptr ? nullptr : kept + begin * places.row;
     for (int l = 0; l + 1 < net.depth; ++l) {
       const Layer<T>& layer = layers[l];
       const int degree = places.degree(l);
@@ -55,9 +58,8 @@ void derivative_forward(const Net& net, const Tensor& x, const Tensor& v, int or
       if (l > 0) {
         layer.factor.product((order + 1) * r, h, z, layer.bias, r);
       } else {
-        layer.factor.product(r, data<T>(x) + begin * d, z, layer.bias, r, kShortChain);
-        if (order > 0)
-          layer.factor.product(r, data<T>(v) + begin * d, z + plane, nullptr, 0, kShortChain);
+        layer.factor.product(r, x + begin * d, z, layer.bias, r, kShortChain);
+        if (order > 0) layer.factor.product(r, v + begin * d, z + plane, nullptr, 0, kShortChain);
       }
       JetTask<T> task{net.activations[l],
                       static_cast<T>(net.params[l]),
@@ -72,7 +74,7 @@ void derivative_forward(const Net& net, const Tensor& x, const Tensor& v, int or
       loop.jet(task);
     }
     const Layer<T>& last = layers.back();
-    T* to = data<T>(out) + begin * last.out;
+    T* to = out + begin * last.out;
     last.factor.product(r, h, to, factorial<T>(order));
     if (order == 0) add_bias(to, last.bias, r, last.out);
   });

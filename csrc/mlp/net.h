@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <sstream>
 #include <stdexcept>
@@ -52,10 +53,15 @@ struct Layer {
 // The arguments that all operators share, checked: they are called with contiguous tensors of one
 // dtype on the CPU, with no size zero and at least one hidden layer.
 struct Net {
+  struct Linear {
+    const void *weight, *bias;  // [out, in], [out] or null
+    int64_t in, out;
+  };
+
   Net(const char* op, const Tensor& x, const std::vector<Tensor>& weights,
       const std::vector<Tensor>& biases, const std::vector<int64_t>& activations,
       const std::vector<double>& params)
-      : op(op), weights(weights), biases(biases), params(params), dtype(x.scalar_type()) {
+      : op(op), params(params), dtype(x.scalar_type()) {
     require(weights.size() >= 2 && biases.size() == weights.size(), op,
             ": weights and biases must be one each for two layers or more");
     require(activations.size() + 1 == weights.size() && params.size() == activations.size(), op,
@@ -76,11 +82,25 @@ struct Net {
       const int64_t out = weights[l].size(0), given = biases[l].size(0);
       require(weights[l].size(1) == in && out > 0 && (given == 0 || given == out), op,
               ": weights and biases do not fit at layer ", l + 1);
+      linear.push_back(
+          {weights[l].const_data_ptr(), given ? biases[l].const_data_ptr() : nullptr, in, out});
       in = out;
-      if (l + 1 < weights.size()) widest = std::max(widest, out);
     }
-    outputs = in;
-    depth = static_cast<int>(weights.size());
+    measure();
+  }
+
+  // By address, see direct.h, whose caller has checked what there is to check.
+  Net(const char* op, ScalarType dtype, int64_t batch, const int64_t* form, const double* params,
+      const std::vector<void*>& parameters)
+      : op(op), dtype(dtype), batch(batch), inputs(form[0]) {
+    const size_t layers = parameters.size() / 2;
+    for (size_t l = 0; l < layers; ++l)
+      linear.push_back({parameters[2 * l], parameters[2 * l + 1], form[l], form[l + 1]});
+    for (size_t l = 0; l + 1 < layers; ++l) {
+      activations.push_back(static_cast<Activation>(form[layers + 1 + l]));
+      this->params.push_back(params[l]);
+    }
+    measure();
   }
 
   void check(const char* name, const Tensor& x, int64_t dim) const {
@@ -99,33 +119,72 @@ struct Net {
   std::vector<Layer<T>> layers(As as, int64_t planes) const {
     require(gemm_routine<T>() != nullptr, op, ": this torch exports no BLAS");
     std::vector<Layer<T>> layers;
-    for (size_t l = 0; l < weights.size(); ++l) {
-      const int64_t in = weights[l].size(1), out = weights[l].size(0);
+    layers.reserve(linear.size());
+    for (const auto& [weight, bias, in, out] : linear) {
       const bool forward = as == As::kTransposed;
-      const T* weight = data<T>(weights[l]);
-      layers.push_back(
-          {weight, biases[l].size(0) ? data<T>(biases[l]) : nullptr, in, out,
-           Factor<T>(weight, as, forward ? in : out, forward ? out : in, planes * batch)});
+      const T* w = static_cast<const T*>(weight);
+      layers.push_back({w, static_cast<const T*>(bias), in, out,
+                        Factor<T>(w, as, forward ? in : out, forward ? out : in, planes * batch)});
     }
     return layers;
   }
 
   const char* op;
-  const std::vector<Tensor>&weights, &biases;
+  std::vector<Linear> linear;
   std::vector<Activation> activations;  // of hidden layers
-  const std::vector<double>& params;
+  std::vector<double> params;
   ScalarType dtype;
-  int64_t batch, inputs, outputs, widest = 1;
+  int64_t batch, inputs, outputs, widest = 1, numbers = 0;  // numbers: of all weights
   int depth;
+
+ private:
+  void measure() {
+    depth = static_cast<int>(linear.size());
+    outputs = linear.back().out;
+    for (int l = 0; l < depth; ++l) {
+      if (l + 1 < depth) widest = std::max(widest, linear[l].out);
+      numbers += linear[l].in * linear[l].out;
+    }
+  }
 };
 
-// A batch in blocks whose rows of numbers, `numbers` a sample, fit the second-level cache. The cut
+// The layers of a net as the threads of a loop take them. Panels that stay in a core's own cache
+// are laid out by each thread for itself: that is done sooner than they are fetched from the core
+// that wrote them. Larger ones are shared.
+template <typename T>
+class Layout {
+ public:
+  using Layers = std::shared_ptr<const std::vector<Layer<T>>>;
+
+  Layout(const Net& net, As as, int64_t planes) : net_(net), as_(as), planes_(planes) {
+    if (net.numbers * static_cast<int64_t>(sizeof(T)) > kNear) shared_ = make();
+  }
+  Layers of_thread() const { return shared_ ? shared_ : make(); }
+
+ private:
+  static constexpr int64_t kNear = 1 << 20;
+
+  Layers make() const {
+    return std::make_shared<const std::vector<Layer<T>>>(net_.layers<T>(as_, planes_));
+  }
+
+  const Net& net_;
+  As as_;
+  int64_t planes_;
+  Layers shared_;
+};
+
+// A batch in blocks whose rows of numbers, `bytes_a_sample`, fit the second-level cache. The cut
 // depends on sizes alone: results are the same for any number of threads.
 struct Blocks {
-  Blocks(int64_t batch, int64_t bytes_a_sample, int64_t least) : batch(batch) {
-    constexpr int64_t kCache = 960 << 10;
-    const int64_t fitting = std::max(least, kCache / std::max<int64_t>(1, bytes_a_sample));
+  static constexpr int64_t kCache = 960 << 10;
+
+  Blocks(int64_t batch, int64_t bytes_a_sample, int64_t least, int64_t cache = kCache)
+      : batch(batch) {
+    const int64_t fitting = std::max(least, cache / std::max<int64_t>(1, bytes_a_sample));
     count = (batch + fitting - 1) / fitting;
+    for (int64_t even = 2; even <= 8; even *= 2)  // so that no thread waits for another's last one
+      if (count > even / 2 && count < even) count = even;
     size = (batch + count - 1) / count;
     count = (batch + size - 1) / size;
   }
@@ -135,16 +194,30 @@ struct Blocks {
   int64_t batch, size, count;
 };
 
-// body(block, scratch) for all blocks, each thread with scratch memory of its own.
-template <typename T, typename Body>
-void for_blocks(const Blocks& blocks, int64_t scratch, const Body& body) {
-  const auto range = [&](int64_t begin, int64_t end) {
+// body(block, scratch, own()) for all blocks, each thread with scratch memory and something of its
+// own. A thread takes the next block when it is done with one: some come late, and some are slowed
+// down by other work of the machine.
+template <typename T, typename Own, typename Body>
+void for_blocks(const Blocks& blocks, int64_t scratch, const Own& own, const Body& body) {
+  std::atomic<int64_t> next{0};
+  const auto lane = [&](int64_t, int64_t) {
+    int64_t block = next++;
+    if (block >= blocks.count) return;
     const OneBlasThread guard;
     Scratch<T> memory(scratch);
-    for (int64_t block = begin; block < end; ++block) body(block, memory.get());
+    const auto mine = own();
+    for (; block < blocks.count; block = next++) body(block, memory.get(), mine);
   };
-  if (blocks.count == 1) return range(0, 1);
-  torch::stable::parallel_for(0, blocks.count, 1, range);
+  if (blocks.count == 1) return lane(0, 1);
+  const int64_t threads = torch::stable::get_num_threads();
+  torch::stable::parallel_for(0, std::min(threads, blocks.count), 1, lane);
+}
+
+template <typename T, typename Body>
+void for_blocks(const Blocks& blocks, int64_t scratch, const Body& body) {
+  const auto nothing = [] { return 0; };
+  for_blocks<T>(blocks, scratch, nothing,
+                [&](int64_t block, T* memory, int) { body(block, memory); });
 }
 
 template <typename T>

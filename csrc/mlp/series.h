@@ -13,7 +13,7 @@ struct KeptSeries {
   KeptSeries(const Net& net, int orders) : orders(orders) {
     for (int l = 0; l + 1 < net.depth; ++l) {
       begin.push_back(row);
-      row += 2 * orders * net.weights[l].size(0);
+      row += 2 * orders * net.linear[l].out;
     }
   }
   int orders;
@@ -30,7 +30,7 @@ inline Blocks series_blocks(const Net& net, int orders, int64_t series, int64_t 
 
 template <typename T>
 void series_forward(const Net& net, const Tensor& x, int order, Tensor& out, Tensor* kept) {
-  const auto layers = net.layers<T>(As::kTransposed, order);
+  const Layout<T> layout(net, As::kTransposed, order);
   const KeptSeries places(net, order);
   const auto& loop = loops<T>();
   const int hidden = net.depth - 1;
@@ -41,30 +41,33 @@ void series_forward(const Net& net, const Tensor& x, int order, Tensor& out, Ten
   const int64_t d = net.inputs, most = blocks.size * net.widest * order, step = net.batch * d;
   T* to = data<T>(out);
   std::copy_n(data<T>(x), step, to);
-  for_blocks<T>(blocks, hidden * count * most, [&](int64_t block, T* scratch) {
-    const int64_t begin = blocks.first(block), r = blocks.samples(block);
-    for (int k = 0; k < order; ++k) {
-      const T* h = to + k * step + begin * d;
-      for (int l = 0; l < hidden; ++l) {
-        const Layer<T>& layer = layers[l];
-        const int64_t plane = r * layer.out;
-        T* series[kMaxSeries];
-        for (int i = 0; i < count; ++i) series[i] = scratch + (l * count + i) * most;
-        if (kept != nullptr) {
-          series[kY] = data<T>(*kept) + begin * places.row + places.begin[l] * r;
-          series[kU] = series[kY] + order * plane;
+  const auto own = [&] { return layout.of_thread(); };
+  for_blocks<T>(
+      blocks, hidden * count * most, own, [&](int64_t block, T* scratch, const auto& mine) {
+        const std::vector<Layer<T>>& layers = *mine;
+        const int64_t begin = blocks.first(block), r = blocks.samples(block);
+        for (int k = 0; k < order; ++k) {
+          const T* h = to + k * step + begin * d;
+          for (int l = 0; l < hidden; ++l) {
+            const Layer<T>& layer = layers[l];
+            const int64_t plane = r * layer.out;
+            T* series[kMaxSeries];
+            for (int i = 0; i < count; ++i) series[i] = scratch + (l * count + i) * most;
+            if (kept != nullptr) {
+              series[kY] = data<T>(*kept) + begin * places.row + places.begin[l] * r;
+              series[kU] = series[kY] + order * plane;
+            }
+            T* z = series[kZ] + k * plane;
+            layer.factor.product(r, h, z, k == 0 ? layer.bias : nullptr, r);
+            loop.step({net.activations[l], static_cast<T>(net.params[l]), k, plane, plane, series});
+            h = series[kY] + k * plane;
+          }
+          const Layer<T>& last = layers.back();
+          T* next = to + (k + 1) * step + begin * d;
+          last.factor.product(r, h, next, T(1) / T(k + 1));
+          if (k == 0) add_bias(next, last.bias, r, d);
         }
-        T* z = series[kZ] + k * plane;
-        layer.factor.product(r, h, z, k == 0 ? layer.bias : nullptr, r);
-        loop.step({net.activations[l], static_cast<T>(net.params[l]), k, plane, plane, series});
-        h = series[kY] + k * plane;
-      }
-      const Layer<T>& last = layers.back();
-      T* next = to + (k + 1) * step + begin * d;
-      last.factor.product(r, h, next, T(1) / T(k + 1));
-      if (k == 0) add_bias(next, last.bias, r, d);
-    }
-  });
+      });
 }
 
 // One block of the adjoint, with its places in memory.

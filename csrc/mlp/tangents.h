@@ -12,19 +12,19 @@ namespace {
 struct Tangents {
   Tangents(const Net& net, const Tensor& rows, bool all, const Tensor* close)
       : net(net), count(rows.size(0)), all(all), trace(close != nullptr) {
-    net.check("rows", rows, {count, net.weights[0].size(0)});
+    net.check("rows", rows, {count, net.linear[0].out});
     require(count > 0, net.op, ": rows must not be empty");
-    if (trace) net.check("close", *close, {count, net.weights.back().size(1)});
+    if (trace) net.check("close", *close, {count, net.linear.back().in});
     for (int l = 0; l + 1 < net.depth; ++l) {
       begin.push_back(kept_row);
-      kept_row += (l == 0 ? 1 : planes()) * net.weights[l].size(0);
+      kept_row += (l == 0 ? 1 : planes()) * net.linear[l].out;
     }
   }
   int64_t planes() const { return count + (trace ? 1 : 2); }
   // planes behind the last activation
   int64_t last_planes() const { return trace ? 1 : all ? planes() : 2; }
   bool rows_out(int layer) const { return layer + 2 < net.depth || (all && !trace); }
-  int64_t width(int layer) const { return net.weights[layer].size(0); }
+  int64_t width(int layer) const { return net.linear[layer].out; }
 
   Blocks blocks(int64_t element, bool backward) const {
     const int64_t sample = planes() * net.widest * element * (backward ? 4 : 2);
@@ -76,13 +76,16 @@ template <typename T>
 void tangents_forward(const Tangents& t, const Tensor& x, const Tensor& rows, const Tensor* close,
                       Tensor& value, Tensor& moved, Tensor& second, Tensor* kept) {
   const Net& net = t.net;
-  const auto layers = net.layers<T>(As::kTransposed, t.planes());
+  const Layout<T> layout(net, As::kTransposed, t.planes());
   // what is kept is laid out by the blocks of the backward pass
   const Blocks blocks = t.blocks(sizeof(T), kept != nullptr);
   const int64_t room = t.planes() * blocks.size * net.widest, slope = blocks.size * net.widest;
   const int64_t ends = t.last_planes() * blocks.size * net.outputs;
   const auto& loop = loops<T>();
-  for_blocks<T>(blocks, 2 * room + 2 * slope + ends, [&](int64_t block, T* scratch) {
+  const auto own = [&] { return layout.of_thread(); };
+  const int64_t memory = 2 * room + 2 * slope + ends;
+  for_blocks<T>(blocks, memory, own, [&](int64_t block, T* scratch, const auto& mine) {
+    const std::vector<Layer<T>>& layers = *mine;
     const int64_t begin = blocks.first(block), r = blocks.samples(block);
     T *h = scratch, *z = h + room, *slopes = z + room, *ends = slopes + 2 * slope;
     T* keep = kept == nullptr ? nullptr : data<T>(*kept) + begin * t.kept_row;

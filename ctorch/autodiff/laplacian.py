@@ -76,7 +76,9 @@ def laplacian(
             unit matrix. Fewer nonzero eigenvalues make the pass cheaper. A diagonal and a positive
             definite matrix are differentiable.
         directions: in place of ``weight``: ``[R, d]`` or ``[R, ..., d]``, the vectors ``v_r`` of a
-            sum of second directional derivatives ``sum_r d^2/ds^2 f(x + s v_r)``.
+            sum of second directional derivatives ``sum_r d^2/ds^2 f(x + s v_r)``. They are one
+            graph for ``torch.compile``; a weight is not, since the signs of its eigenvalues decide
+            what is to be done: give the rows of C, of ``weight = C^T C``, in its place.
         chunk_size: how many entries of ``x``'s first dim pass at a time; -1: as many as fit in
             cache, by the measured size of ``f``'s derivatives; None: all of them.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from ctorch.ops._mlp_nodes import derivative_without_graph
+from ctorch.ops import _mlp_direct
 from ctorch.ops.mlp import MLP as MLP
 
 __all__ = ["MLP", "as_mlp"]
@@ -75,7 +75,7 @@ def derivative_of_numbers(f: Any, x: Tensor, v: Tensor, order: int) -> Tensor | 
     if is_compiling() or getattr(type(f), "__ctorch_mlp__", None) is not None:
         return None
     parts = _parts(f)
-    return None if parts is None else derivative_without_graph(*parts, x, v, order)
+    return None if parts is None else _mlp_direct.derivative(*parts, x, v, order)
 
 
 def mlp_for(f: Any, x: Tensor) -> MLP | None:

@@ -71,7 +71,7 @@ class Buffer:
 
     def __init__(self, k: Tensor, y: Tensor) -> None:
         self.k = k
-        self.by_address = _nothing_around() and _small(k) and plain(y) and y.data_ptr() != 0
+        self.by_address = nothing_around() and _small(k) and plain(y) and y.data_ptr() != 0
         if self.by_address:
             shape = k.shape[1:]
             self._row = shape[1:].numel() if shape else 1
@@ -292,7 +292,7 @@ def stage_times(
     """The function (t, h, t1) -> times of stages with abscissae ``c``, 0-dim on the CPU; None where
     it would be seen.
     """
-    if not _nothing_around():
+    if not nothing_around():
         return None
     kernel, empty, everyone = _kernels.library.rk_times, empty_strided, range(c.count)
     wide = dtype is torch.float64
@@ -309,6 +309,19 @@ def stage_times(
 def plain(x: Tensor) -> bool:
     """Whether the elements of ``x`` lie on the CPU one after the other, as they are."""
     return x.__class__ is Tensor and x.is_cpu and x.is_contiguous() and not x.is_neg()
+
+
+def nothing_around() -> bool:
+    """Whether nobody is watching: every operator is to be seen by modes, transforms, compilers."""
+    return (
+        _kernels.library is not None
+        and KNOWN_TORCH
+        and not transforms_active()
+        and forward_ad._current_level < 0
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+    )
 
 
 def _alike(like: Tensor) -> Callable[[Any], bool]:
@@ -331,16 +344,3 @@ def _form(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], torch.dtype]:
 def _small(k: Tensor) -> bool:
     known = k.dtype is torch.float32 or k.dtype is torch.float64
     return known and plain(k) and 0 < k[0].numel() <= LARGEST
-
-
-def _nothing_around() -> bool:
-    """Whether nobody is watching: every operator is to be seen by modes, transforms, compilers."""
-    return (
-        _kernels.library is not None
-        and KNOWN_TORCH
-        and not transforms_active()
-        and forward_ad._current_level < 0
-        and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-    )

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MAX_ORDER = 24
 """kMaxOrder of csrc/mlp/tasks.h."""
 
+DTYPES = {torch.float32, torch.float64}
+
 NUMBERS = {name: number for number, name in enumerate(reference.ACTIVATIONS)}
 
 Tensors = Sequence[Tensor]

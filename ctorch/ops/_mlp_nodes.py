@@ -23,9 +23,6 @@ from ctorch.ops import _op
 if TYPE_CHECKING:
     from ctorch.ops.mlp import MLP
 
-DTYPES = {torch.float32, torch.float64}
-_LARGEST_FACTORIAL = 12  # whose multiples are far from the end of either dtype
-
 
 def derivative(net: MLP, x: Tensor, v: Tensor, order: int) -> Tensor:
     """``d^K/ds^K f(x + s v)`` at 0; x and v [B, d], result [B, o]."""
@@ -36,59 +33,6 @@ def derivative(net: MLP, x: Tensor, v: Tensor, order: int) -> Tensor:
         net, kernels.Derivative(net, order), lambda n, x, v: reference.derivative(n, x, v, order)
     )
     return cast(Tensor, rule(tensors, 2))
-
-
-def derivative_without_graph(
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    kinds: Sequence[tuple[str, float]],
-    x: Tensor,
-    v: Tensor,
-    order: int,
-) -> Tensor | None:
-    """The kernel's ``derivative`` where it is all there is to do.
-
-    None where arguments do not fit or are not at hand as they are, where there is a graph to
-    record, or a transform.
-    """
-    dtype, shape = x.dtype, x.shape
-    if len(shape) != 2 or v.shape != shape or not 0 < order <= _LARGEST_FACTORIAL:
-        return None
-    if len(weights) < 2 or dtype not in DTYPES or not kernels.available("mlp_derivative"):
-        return None
-    if torch.compiler.is_compiling() or not _op.KNOWN_TORCH or _op.transforms_active():
-        return None
-    if forward_ad._current_level >= 0 or torch.is_autocast_enabled("cpu") or not shape[0]:
-        return None
-    records, before, none = torch.is_grad_enabled(), shape[1], None
-    given = []
-    for weight, bias in zip(weights, biases, strict=True):
-        size = weight.shape
-        if len(size) != 2 or size[1] != before or not before:
-            return None
-        before = size[0]
-        if bias is None:
-            none = bias = x.new_empty(0) if none is None else none
-        elif bias.shape != (before,):
-            return None
-        given.append(bias)
-    if not before:
-        return None
-    for tensor in (x, v, *weights, *given):
-        kind = tensor.__class__
-        if (
-            (kind is not Tensor and kind is not torch.nn.Parameter)
-            or tensor.dtype is not dtype
-            or not tensor.is_cpu
-            or tensor.layout is not torch.strided
-            or not tensor.is_contiguous()
-            or (records and tensor.requires_grad)
-        ):
-            return None
-    numbers = [kernels.NUMBERS[name] for name, _ in kinds]
-    params = [param for _, param in kinds]
-    out, _ = kernels.mlp_derivative(x, v, list(weights), given, numbers, params, order, False)
-    return cast(Tensor, out)
 
 
 def series(net: MLP, x: Tensor, order: int) -> Tensor:
@@ -153,7 +97,11 @@ def _for_kernel(operator: str, net: MLP, *tensors: Tensor) -> list[Tensor] | Non
     if _op.transforms_active() or forward_ad._current_level >= 0:
         return None
     dtype, strided = tensors[0].dtype, torch.strided
-    if dtype not in DTYPES or not kernels.available(operator) or torch.is_autocast_enabled("cpu"):
+    if (
+        dtype not in kernels.DTYPES
+        or not kernels.available(operator)
+        or torch.is_autocast_enabled("cpu")
+    ):
         return None
     every = [*tensors, *net.weights]
     for x in every:

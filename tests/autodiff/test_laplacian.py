@@ -333,6 +333,18 @@ def test_a_random_function_is_not_taken_for_one_that_mixes_samples(g):
     laplacian(lambda x: F.dropout(x, 0.5).square().sum(-1), normal(g, 6, 4))
 
 
+def test_along_directions_is_one_compiled_graph(g):
+    f, x = mlp(g, 4), normal(g, 3, 4)
+    weight = torch.diag(torch.tensor([2.0, 0.5, 1.0, 3.0], dtype=D)) + 0.2
+    rows = torch.linalg.cholesky(weight).mT
+
+    def of_rows(x):
+        return laplacian(f, x, directions=rows).laplacian
+
+    compiled = torch.compile(of_rows, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), laplacian(f, x, weight).laplacian)
+
+
 def test_arguments_that_do_not_fit(g):
     f, x = mlp(g, 4), normal(g, 3, 4)
     with bad("f: expected a function", TypeError):

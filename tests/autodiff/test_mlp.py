@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ctorch
 from ctorch.autodiff.mlp import MLP, as_mlp, derivative_of_numbers
+from ctorch.ops import _mlp_direct, mlp
 from ctorch.ops import _mlp_kernels as kernels
-from ctorch.ops import mlp
 
 ACTIVATIONS = [
     (nn.Tanh(), "tanh"),
@@ -299,6 +301,102 @@ class TestDerivativeOfNumbers:
                 x[:, None], v[:, None]
             )
             torch.testing.assert_close(each[:, 0], ctorch.derivative(short, x, v, 2))
+
+    def test_everyone_who_watches_sees_the_operator(self, short: nn.Sequential) -> None:
+        if not kernels.available("mlp_derivative"):
+            pytest.skip("no kernels")
+        x, v = torch.randn(2, 7, 3, dtype=torch.float64).unbind()
+
+        class Seen(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
+                names.append(str(func))
+                return func(*args, **(kwargs or {}))
+
+        class Called(TorchFunctionMode):
+            def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
+                return func(*args, **(kwargs or {}))
+
+        names: list[str] = []
+        with torch.no_grad():
+            expected = derivative_of_numbers(short, x, v, 2)
+            assert expected is not None
+            with Seen():
+                assert torch.equal(ctorch.derivative(short, x, v, 2), expected)
+            assert "ctorch.mlp_derivative.default" in names
+            with Called():
+                assert derivative_of_numbers(short, x, v, 2) is None
+            with torch.profiler.profile() as profiler:
+                ctorch.derivative(short, x, v, 2)
+            assert "ctorch::mlp_derivative" in [event.name for event in profiler.events()]
+
+    def test_a_form_that_was_fit_is_looked_at_again(self, short: nn.Sequential) -> None:
+        """Each change keeps the net's place in memory or its sizes, by which forms are found."""
+        if not kernels.available("mlp_derivative"):
+            pytest.skip("no kernels")
+        x, v = torch.randn(2, 7, 3, dtype=torch.float64).unbind()
+        with torch.no_grad():
+            kept = ctorch.derivative(short, x, v, 2)
+        for parameter in short.parameters():
+            parameter.requires_grad_(False)
+        assert torch.equal(derivative_of_numbers(short, x, v, 2), kept)  # nothing to record
+        for parameter in short.parameters():
+            parameter.requires_grad_(True)
+            assert derivative_of_numbers(short, x, v, 2) is None
+            assert ctorch.derivative(short, x, v, 2).requires_grad
+            parameter.requires_grad_(False)
+        assert derivative_of_numbers(short, x.clone().requires_grad_(), v, 2) is None
+        short[2].weight.data = torch.randn(5, 8).double()  # elsewhere in memory
+        fresh = ctorch.derivative(lambda y: short(y), x, v, 2)
+        torch.testing.assert_close(derivative_of_numbers(short, x, v, 2), fresh)
+        short[2].weight.data = torch.randn(8, 5).double().t()
+        assert derivative_of_numbers(short, x, v, 2) is None  # not contiguous
+        short[2].weight.data = torch.randn(5, 8)
+        assert derivative_of_numbers(short, x, v, 2) is None  # of another dtype
+        short[2].weight.data = torch.randn(6, 8).double()
+        assert derivative_of_numbers(short, x, v, 2) is None  # of another size
+        short[2].weight.data = torch.randn(5, 8).double()
+        short[4] = nn.Linear(5, 4, bias=False).double().requires_grad_(False)
+        fresh = ctorch.derivative(lambda y: short(y), x, v, 2)
+        torch.testing.assert_close(derivative_of_numbers(short, x, v, 2), fresh)
+        given = torch.randn(2, 7, 3, dtype=torch.complex128)
+        for imaginary in (given[0].conj().imag, given[0].imag):
+            expected = ctorch.derivative(lambda y: short(y), imaginary.clone(), v, 2)
+            torch.testing.assert_close(ctorch.derivative(short, imaginary, v, 2), expected)
+
+    def test_many_nets_leave_no_forms_behind(self) -> None:
+        x = torch.randn(2, 3)
+        with torch.no_grad():
+            for _ in range(200):
+                ctorch.derivative(net(), x, x, 2)
+        assert len(_mlp_direct._forms) <= 64
+
+
+@pytest.mark.parametrize("width", [40, 700], ids=["panels of each thread", "shared panels"])
+@pytest.mark.parametrize("graph", [False, True])
+def test_the_same_bits_for_any_number_of_threads(width: int, graph: bool) -> None:
+    torch.manual_seed(0)
+    f = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh())
+    f.append(nn.Linear(width, 2))
+    x, v = torch.randn(2, 1111 if width == 40 else 97, 3).unbind()
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with torch.set_grad_enabled(graph):
+                y = ctorch.derivative(f, x, v, 3)
+            grads = torch.autograd.grad(y.square().sum(), f[0].weight) if graph else ()
+            found.append(torch.cat([t.detach().reshape(-1) for t in (y, *grads)]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    torch.testing.assert_close(  # and where no kernel serves
+        found[0][: len(x) * 2].reshape(-1, 2),
+        ctorch.derivative(lambda y: f(y), x, v, 3).detach(),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_the_rounding_of_long_sums_is_kept_small_in_float32() -> None:

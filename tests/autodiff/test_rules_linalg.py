@@ -14,6 +14,7 @@ def c(name, f, *shapes, **options):
     return Case(name, f, shapes or ((2, 3, 3),), **options)
 
 
+TURN = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 2]], dtype=torch.float64)
 A, B, V = (2, 3, 4), (2, 4, 3), (4,)
 C = torch.rand(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 PRODUCTS = [
@@ -118,6 +119,26 @@ LINALG = [
         reference=lambda x: _cholesky(x @ x.mT + torch.eye(3)).mT,
     ),
     c("eigvalsh", lambda x: L.eigvalsh(x + x.mT + torch.diag(torch.arange(0.0, 9, 3)))),
+    c("eigvals", lambda x: L.eigvals(x + torch.diag(torch.arange(0.0, 9, 3)))),
+    c("eigvals, turning", lambda x: L.eigvals(x + 3 * TURN)),
+    c(
+        "eig vectors",
+        lambda x: L.eig(x + torch.diag(torch.arange(0.0, 9, 3))),
+        reference="none",
+        orders=4,
+    ),
+    c("eig vectors, turning", lambda x: L.eig(x + 3 * TURN), reference="none", orders=4),
+    c(
+        "eig of complex",
+        lambda x: L.eig(torch.complex(x, x.mT * 0.5) + torch.diag(torch.arange(0.0, 9, 3))),
+        reference="none",
+        orders=4,
+    ),
+    c(
+        "eig restores the matrix",
+        lambda x: _restored(L.eig(x + 3 * TURN)),
+        reference=lambda x: torch.complex(x + 3 * TURN, 0 * x),
+    ),
     c(
         "eigh projector",
         lambda x: _projector(L.eigh(x + x.mT + torch.diag(torch.arange(0.0, 9, 3)))),
@@ -181,6 +202,10 @@ def _cholesky(a):
             rest = sum(rows[i][k] * rows[j][k] for k in range(j))
             rows[i][j] = (a[..., i, j] - rest) / rows[j][j]
     return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def _restored(eig):
+    return eig[1] @ torch.diag_embed(eig[0]) @ L.inv(eig[1])
 
 
 def _projector(eig):

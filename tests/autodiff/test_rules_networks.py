@@ -182,6 +182,18 @@ LOSSES = [
         reference="none",
     ),
     c("cross_entropy of probabilities", lambda x: F.cross_entropy(x, T), (4, 3), reference="none"),
+    *(
+        c(
+            f"cross_entropy {name}, weighted, smoothed, {reduction}",
+            lambda x, target=target, reduction=reduction: F.cross_entropy(
+                x, target, W3.abs(), None, 0 if target is LABELS else -100, None, reduction, 0.2
+            ),
+            (4, 3),
+            reference="none",
+        )
+        for name, target in (("of probabilities", T), ("of labels", LABELS))
+        for reduction in ("mean", "sum", "none")
+    ),
     c(
         "cross_entropy of images",
         lambda x: F.cross_entropy(x, LABELS.reshape(2, 2), reduction="none"),
@@ -326,6 +338,7 @@ def mha(net, q, k, v, mask=None):
 
 
 MHA = module(nn.MultiheadAttention(4, 2, batch_first=True))
+NO_BIAS = module(nn.MultiheadAttention(4, 2, bias=False, batch_first=True))
 KV = module(nn.MultiheadAttention(4, 2, kdim=3, vdim=5, add_bias_kv=True, add_zero_attn=True))
 ENCODER = module(nn.TransformerEncoderLayer(4, 2, 6, 0.0, "gelu", batch_first=True))
 NORM_FIRST = module(nn.TransformerEncoderLayer(4, 2, 6, 0.0, torch.tanh, norm_first=True))
@@ -414,6 +427,13 @@ ATTENTION = [
         (3, 2, 4),
         (2, 2, 3),
         (2, 2, 5),
+        reference="none",
+    ),
+    c(
+        "MultiheadAttention of two inputs, without biases",
+        lambda x, y: NO_BIAS(x, y, y)[0],
+        (2, 3, 4),
+        (2, 5, 4),
         reference="none",
     ),
     c("MultiheadAttention unbatched", lambda x: MHA(x, x, x)[0], (3, 4), reference="none"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -25,6 +26,19 @@ def c(name, f, shapes=((2, 3, 4),), **options):
     return Case(name, lambda x, *rest: f(torch.square(x), *rest), shapes, **options)
 
 
+BAGS = torch.tensor([[0, 2, 2], [1, 0, 1]])
+STARTS = torch.tensor([0, 2, 2, 5])  # the second of four bags is empty
+
+
+def bags(weight, scale=None, padding=None):
+    """The vectors of each of the four bags that STARTS cuts BAGS into."""
+    flat, ends = BAGS.reshape(-1).tolist(), [*STARTS.tolist()[1:], BAGS.numel()]
+    for start, end in zip(STARTS.tolist(), ends, strict=True):
+        at = [i for i in range(start, end) if flat[i] != padding]
+        one = [weight[flat[i]] * (1 if scale is None else scale.reshape(-1)[i]) for i in at]
+        yield torch.stack(one) if one else weight[:0]
+
+
 def reshaped(name, *args):
     def f(x):
         y = x.clone()
@@ -38,6 +52,16 @@ def normalized(x, dims, eps=0.1):
     mean = x.mean(dims, keepdim=True)
     scale = ((x - mean) ** 2).mean(dims, keepdim=True) + eps
     return (x - mean) * scale**-0.5, mean, scale**-0.5
+
+
+def scattered_product(x, dim, index, src, include_self):
+    rows, met = [list(row) for row in x], set()
+    for i, j in itertools.product(*map(range, index.shape)):
+        a, b = (int(index[i, j]), j) if dim == 0 else (i, int(index[i, j]))
+        alone = not include_self and (a, b) not in met
+        rows[a][b] = src[i, j] if alone else rows[a][b] * src[i, j]
+        met.add((a, b))
+    return torch.stack([torch.stack(row) for row in rows])
 
 
 FORMS = [
@@ -87,6 +111,56 @@ FORMS = [
         for kind in ("sum", "mean", "amax", "amin")
         for own in (True, False)
     ),
+    *(
+        c(
+            f"scatter_reduce prod, include_self={own}, along {dim}",
+            lambda x, own=own, dim=dim: torch.scatter_reduce(
+                x[0], dim, PLACES, torch.sin(x[1]), "prod", include_self=own
+            ),
+            reference=lambda x, own=own, dim=dim: scattered_product(
+                x[0] ** 2, dim, PLACES, torch.sin(x[1] ** 2), own
+            ),
+        )
+        for own in (True, False)
+        for dim in (0, 1)
+    ),
+    c("embedding_bag", lambda x: F.embedding_bag(BAGS, x[0], mode="sum")),
+    c(
+        "embedding_bag mean, offsets, padding",
+        lambda x: F.embedding_bag(BAGS.reshape(-1), x[0], STARTS, mode="mean", padding_idx=1),
+        reference=lambda x: torch.stack(
+            [b.sum(0) / max(len(b), 1) for b in bags(x[0] ** 2, padding=1)]
+        ),
+    ),
+    c(
+        "embedding_bag weighted",
+        lambda x: F.embedding_bag(
+            BAGS.reshape(-1), x[0], STARTS, mode="sum", per_sample_weights=x[1, :2, :3].reshape(-1)
+        ),
+        reference=lambda x: torch.stack([b.sum(0) for b in bags(x[0] ** 2, x[1, :2, :3] ** 2)]),
+    ),
+    c(
+        "embedding_bag constant, weighted",
+        lambda x: F.embedding_bag(
+            BAGS, torch.eye(3, dtype=F64), mode="sum", per_sample_weights=x[1, :2, :3]
+        ),
+    ),
+    c(
+        "embedding_bag max",
+        lambda x: F.embedding_bag(BAGS.reshape(-1), x[0] + APART, STARTS, mode="max"),
+        reference=lambda x: torch.stack(
+            [b.amax(0) if len(b) else 0 * x[0, 0] for b in bags(x[0] ** 2 + APART)]
+        ),
+    ),
+    c(
+        "embedding_bag max of rows",
+        lambda x: F.embedding_bag(BAGS, x[0] + APART, mode="max"),
+        reference=lambda x: torch.stack([(x[0] ** 2 + APART)[row].amax(0) for row in BAGS]),
+    ),
+    c("put", lambda x: x.put(torch.tensor([[0, 5], [-1, 7]]), torch.sin(x[1, :2, :2]))),
+    c("put accumulate", lambda x: x[0].put(PLACES, torch.sin(x[1, :2]), accumulate=True)),
+    c("put into a constant", lambda x: torch.ones(3, 4, dtype=F64).put(PLACES[0, :2], x[0, 0, :2])),
+    c("put_", lambda x: reshaped("put_", torch.tensor([5, 1]), FACTOR[:2])(x)),
     c("_softmax", lambda x: torch._softmax(x, 1, False)),
     c("_log_softmax", lambda x: torch._log_softmax(x, 1, False)),
     c("_safe_softmax", lambda x: torch._safe_softmax(x, 1)),

@@ -3,6 +3,7 @@
 from ctorch.autodiff.rules import _writing as _writing
 from ctorch.autodiff.rules import activations as activations
 from ctorch.autodiff.rules import attention as attention
+from ctorch.autodiff.rules import bessel as bessel
 from ctorch.autodiff.rules import convolution as convolution
 from ctorch.autodiff.rules import einsum as einsum
 from ctorch.autodiff.rules import elementwise as elementwise

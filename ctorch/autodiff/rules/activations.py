@@ -13,7 +13,6 @@ import torch.nn.functional as F
 
 from ctorch.autodiff._propagated import constant, rule, value_of
 from ctorch.autodiff.rules._common import inplace_flag, masked, negative, numbers, scaled
-from ctorch.ops.jet import UNARY
 
 _C = torch._C._nn
 
@@ -55,14 +54,12 @@ def softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
 
 @rule(F.logsigmoid, _C.log_sigmoid)
 def logsigmoid(x: Any) -> Any:
-    return x.unary("logsigmoid") if "logsigmoid" in UNARY else -(-x).unary("softplus", 1.0)
+    return x.unary("logsigmoid")
 
 
 @_activation(F.mish, _C.mish)
 def mish(x: Any) -> Any:
-    if "mish" in UNARY:
-        return x.unary("mish")
-    return x * torch.tanh(x.unary("softplus", 1.0))
+    return x.unary("mish")
 
 
 # ---- exponential by pieces

@@ -1,4 +1,4 @@
-"""Rules of elementwise functions: those with kernels, powers, functions given by their slope."""
+"""Rules of elementwise functions: those with kernels, powers, logarithms, steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctorch._shapes import broadcast_shapes
-from ctorch.autodiff._propagated import RULES, constant, rule, value_of
+from ctorch.autodiff._propagated import constant, rule, value_of
 from ctorch.autodiff.rules._common import as_tensor, compose, finite, masked
 from ctorch.ops.jet import UNARY
 
@@ -46,73 +46,8 @@ def square(x: Any) -> Any:
     return x.times(x)
 
 
-# ---- functions given by their slope: the value is torch's own, to the last bit
-
-
-def _unless_kernel(name: str) -> Any:
-    """Registers a rule for a function, where no kernel serves it."""
-    return (lambda function: function) if name in UNARY else rule(name)
-
-
-@_unless_kernel("sinh")
-def sinh(x: Any) -> Any:
-    return x.integrate(torch.sinh(x.value), torch.cosh(x))
-
-
-@_unless_kernel("cosh")
-def cosh(x: Any) -> Any:
-    return (torch.exp(x) + torch.exp(-x)) / 2
-
-
-@_unless_kernel("tan")
-def tan(x: Any) -> Any:
-    return torch.sin(x) / torch.cos(x)
-
-
-@_unless_kernel("expm1")
-def expm1(x: Any) -> Any:
-    return x.integrate(torch.expm1(x.value), torch.exp(x))
-
-
-@_unless_kernel("log1p")
-def log1p(x: Any) -> Any:
-    return x.integrate(torch.log1p(x.value), torch.reciprocal(x + 1))
-
-
-@_unless_kernel("atan")
-def atan(x: Any) -> Any:
-    return x.integrate(torch.atan(x.value), torch.reciprocal(x * x + 1))
-
-
-@_unless_kernel("asin")
-def asin(x: Any) -> Any:
-    return x.integrate(torch.asin(x.value), torch.rsqrt(1 - x * x))
-
-
-@_unless_kernel("acos")
-def acos(x: Any) -> Any:
-    return x.integrate(torch.acos(x.value), -torch.rsqrt(1 - x * x))
-
-
-@_unless_kernel("asinh")
-def asinh(x: Any) -> Any:
-    return x.integrate(torch.asinh(x.value), torch.rsqrt(x * x + 1))
-
-
-@_unless_kernel("acosh")
-def acosh(x: Any) -> Any:
-    return x.integrate(torch.acosh(x.value), torch.rsqrt(x - 1) * torch.rsqrt(x + 1))
-
-
-@_unless_kernel("atanh")
-def atanh(x: Any) -> Any:
-    return x.integrate(torch.atanh(x.value), torch.reciprocal(1 - x * x))
-
-
 for _name in ("sin", "cos", "tan", "sinh", "cosh", "tanh"):
-    _inverse = f"a{_name}"
-    if f"arc{_name}" not in ("",) and hasattr(torch, f"arc{_name}"):
-        rule(f"arc{_name}")(RULES[getattr(torch, _inverse)])
+    rule(f"arc{_name}")(kernel(f"a{_name}"))
 
 
 @rule("log2")

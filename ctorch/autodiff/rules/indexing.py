@@ -17,7 +17,15 @@ from ctorch.autodiff._propagated import (
     value_of,
     write,
 )
-from ctorch.autodiff.rules._common import as_tensor, lead_of, negative, scalars_too
+from ctorch.autodiff.rules._common import (
+    as_tensor,
+    lead_of,
+    masked,
+    negative,
+    on_each,
+    scalars_too,
+    two,
+)
 from ctorch.autodiff.rules.shapes import flatten, reshape, view
 
 Index = tuple[Any, ...]
@@ -184,6 +192,13 @@ def take(x: Any, index: Tensor) -> Any:
     return getitem(reshape(x, -1), index)
 
 
+@rule("put")
+def put(x: Any, index: Tensor, source: Any, accumulate: bool = False) -> Any:
+    x = _carried(x, source)
+    flat = index_put(reshape(x, -1), (index.reshape(-1),), source.reshape(-1), accumulate)
+    return flat.reshape(x.shape)
+
+
 @rule("masked_select")
 def masked_select(x: Any, mask: Tensor) -> Any:
     x, mask = torch.broadcast_tensors(x, mask)
@@ -200,6 +215,45 @@ def embedding(index: Tensor, weight: Any, *_: Any, max_norm: Any = None, **__: A
 @rule("embedding")
 def native_embedding(weight: Any, index: Tensor, *_: Any, **__: Any) -> Any:
     return getitem(weight, index)
+
+
+@rule(F.embedding_bag)
+def embedding_bag(
+    index: Tensor,
+    weight: Any,
+    offsets: Tensor | None = None,
+    max_norm: Any = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Any = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Any:
+    if max_norm is not None:
+        raise NotImplementedError("embedding_bag: max_norm has no rule")
+    options: dict[str, Any] = {
+        "include_last_offset": include_last_offset,
+        "padding_idx": padding_idx,
+    }
+    if mode != "max":
+
+        def fn(w: Tensor, p: Tensor | None) -> Tensor:
+            return F.embedding_bag(index, w, offsets, mode=mode, per_sample_weights=p, **options)
+
+        if per_sample_weights is None:
+            return weight.linear(on_each(lambda w: fn(w, None), 2))
+        return two(fn, weight, per_sample_weights)
+    if offsets is None:
+        offsets = torch.arange(0, index.numel(), index.shape[1], device=index.device)
+    value = weight.value.detach()
+    flat = index.reshape(-1)
+    _, _, sizes, largest = torch.embedding_bag(  # False, 2, False, None: mode="max", and no more
+        value, flat, offsets, False, 2, False, None, include_last_offset, padding_idx
+    )
+    empty = (sizes[: len(largest)] == 0).unsqueeze(-1)
+    return torch.where(empty, 0.0, weight.gather(0, torch.where(empty, 0, largest)))
 
 
 def _along(name: str, result: Any) -> Any:
@@ -289,9 +343,11 @@ def scatter_reduce(
     x: Any, dim: int, index: Tensor, src: Any, reduce: str, *, include_self: bool = True
 ) -> Any:
     """Of elements that tie for the largest, each gets its part of the derivative, as in torch."""
-    if reduce not in ("sum", "mean", "amax", "amin"):
+    if reduce not in ("sum", "mean", "prod", "amax", "amin"):
         raise NotImplementedError(f"scatter_reduce: {reduce!r} has no rule")
     x, src = _carried(x, src), src[tuple(slice(n) for n in index.shape)]
+    if reduce == "prod":
+        return _scatter_product(x, dim, index, src, include_self)
     value, given = x.value.detach(), value_of(src).detach()
     result = value.scatter_reduce(dim, index, given, reduce, include_self=include_self)
     own, other = torch.ones_like(value), torch.ones_like(given)
@@ -303,6 +359,26 @@ def scatter_reduce(
         count = own.scatter_add(dim, index, other)
         own, other = own / count, other / count.gather(dim, index)
     return torch.scatter_add(x * own, dim, index, src * other)
+
+
+def _scatter_product(x: Any, dim: int, index: Tensor, src: Any, include_self: bool) -> Any:
+    """In rounds, in each of which an element of x meets one factor at most."""
+    if x.ndim == 0:
+        vectors = (x.reshape(1), 0, index.reshape(-1), src.reshape(-1))
+        return _scatter_product(*vectors, include_self).reshape(())
+    if not index.numel():
+        return x
+    sorted_, order = index.sort(dim=dim, stable=True)
+    place = torch.ones_like(index).cumsum(dim) - 1
+    starts = torch.where(sorted_ != sorted_.roll(1, dim), place, 0).cummax(dim).values
+    turn = torch.empty_like(index).scatter_(dim, order, place - starts)  # among those of one target
+    ones = torch.ones_like(x.value)
+    y = x if include_self else torch.where(ones.scatter(dim, index, 0.0) == 0, 1.0, x)
+    for n in range(int(turn.max()) + 1):
+        now = turn == n
+        others = ones - torch.zeros_like(ones).scatter_add(dim, index, now.to(ones.dtype))
+        y = y * torch.scatter_add(others, dim, index, masked(src, now))
+    return y
 
 
 # ---- choices

@@ -297,28 +297,31 @@ def eigh(x: Any, UPLO: str = "L", *, out: None = None) -> Any:
     """Eigenvalues must be distinct; vectors keep the sign that torch gave them."""
     values, vectors = torch.linalg.eigh(x.value, UPLO)
     x = _from_triangle(x, UPLO.upper() == "U")
-    values, p = _eigen_change(change_of(x), values, vectors)
+    b = change_of(x).linear(lambda s: adjoint(vectors) @ s @ vectors)
+    values, p = _eigen_change(b, values)
     y = p.linear(lambda s: vectors @ s)
     size = torch.square(torch.abs(p)) if x.dtype.is_complex else torch.square(p)
     y = y * torch.rsqrt(size.sum(-2, keepdim=True))
     return named("linalg_eigh", (values, y))
 
 
-def _eigen_change(change: Any, values: Tensor, vectors: Tensor) -> tuple[Any, Any]:
-    """Eigenvalues, and P of the eigenvectors ``V_0 P``, with ones on P's diagonal."""
-    b = change.linear(lambda s: adjoint(vectors) @ s @ vectors)
+def _eigen_change(b: Any, values: Tensor) -> tuple[Any, Any]:
+    """Eigenvalues, and P of the eigenvectors ``V_0 P``, with ones on P's diagonal, from the change
+    of the matrix as V_0 sees it, ``V_0^-1 A V_0 - diag(values)``.
+    """
     gaps = values.unsqueeze(-2) - values.unsqueeze(-1)  # [..., i, j]: lambda_j - lambda_i
     eye = torch.eye(values.shape[-1], dtype=torch.bool, device=values.device)
     factor = torch.where(eye, 0.0, 1 / torch.where(eye, 1.0, gaps))
     one = eye.to(b.dtype).expand(b.shape)
     p = b.linear(torch.zeros_like).shift(one)
-    real = (lambda s: s.diagonal(0, -2, -1).real) if b.dtype.is_complex else _diagonal
+    hermitian = b.dtype.is_complex and not values.is_complex()
+    real = (lambda s: s.diagonal(0, -2, -1).real) if hermitian else _diagonal
     moved = b.linear(real)
-    for _ in range(int(change.order)):
+    for _ in range(int(b.order)):
         product = matmul(b, p)
         moved = product.linear(real)
         p = (product - (p - one) * moved.unsqueeze(-2)) * factor + one
-    if change.order:
+    if b.order:
         moved = matmul(b, p).linear(real)
     return moved.shift(values), p
 
@@ -330,6 +333,33 @@ def _diagonal(s: Tensor) -> Tensor:
 @rule(torch.linalg.eigvalsh)
 def eigvalsh(x: Any, UPLO: str = "L", *, out: None = None) -> Any:
     return torch.linalg.eigh(x, UPLO)[0]
+
+
+@rule(torch.linalg.eig)
+def eig(x: Any, *, out: None = None) -> Any:
+    """Eigenvalues must be distinct; of each vector the component that is the largest here stays
+    real, as LAPACK has it, and the vector's length one.
+    """
+    values, vectors = torch.linalg.eig(x.value)
+    inverse = torch.linalg.inv(vectors)
+    b = change_of(x).linear(lambda s: inverse @ s.to(vectors.dtype) @ vectors)
+    values, p = _eigen_change(b, values)
+    y = p.linear(lambda s: vectors @ s)
+    largest = vectors.detach().abs().argmax(-2, keepdim=True)
+    lead = y.gather(-2, largest)
+    turn = torch.conj(lead) * torch.sgn(lead.value.detach())
+    y = y * turn * torch.rsqrt(_squares(turn) * _squares(y).sum(-2, keepdim=True))
+    return named("linalg_eig", (values, y))
+
+
+def _squares(x: Any) -> Any:
+    """``|x|^2`` of complex x."""
+    return torch.square(x.real) + torch.square(x.imag)
+
+
+@rule(torch.linalg.eigvals)
+def eigvals(x: Any, *, out: None = None) -> Any:
+    return torch.linalg.eig(x)[0]
 
 
 @rule("svd")
@@ -348,7 +378,8 @@ def svd(x: Any, full_matrices: bool = True, *, driver: Any = None, out: None = N
     tall = m >= n  # then the right vectors are eigenvectors, else the left ones
     gram = matmul(adjoint(x), x) if tall else matmul(x, adjoint(x))
     start = adjoint(vh0) if tall else u0
-    squares, p = _eigen_change(change_of(gram), s0 * s0, start)
+    b = change_of(gram).linear(lambda s: adjoint(start) @ s @ start)
+    squares, p = _eigen_change(b, s0 * s0)
     size = torch.square(torch.abs(p)) if x.dtype.is_complex else torch.square(p)
     vectors = p.linear(lambda s: start @ s) * torch.rsqrt(size.sum(-2, keepdim=True))
     s = torch.sqrt(squares)

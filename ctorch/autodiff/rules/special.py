@@ -7,7 +7,6 @@ recurrence that follows from the function's differential equation (``compose``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -154,83 +153,20 @@ def _gamma_density(a: Tensor, x: Any) -> Any:
     return torch.exp(torch.log(x) * (a - 1) - x - torch.lgamma(a))
 
 
-# ---- Bessel functions: coefficients from those of integer order
-
-
-@rule("i0", torch.special.i0)
-def i0(x: Any) -> Any:
-    return compose(x, _bessel_coefficients(x.value, 0, x.order, _bessel))
-
-
-@rule(torch.special.i1)
-def i1(x: Any) -> Any:
-    return compose(x, _bessel_coefficients(x.value, 1, x.order, _bessel))
-
-
-@rule(torch.special.i0e)
-def i0e(x: Any) -> Any:
-    return _scaled_bessel(x, 0)
-
-
-@rule(torch.special.i1e)
-def i1e(x: Any) -> Any:
-    return _scaled_bessel(x, 1)
-
-
-def _scaled_bessel(x: Any, m: int) -> Any:
-    """``exp(-|x|) I_m(x)``: coefficients times ``exp(-|value|)``, and the rest of the factor."""
-    rest = torch.exp(-x.value.sign() * x.shift(-x.value))
-    return compose(x, _bessel_coefficients(x.value, m, x.order, _bessel_scaled)) * rest
-
-
-def _bessel_coefficients(
-    x: Tensor, m: int, order: int, function: Callable[[Tensor, int], Tensor]
-) -> Callable[[int], Tensor]:
-    """``I_m^(n) = 2^-n sum_k binom(n, k) I_(m - n + 2 k)``."""
-    bessel = [function(x, n) for n in range(m + order + 1)]
+@rule(torch.special.zeta)
+def zeta(s: Any, q: Any, *, out: None = None) -> Any:
+    """By Hurwitz; its slope along q is -s times that of ``s + 1``."""
+    if not constant(s):
+        raise NotImplementedError("zeta: a first argument that carries derivatives has no rule")
+    s, q = torch.broadcast_tensors(as_tensor(s, q), q)
 
     def coefficient(n: int) -> Tensor:
-        terms = [math.comb(n, k) * bessel[abs(m - n + 2 * k)] for k in range(n + 1)]
-        return total(terms) / (2**n * math.factorial(n))
+        factor = torch.ones_like(s)
+        for k in range(n):
+            factor = factor * (s + k) / -(k + 1)
+        return factor * torch.special.zeta(s + n, q.value)
 
-    return coefficient
-
-
-def _bessel(x: Tensor, n: int) -> Tensor:
-    """``I_n(x)``: torch's for n < 2, a power series up to |x| = 12, the recurrence in n beyond."""
-    if n < 2:
-        return torch.special.i1(x) if n else torch.special.i0(x)
-    small = x.detach().abs() < 12
-    far = _upwards(torch.special.i0, torch.special.i1, torch.where(small, 12.0, x), n)
-    return torch.where(small, _bessel_series(torch.where(small, x, 1.0), n), far)
-
-
-def _bessel_scaled(x: Tensor, n: int) -> Tensor:
-    """``exp(-|x|) I_n(x)``."""
-    if n < 2:
-        return torch.special.i1e(x) if n else torch.special.i0e(x)
-    small = x.detach().abs() < 12
-    near = torch.where(small, x, 1.0)
-    far = _upwards(torch.special.i0e, torch.special.i1e, torch.where(small, 12.0, x), n)
-    return torch.where(small, _bessel_series(near, n) * torch.exp(-near.abs()), far)
-
-
-def _bessel_series(x: Tensor, n: int) -> Tensor:
-    half = x / 2
-    term = half**n / math.factorial(n)
-    series = term
-    for k in range(1, 40):
-        term = term * half * half / (k * (n + k))
-        series = series + term
-    return series
-
-
-def _upwards(i0: Any, i1: Any, x: Tensor, n: int) -> Tensor:
-    """The n-th of a sequence of Bessel functions from its first two."""
-    below, above = i0(x), i1(x)
-    for k in range(1, n):
-        below, above = above, below - (2 * k / x) * above
-    return above
+    return compose(q, coefficient)
 
 
 # ---- logarithms
