@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
+import ctorch
 from ctorch.codegen import build, cache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,6 +88,34 @@ def test_no_compiler_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(build.NoCompiler, match=r"install g\+\+"):
         build.load(source(1))
+
+
+@pytest.mark.parametrize("given", ["no-such-compiler", "no-such-launcher g++", "''"])
+def test_a_compiler_that_is_not_there_is_named_and_no_other_taken(
+    monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("CXX", given)
+    with pytest.raises(build.NoCompiler, match=re.escape(f"CXX={given} names none")):
+        build.load(source(1))
+    y0, t = torch.ones(2), torch.tensor([0.0, 1.0])
+    with pytest.warns(UserWarning, match=re.escape(f"CXX={given} names none")):
+        ctorch.solve_ode(lambda t, y: -y, y0, t, native="try")
+
+
+def test_a_compiler_may_be_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    launcher = tmp_path / "a launcher"
+    launcher.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > "$0.log"\nexec "$@"\n')
+    launcher.chmod(0o755)
+    before = build._key(source(4))
+    monkeypatch.setenv("CXX", f"'{launcher}' g++ -DWORDS")
+    assert build._key(source(4)) != before
+    assert build.load(source(4)).number() == 4
+    assert (tmp_path / "a launcher.log").read_text().splitlines()[:2] == ["g++", "-DWORDS"]
+    monkeypatch.setenv("CXX", str(launcher))  # a path with a space, as it is
+    assert build.compiler() == [str(launcher)]
+    monkeypatch.setenv("CXX", "g++ '")
+    with pytest.raises(build.CompileError, match=r"CXX=g\+\+ ' cannot be read"):
+        build.load(source(5))
 
 
 def test_a_compiler_that_fails_is_quoted(own_cache: Path) -> None:
