@@ -40,9 +40,10 @@ def load(source: str) -> ctypes.CDLL:
             try:
                 key = _key(source)
                 path = cache.find(key)
-                if path is None:
-                    path = _compile(source, key)
-                loaded = _loaded[source] = ctypes.CDLL(str(path))
+                loaded = None if path is None else _opened(path)
+                if loaded is None:
+                    loaded = _compile(source, key)
+                _loaded[source] = loaded
             except OSError as error:
                 raise CompileError(
                     f"a compiled solve cannot be made or loaded: {error}. A folder that is mounted"
@@ -126,7 +127,17 @@ def _key(source: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _compile(source: str, key: str) -> Path:
+def _opened(path: Path) -> ctypes.CDLL | None:
+    """A library in the cache; None where another process has cleared that meanwhile."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        if path.exists():
+            raise
+        return None
+
+
+def _compile(source: str, key: str) -> ctypes.CDLL:
     tool = compiler()
     with tempfile.TemporaryDirectory(prefix="ctorch-native-") as scratch:
         text, library = Path(scratch, "solve.cpp"), Path(scratch, "solve.so")
@@ -139,7 +150,7 @@ def _compile(source: str, key: str) -> Path:
                 f"{shlex.join(tool)} failed with exit status {done.returncode} on a generated"
                 f" solve:\n{said}"
             )
-        return cache.put(key, library)
+        return _opened(cache.put(key, library)) or ctypes.CDLL(str(library))
 
 
 @functools.lru_cache

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +31,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     compile = build._compile
 
-    def counted(text: str, key: str) -> Path:
+    def counted(text: str, key: str) -> ctypes.CDLL:
         seen.append(text)
         return compile(text, key)
 
@@ -150,6 +153,34 @@ def test_many_processes_at_once_share_one_library(own_cache: Path) -> None:
     ]
     assert [run.communicate(timeout=120)[0] for run in runs] == [b"7\n"] * 4
     assert [path.suffix for path in own_cache.iterdir()] == [".so"]
+
+
+def test_a_cache_that_is_cleared_at_any_moment_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    find, put, sweep = cache.find, cache.put, cache._sweep
+
+    def cleared(result: Any) -> Any:
+        cache.clear()
+        return result
+
+    for name, function in (("find", find), ("put", put)):
+        build.load(source(11))
+        forget(monkeypatch)
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            patch.setattr(cache, name, lambda *a, function=function: cleared(function(*a)))
+            assert build.load(source(11 + (name == "put"))).number() == 11 + (name == "put")
+    forget(monkeypatch)
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch.setattr(cache, "_sweep", lambda place: (sweep(place), place.rmdir()))
+        cache.clear()
+        assert build.load(source(13)).number() == 13
+    assert [path.name for path in own_cache.iterdir()] != []
+    (own_cache / ".being-written").touch()
+    cache.clear()
+    assert [path.name for path in own_cache.iterdir()] == [".being-written"]
 
 
 def test_a_killed_build_hangs_nobody(own_cache: Path, tmp_path: Path) -> None:
