@@ -140,7 +140,7 @@ def lorenz_by_hand(problem: Problem) -> Case:
     key = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
     library = Path(tempfile.mkdtemp(), f"lorenz-{key}.so")
     flags = [*build.flags(), f"-DREAL={real}"]
-    subprocess.run([build.compiler(), *flags, str(source), "-o", str(library)], check=True)
+    subprocess.run([*build.compiler(), *flags, str(source), "-o", str(library)], check=True)
     function = ctypes.CDLL(str(library)).lorenz
     function.restype = ctypes.c_int64
     function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_double]

@@ -55,7 +55,7 @@ def build(library: Path) -> dict[str, object]:
         "cuda_archs": [] if why_no_cuda else tools.archs,
         "cuda_reason": why_no_cuda,
         "torch": toolchain.torch_version(tools.torch),
-        "compiler": toolchain.first_line([tools.compiler, "--version"]),
+        "compiler": toolchain.first_line([*tools.compiler, "--version"]),
         "sanitize": ",".join(tools.sanitizers),
     }
 
@@ -79,7 +79,7 @@ class Tools:
     """What was found on this machine, and what the environment asks for."""
 
     torch: Path
-    compiler: str
+    compiler: list[str]
     nvcc: str | None
     archs: list[str] = field(default_factory=lambda: _list("CTORCH_CUDA_ARCHS", "80;90"))
     sanitizers: list[str] = field(default_factory=lambda: _list("CTORCH_SANITIZE", ""))
@@ -105,7 +105,9 @@ def find_tools() -> Tools:
     if sys.platform == "win32":
         raise CannotBuild("the kernels have not been ported to Windows")
     if compiler is None:
-        raise CannotBuild("no C++ compiler (g++ or clang++) was found")
+        given = os.environ.get("CXX", "").strip()
+        wanted = f"CXX={given} names no program" if given else "neither g++ nor clang++"
+        raise CannotBuild(f"no C++ compiler was found: {wanted}")
     if torch is None:
         raise CannotBuild("no torch >= 2.10 was found, and its headers are needed")
     return Tools(torch, compiler, toolchain.find_nvcc())
@@ -137,7 +139,7 @@ def compile_and_link(tools: Tools, library: Path, cuda: bool) -> None:
 
 def cxx_command(tools: Tools) -> list[str]:
     """The C++ compiler with its flags."""
-    return [tools.compiler, "-std=c++20", *OPTIMIZE, *_include(tools), *_host_flags(tools)]
+    return [*tools.compiler, "-std=c++20", *OPTIMIZE, *_include(tools), *_host_flags(tools)]
 
 
 def nvcc_command(tools: Tools) -> list[str]:
@@ -148,7 +150,8 @@ def nvcc_command(tools: Tools) -> list[str]:
     generate = [word for target in targets for word in ("-gencode", target)]
     host = ["-Xcompiler", ",".join([*OPTIMIZE, *_host_flags(tools)])]
     strict = ["-Werror", "all-warnings"] if tools.strict else []
-    base = [str(tools.nvcc), "-std=c++20", "-O3", "-ccbin", tools.compiler]
+    base = [str(tools.nvcc), "-std=c++20", "-O3", "-ccbin"]
+    base.append(toolchain.without_launcher(tools.compiler))
     return [*base, *_include(tools), *generate, *host, *strict]
 
 
@@ -163,7 +166,7 @@ def link_command(tools: Tools, objects: list[str], library: Path, cuda: bool) ->
     flags += ["-Wl,--no-as-needed", f"-L{tools.torch}/lib", "-ltorch", "-ltorch_cpu"]
     if sys.platform == "darwin":
         flags = ["-undefined", "dynamic_lookup"]
-    return [tools.compiler, "-shared", *objects, "-o", str(library), *flags]
+    return [*tools.compiler, "-shared", *objects, "-o", str(library), *flags]
 
 
 def _include(tools: Tools) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -36,10 +37,27 @@ def has_cuda(torch: Path) -> bool:
     return (torch / "lib/libtorch_cuda.so").exists()
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler: ``$CXX``, else g++, else clang++."""
-    names = [os.environ.get("CXX", ""), "g++", "clang++"]
-    return next((path for name in names if (path := shutil.which(name))), None)
+def find_compiler() -> list[str] | None:
+    """The C++ compiler, as the first words of a command: ``$CXX``, else g++, else clang++.
+
+    None where there is none, or not that in ``$CXX``: another would be a surprise.
+    """
+    given = os.environ.get("CXX", "").strip()
+    if given:  # a path, or words, as "ccache g++"
+        try:
+            words = [given] if shutil.which(given) else shlex.split(given)
+        except ValueError:
+            return None
+        program = shutil.which(words[0])
+        return [program, *words[1:]] if program else None
+    found = next((path for name in ("g++", "clang++") if (path := shutil.which(name))), None)
+    return [found] if found else None
+
+
+def without_launcher(compiler: list[str]) -> str:
+    """The compiler alone, of words that may begin with ccache or the like."""
+    launchers = ("ccache", "sccache", "distcc", "icecc")
+    return next(word for word in compiler if Path(word).name not in launchers)
 
 
 def find_nvcc() -> str | None:

@@ -9,6 +9,7 @@ and solves take a fraction of the evaluations. Needs scikit-learn, whose handwri
 
 import argparse
 import sys
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -85,6 +86,8 @@ def main():
     parser.add_argument("--quick", action="store_true", help="fewer epochs")
     parser.add_argument("--picture", help="where to draw paths (needs matplotlib)")
     given = parser.parse_args()
+    if given.picture and not find_spec("matplotlib"):
+        parser.error('--picture needs matplotlib: pip install "ctorch[demo]"')
     weights, epochs = ((0.0, 1.0), 4) if given.quick else ((0.0, 0.1, 1.0, 10.0), 40)
     (learn, test), rows = digits(), {}
     print(" weight  test accuracy      R_3  evaluations")

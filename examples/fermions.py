@@ -9,6 +9,7 @@ on new samples. The picture: where both vanish as one particle moves and the oth
 """
 
 import argparse
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -75,6 +76,8 @@ def main():
     parser.add_argument("--quick", action="store_true", help="few steps")
     parser.add_argument("--picture", help="file for a picture of the nodal surface")
     chosen = parser.parse_args()
+    if chosen.picture and not find_spec("matplotlib"):
+        parser.error('--picture needs matplotlib: pip install "ctorch[demo]"')
     torch.manual_seed(0)
     torch.set_num_threads(1)  # of tensors as small as these, threads make more work than they do
     steps, net = 300 if chosen.quick else 1500, Net(terms=16)

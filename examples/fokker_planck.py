@@ -7,6 +7,7 @@ hollow networks, are fitted to the Fokker-Planck equation of a density of these 
 """
 
 import argparse
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -73,6 +74,8 @@ def main():
     parser.add_argument("--quick", action="store_true", help="fewer steps")
     parser.add_argument("--picture", help="file for a picture of clouds and drift")
     chosen = parser.parse_args()
+    if chosen.picture and not find_spec("matplotlib"):
+        parser.error('--picture needs matplotlib: pip install "ctorch[demo]"')
     torch.manual_seed(0), torch.set_num_threads(1)
     release = torch.cartesian_prod(*[torch.linspace(-2, 2, 8)] * 2).repeat(500, 1)
     seen = simulate(truth, release + SIZE * torch.randn_like(release), 40)[::5]

@@ -15,6 +15,7 @@ each process solves a quarter of the same ensemble.
 import argparse
 import os
 import time
+from importlib.util import find_spec
 
 import torch
 
@@ -63,6 +64,8 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a smaller ensemble")
     parser.add_argument("--picture", help="file for a picture of the densities")
     chosen = parser.parse_args()
+    if chosen.picture and not find_spec("matplotlib"):
+        parser.error('--picture needs matplotlib: pip install "ctorch[demo]"')
     size = 20_000 if chosen.quick else 1_000_000
     if "RANK" in os.environ:  # started by torchrun
         torch.distributed.init_process_group("gloo")

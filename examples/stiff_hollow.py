@@ -12,6 +12,7 @@ Newton; Chen and Duvenaud, 2019) converges where plain iteration diverges.
 import argparse
 import math
 import time
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -86,6 +87,8 @@ def main():
     parser.add_argument("--quick", action="store_true", help="less stiffness, one tolerance")
     parser.add_argument("--picture", help="where to draw (needs matplotlib)")
     given = parser.parse_args()
+    if given.picture and not find_spec("matplotlib"):
+        parser.error('--picture needs matplotlib: pip install "ctorch[demo]"')
     torch.set_default_dtype(torch.float64)
     quick = ((10.0, 100.0), (1e-3,))
     stiffness, tolerances = quick if given.quick else ((10.0, 100.0, 1000.0), (1e-2, 1e-3, 1e-4))

@@ -220,15 +220,31 @@ def test_the_build_asks_for_torch_only_where_there_is_none(
     monkeypatch.delenv("CTORCH_EXT", raising=False)
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(backend, "find_torch", lambda: Path("torch") if installed else None)
-    monkeypatch.setattr(backend, "find_compiler", lambda: "g++")
+    monkeypatch.setattr(backend, "find_compiler", lambda: ["g++"])
     assert (backend.TORCH in backend._torch()) != installed
     monkeypatch.setattr(backend, "find_compiler", lambda: None)
     assert backend._torch() == []
 
 
+def test_cxx_is_the_compiler_or_none_is(tools: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    sh = shutil.which("sh")
+    for given, found in {
+        "sh": [sh], "sh -O1 'a b'": [sh, "-O1", "a b"], "no-such-compiler": None, "sh '": None,
+        "no-such-launcher sh": None, "''": None,
+    }.items():  # fmt: skip
+        monkeypatch.setenv("CXX", given)
+        assert tools.toolchain.find_compiler() == found, given
+    with pytest.raises(tools.CannotBuild, match=r"no C\+\+ compiler was found: CXX='' names no"):
+        tools.find_tools()
+    launched = tools.Tools(Path("torch"), ["/bin/ccache", "/bin/g++", "-O1"], "nvcc", archs=["80"])
+    assert tools.cxx_command(launched)[:3] == launched.compiler
+    command = tools.nvcc_command(launched)
+    assert command[command.index("-ccbin") + 1] == "/bin/g++"
+
+
 def test_flags_keep_floating_point_and_portability(tools: ModuleType) -> None:
     found = tools.Tools(
-        Path("torch"), "g++", "nvcc", archs=["80", "90"], sanitizers=[], strict=True
+        Path("torch"), ["g++"], "nvcc", archs=["80", "90"], sanitizers=[], strict=True
     )
     commands = [tools.cxx_command(found), tools.nvcc_command(found)]
     commands.append(tools.link_command(found, ["a.o"], Path("x.so"), cuda=True))

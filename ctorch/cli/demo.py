@@ -47,12 +47,19 @@ def demo(
     except CheckpointError as error:
         print(f"{error}\nWithout --resume the demo starts anew.")
         raise typer.Exit(1) from None
+    except OSError as error:  # a full disk, a folder that cannot be written
+        print(f"--out {out}: checkpoints cannot be kept there: {error}.")
+        raise typer.Exit(1) from None
     _report(plain, universal)
 
     from ctorch.demo.figure import draw
 
     path = out / "lynx_hare.png"
-    draw(plain, universal, path)
+    try:
+        draw(plain, universal, path)
+    except OSError as error:
+        print(f"\n--out {out}: the picture cannot be written: {error}.\nTo draw it: {again}")
+        raise typer.Exit(1) from None
     print(f"\nPicture: {path.resolve()}   ({time.perf_counter() - begun:.0f} s)")
 
 

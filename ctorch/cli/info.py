@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import platform
+import shlex
 from pathlib import Path
 
 
@@ -83,8 +84,8 @@ def _cache() -> list[str]:
     except OSError as error:
         kept = [f"cache    none: {error} (set CTORCH_CACHE_DIR)"]
     try:
-        compiler = build.compiler()
-    except build.NoCompiler as error:
+        compiler = shlex.join(build.compiler())
+    except (build.NoCompiler, build.CompileError) as error:
         compiler = f"none: {error}"
     return [
         *kept,

@@ -40,9 +40,10 @@ def load(source: str) -> ctypes.CDLL:
             try:
                 key = _key(source)
                 path = cache.find(key)
-                if path is None:
-                    path = _compile(source, key)
-                loaded = _loaded[source] = ctypes.CDLL(str(path))
+                loaded = None if path is None else _opened(path)
+                if loaded is None:
+                    loaded = _compile(source, key)
+                _loaded[source] = loaded
             except OSError as error:
                 raise CompileError(
                     f"a compiled solve cannot be made or loaded: {error}. A folder that is mounted"
@@ -73,21 +74,31 @@ def include_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "csrc"
 
 
-def compiler() -> str:
-    """The C++ compiler: ``$CXX``, else g++, else clang++.
+def compiler() -> list[str]:
+    """The C++ compiler, as the first words of a command: ``$CXX``, else g++, else clang++.
 
     Raises:
-        NoCompiler: there is none.
+        NoCompiler: there is none, or not that in ``$CXX``.
     """
-    names = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
-    found = next((path for name in names if name and (path := shutil.which(name))), None)
+    given = os.environ.get("CXX", "").strip()
+    if given:  # a path, or words, as "ccache g++"
+        words = [given] if shutil.which(given) else _words("CXX", given)
+        program = shutil.which(words[0]) if words else None
+        if program is None:
+            raise NoCompiler(
+                f"native solves need a C++ compiler, and CXX={given} names none: there is no"
+                f" program {words[0] if words else given} here. Correct CXX, or unset it to use g++"
+                " or clang++. Without one, solve with native=False."
+            )
+        return [program, *words[1:]]
+    found = next((path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
     if found is None:
         raise NoCompiler(
             "native solves need a C++ compiler, and none was found: install g++ (Debian, Ubuntu:"
             " apt install g++; Fedora: dnf install gcc-c++; conda: conda install gxx; macOS:"
             " xcode-select --install), or name one in CXX. Without one, solve with native=False."
         )
-    return found
+    return [found]
 
 
 def flags() -> list[str]:
@@ -96,44 +107,63 @@ def flags() -> list[str]:
     Raises:
         CompileError: those cannot be read.
     """
-    given = os.environ.get("CTORCH_NATIVE_FLAGS", "")
-    try:
-        more = shlex.split(given)
-    except ValueError as error:
-        raise CompileError(f"CTORCH_NATIVE_FLAGS={given} cannot be read: {error}.") from None
+    more = _words("CTORCH_NATIVE_FLAGS", os.environ.get("CTORCH_NATIVE_FLAGS", ""))
     native = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else (
         "-mcpu=native"
     )  # fmt: skip
     return [*FLAGS, native, "-pthread", *more]
 
 
+def _words(name: str, given: str) -> list[str]:
+    try:
+        return shlex.split(given)
+    except ValueError as error:
+        raise CompileError(f"{name}={given} cannot be read: {error}.") from None
+
+
 def _key(source: str) -> str:
     """The hash of everything that the library hangs on."""
-    parts = [source, " ".join(flags()), _compiler_identity(compiler()), _processor(), headers()]
+    parts = [source, " ".join(flags()), _compiler_identity(*compiler()), _processor(), headers()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _compile(source: str, key: str) -> Path:
+def _opened(path: Path) -> ctypes.CDLL | None:
+    """A library in the cache; None where another process has cleared that meanwhile."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        if path.exists():
+            raise
+        return None
+
+
+def _compile(source: str, key: str) -> ctypes.CDLL:
     tool = compiler()
     with tempfile.TemporaryDirectory(prefix="ctorch-native-") as scratch:
         text, library = Path(scratch, "solve.cpp"), Path(scratch, "solve.so")
         text.write_text(source)
-        command = [tool, *flags(), f"-I{include_folder()}", str(text), "-o", str(library)]
+        command = [*tool, *flags(), f"-I{include_folder()}", str(text), "-o", str(library)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             said = "\n".join((done.stderr or done.stdout).splitlines()[:20])
             raise CompileError(
-                f"{tool} failed with exit status {done.returncode} on a generated solve:\n{said}"
+                f"{shlex.join(tool)} failed with exit status {done.returncode} on a generated"
+                f" solve:\n{said}"
             )
-        return cache.put(key, library)
+        return _opened(cache.put(key, library)) or ctypes.CDLL(str(library))
 
 
 @functools.lru_cache
-def _compiler_identity(tool: str) -> str:
+def _compiler_identity(*words: str) -> str:
     """Changes with the compiler, and costs no call of it."""
-    real = os.path.realpath(tool)
-    stat = os.stat(real)
-    return f"{real} {stat.st_size} {stat.st_mtime_ns}"
+    parts = list(words)
+    for word in words:
+        program = shutil.which(word)
+        if program is not None:  # the compiler, or what starts it
+            real = os.path.realpath(program)
+            stat = os.stat(real)
+            parts.append(f"{real} {stat.st_size} {stat.st_mtime_ns}")
+    return " ".join(parts)
 
 
 @functools.lru_cache

@@ -96,15 +96,22 @@ def put(key: str, library: Path) -> Path:
 
 def contents() -> Contents:
     """What the cache holds."""
-    sizes = [path.stat().st_size for path in folder().glob("*.so")]
+    sizes = []
+    for path in _entries(folder(), "*.so"):
+        with contextlib.suppress(FileNotFoundError):  # another process clears
+            sizes.append(path.stat().st_size)
     return Contents(folder(), len(sizes), sum(sizes))
 
 
 def clear() -> Contents:
-    """Remove everything, of all versions; returns what there was. Loaded libraries stay loaded."""
+    """Remove everything, of all versions; returns what there was. Loaded libraries stay loaded.
+
+    What other processes are writing is left to them.
+    """
     held = contents()
     for place in root().glob("native-*"):
-        for path in place.iterdir():
+        _sweep(place)
+        for path in _entries(place, "[!.]*"):
             if not path.is_dir():
                 path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # another process has put something there
@@ -115,7 +122,11 @@ def clear() -> Contents:
 def _write(place: Path, key: str, data: bytes) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     _sweep(place)
-    handle, passing = tempfile.mkstemp(prefix=f".{key}-", dir=place)
+    try:
+        handle, passing = tempfile.mkstemp(prefix=f".{key}-", dir=place)
+    except FileNotFoundError:  # another process has cleared the cache since
+        place.mkdir(parents=True, exist_ok=True)
+        handle, passing = tempfile.mkstemp(prefix=f".{key}-", dir=place)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -128,9 +139,16 @@ def _write(place: Path, key: str, data: bytes) -> Path:
     return path
 
 
+def _entries(place: Path, pattern: str) -> list[Path]:
+    try:
+        return list(place.glob(pattern))
+    except FileNotFoundError:  # another process clears
+        return []
+
+
 def _sweep(place: Path) -> None:
     """Remove what killed processes left."""
-    for path in place.glob(".*"):
+    for path in _entries(place, ".*"):
         try:
             if time.time() - path.stat().st_mtime > _STALE:
                 path.unlink()

@@ -48,7 +48,7 @@ _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 _BOOKKEEPING = {
     "_non_persistent_buffers_set", "_state_dict_hooks", "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_is_full_backward_hook",
-    "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs",
+    "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs", "_compiled_call_impl",
     "__doc__", "__module__", "__weakref__", "__dict__", "__annotations__", "__firstlineno__",
     "__static_attributes__", "__parameters__", "__orig_bases__", "__abstractmethods__",

@@ -27,6 +27,10 @@ class Untraceable(ValueError):
         self.line = line
 
 
+class MixesSamples(Untraceable):
+    """Samples that should stand alone depend on one another."""
+
+
 def refuse(operator: str, why: str, remedy: str) -> NoReturn:
     """Raise ``Untraceable`` for an operator that runs now."""
     line, text = here()

@@ -15,7 +15,7 @@ from torch import Tensor
 from ctorch.codegen.emit_field import Derivative, field_source
 from ctorch.codegen.graph import Ids, as_reals
 from ctorch.codegen.guards import Guards
-from ctorch.codegen.lower_source import Untraceable
+from ctorch.codegen.lower_source import MixesSamples, Untraceable
 from ctorch.codegen.trace_problem import Problem
 from ctorch.codegen.trace_record import (
     Inputs,
@@ -275,7 +275,7 @@ def _check_independent(two: Record, inputs: Inputs) -> None:
         assert ids is not None
         for row, other in ((0, 2), (1, 1)):
             if (bits[two.graph.offsets(ids[row])] & other).any():
-                raise Untraceable(
+                raise MixesSamples(
                     "func mixes samples: the slope of one sample depends on the state of another. "
                     "Solve it with batched=False, as one system."
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -209,14 +210,20 @@ def _ids(recorder: Recorder, x: Tensor) -> Ids:
 
 @contextlib.contextmanager
 def _settings() -> Iterator[None]:
-    """Attention and transformer layers as their formulas, and the lines of a backward pass."""
+    """Attention and transformer layers as their formulas, compiled functions as they are written,
+    and the lines of a backward pass.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     math: Any = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    written: Any = contextlib.nullcontext()
+    if "torch._dynamo" in sys.modules:  # else nothing is compiled, and it takes seconds to import
+        written = torch.compiler.set_stance("force_eager")
     try:
         with (
             warnings.catch_warnings(),
             math,
+            written,
             torch.autograd.set_detect_anomaly(True, check_nan=False),
         ):
             warnings.filterwarnings("ignore", message="Error detected in")  # it is raised

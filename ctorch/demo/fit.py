@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctorch import _checkpoint
 from ctorch.demo.data import HELD_OUT, record
 from ctorch.demo.model import LotkaVolterra, UniversalODE
 from ctorch.nn import NeuralODE
@@ -86,7 +86,9 @@ def fit_both(
         progress: show it.
     """
     if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
+        for name in ("plain", "universal"):  # and nothing else: the folder may be another's, too
+            for path in _checkpoint.in_folder(folder / name):
+                path.unlink()
     t, pelts = record()
     log_counts = pelts.log()[:-HELD_OUT]
     common: dict[str, Any] = {"resume": resume, "resume_hint": hint, "progress": progress}

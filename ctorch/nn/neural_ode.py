@@ -15,8 +15,9 @@ _SHOWN = ("method", "rtol", "atol", "gradient", "batched", "dt0")
 class NeuralODE(nn.Module):
     """``y' = func(t, y)`` as a module: initial states in, states at the times ``t`` out.
 
-    Its parameters and its ``state_dict`` are those of ``func``, under the same names: a field that
-    was trained alone loads into it, and the other way round.
+    Its ``state_dict`` is that of ``func``, under the same names: a field that was trained alone
+    loads into it, and the other way round. What it has besides (times that are a parameter, what a
+    subclass adds) goes under its own name.
 
     Args:
         func: the vector field, ``func(t, y, *args)``; a module, so that its parameters are trained,
@@ -97,10 +98,21 @@ class NeuralODE(nn.Module):
 def _drop_prefix(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     """Names the entries of a module's state as those of its ``func``."""
     for key in [k for k in state if k.startswith(f"{prefix}func.")]:
-        state[prefix + key[len(prefix) + len("func.") :]] = state.pop(key)
+        name = key[len(prefix) + len("func.") :]
+        if not _is_own(module, name):
+            state[prefix + name] = state.pop(key)
 
 
 def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
     """The reverse of ``_drop_prefix``, before a state is loaded."""
     for key in [k for k in state if k.startswith(prefix)]:
-        state[f"{prefix}func.{key[len(prefix) :]}"] = state.pop(key)
+        name = key[len(prefix) :]
+        if not _is_own(module, name) and not _is_own(module, name.removeprefix("func.")):
+            state[f"{prefix}func.{name}"] = state.pop(key)
+
+
+def _is_own(module: nn.Module, name: str) -> bool:
+    """Whether the module itself has that: times that are a parameter, parts of a subclass."""
+    first = name.partition(".")[0]
+    held = (module._parameters, module._buffers, module._modules)
+    return first != "func" and any(first in part for part in held)

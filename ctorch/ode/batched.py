@@ -201,7 +201,8 @@ class BatchedLoop:
             (job.size, self.goals.shape[1], *y.shape[1:]), math.nan, dtype=y.dtype, device=y.device
         )
         started = self.goals <= self.goals[:, :1]
-        self.rows[started] = y.repeat_interleave(started.sum(1), 0)
+        # (no repeat_interleave: it starts OpenMP's threads for any size, which hangs after a fork)
+        self.rows[started] = y[started.nonzero()[:, 0]]
         ends = self.goals >= self.goals[:, -1:]
         # where there is nothing to read but the last states, that can wait until all are there
         self._reads = job.keep or not bool((started | ends).all())
@@ -214,7 +215,7 @@ class BatchedLoop:
         y = self._integrate(y, first.k, keeper)
         if not self._reads:
             ends &= (counts[control.FATE] == control.DONE).unsqueeze(1)
-            self.rows[ends] = y.repeat_interleave(ends.sum(1), 0)
+            self.rows[ends] = y[ends.nonzero()[:, 0]]
         fates = torch.tensor(_STATUS_OF_FATE, device=y.device)
         status = fates[counts[control.FATE]]
         finite = torch.isfinite(y.reshape(job.size, y.shape[1:].numel())).all(1)

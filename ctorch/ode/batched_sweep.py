@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ctorch._autocast import as_written
 from ctorch.ode.field import Stage
 from ctorch.ode.run import Run
 from ctorch.ode.steps import Rows, Step
@@ -149,7 +150,8 @@ class BatchedSweep:
             slopes = method.slope_weights(rows.theta).to(g.dtype)
             k = torch.stack([stage.k.detach() for stage in stages[:total]])[:, rows.sample]
             flat = k.reshape(*k.shape[:2], -1)
-            moved = torch.einsum("ms,smd,md->m", slopes, flat, g.reshape(len(g), -1)).double()
+            with as_written(flat):
+                moved = torch.einsum("ms,smd,md->m", slopes, flat, g.reshape(len(g), -1)).double()
             self.t_bar.index_put_((rows.sample, rows.index), moved, accumulate=True)
             tb = tb.index_add(0, rows.sample, -moved)
             hb = hb.index_add(0, rows.sample, -rows.theta * moved)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +16,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ctorch._exceptions import SolveError
+from ctorch._numbers import as_int
 from ctorch._progress import Display, display
-from ctorch.codegen import Untraceable
-from ctorch.codegen.build import CompileError, NoCompiler
+from ctorch.codegen import CompileError, MixesSamples, NoCompiler, Untraceable
 from ctorch.ode import arguments
 from ctorch.ode import native as native_solve
 from ctorch.ode.ensemble_group import Team, on
@@ -75,7 +74,7 @@ def ensemble(
     merge: Callable[[Any, Any], Any] | str = "cat",
     native: bool | str = "try",
     gradient: str = "none",
-    devices: Sequence[torch.device | str] | None = None,
+    devices: Sequence[torch.device | str] | torch.device | str | None = None,
     group: Any = None,
     gather: bool = True,
     progress: bool = False,
@@ -86,8 +85,8 @@ def ensemble(
 
     Every chunk is one ``ctorch.solve_ode(..., batched=True)``; only its states are in memory, and
     what ``reduce`` keeps of the chunks before. What comes of a sample does not hang on the chunk
-    that it is in: natively to the last bit (where chunks have two samples or more), eagerly to
-    rounding.
+    that it is in: natively to the last bit, where chunks have 128 samples or more (one sample, some
+    and many have programs of their own), else to rounding.
 
     Args:
         func: ``func(t, y, *args)`` for any number n of samples: ``t`` is [n, 1, ..., 1], ``y``
@@ -96,9 +95,9 @@ def ensemble(
             such tensors, or a function of the indices of some samples ([n] int64, on the CPU) that
             returns theirs.
         t: [T] output times, the first the initial one; or [N, T].
-        args: further arguments of func. Tensors are [N, ...], one row for each sample; functions of
-            indices, as y0, return such rows. Numbers, 0-dim tensors, modules and other objects are
-            for all.
+        args: further arguments of func, or pytrees of them. Tensors are [N, ...], one row for each
+            sample; functions of indices, as y0, return such rows. Numbers, 0-dim tensors, modules
+            and other objects are for all.
         size: N; needed where y0 is a function.
         seed: functions of indices are called ``f(indices, draws)``, where ``draws`` (``Draws``)
             makes random numbers for these samples: the same whatever the chunks.
@@ -111,11 +110,12 @@ def ensemble(
         merge: what is done with what ``reduce`` returned: "cat": (pytrees of) tensors are
             concatenated along the first dimension; "sum": added; or a function of two results.
             Results come in the order of samples.
-        native: "try", True or False, as for ``solve_ode``.
+        native: "try", True or False, as for ``solve_ode``; a func that is seen to mix samples is
+            refused by "try", too.
         gradient: as for ``solve_ode``. With another than "none", ``reduce`` may call ``backward``
             on its chunk's loss; results that keep their graph keep the memory of all chunks.
-        devices: chunks are solved on these in turn, at the same time, and what is kept comes to the
-            CPU. func must work on each. None: where y0 is.
+        devices: chunks are solved on these (or this) in turn, at the same time, and what is kept
+            comes to the CPU. func must work on each. None: where y0 is.
         group: a process group of ``torch.distributed``, of which each process solves its share
             (a run of samples); "world": all processes, and this one alone where there is but one.
         gather: with a group: every process returns everything (on the CPU), else its share.
@@ -147,9 +147,7 @@ def ensemble(
     keep, merged = how(reduce, merge)
     team = Team(group)
     samples = Samples(y0, t, args, size, seed)
-    places = [None] if devices is None else [torch.device(device) for device in devices]
-    if not places:
-        raise ValueError("devices is empty: name some, or leave it out.")
+    places = _places(devices)
     bounds = _bounds(samples, chunk_size, team.size, len(places))
     first, last = (k * (len(bounds) - 1) // team.size for k in (team.rank, team.rank + 1))
     share = _Share(range(bounds[first], bounds[last]), merged)
@@ -174,13 +172,26 @@ def ensemble(
 # ------------------------------------------------------------------------------------------
 
 
+def _places(devices: Any) -> list[torch.device | None]:
+    """The devices that take turns; None: where a chunk is."""
+    if devices is None:
+        return [None]
+    one = isinstance(devices, (str, torch.device))
+    places: list[torch.device | None] = [torch.device(x) for x in ([devices] if one else devices)]
+    if not places:
+        raise ValueError("devices is empty: name some, or leave it out.")
+    return places
+
+
 def _bounds(samples: Samples, chunk_size: int | None, processes: int, places: int) -> list[int]:
     """Where chunks begin and end: of nearly equal sizes, as many for each process."""
     if chunk_size is None:
-        chunk_size = max(1, _CHUNK_BYTES // max(1, samples.bytes()))
-    elif chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, but is {chunk_size}.")
-    each = max(places, math.ceil(samples.size / chunk_size / processes))
+        most = max(1, _CHUNK_BYTES // max(1, samples.bytes()))
+    else:
+        most = as_int(chunk_size) or 0
+        if most < 1:
+            raise ValueError(f"chunk_size must be an integer from 1 on, but is {chunk_size!r}.")
+    each = max(places, -(-samples.size // (most * processes)))
     count = min(samples.size, each * processes)
     return [k * samples.size // count for k in range(count + 1)]
 
@@ -229,6 +240,8 @@ class _Solver:
             if self.native == "try":
                 try:
                     return call(native=True)
+                except MixesSamples:  # eagerly it would hang on the chunks what comes of a sample
+                    raise
                 except (native_solve.Unsupported, Untraceable, NoCompiler, CompileError) as error:
                     warnings.warn(f"ensemble: solving eagerly, for {error}", stacklevel=6)
                     self.native = False

@@ -63,8 +63,11 @@ class Moments:
             )
         good = sol.y[sol.status.to(sol.y.device) == 0]
         y = good.to(torch.promote_types(good.dtype, torch.float64))
-        mean = y.mean(0) if len(y) else y.new_zeros(y.shape[1:])
-        return cls(len(y), mean, (y - mean).abs().square().sum(0))
+        if not len(y):
+            mean = y.new_zeros(y.shape[1:])
+            return cls(0, mean, mean.abs())
+        variance, mean = torch.var_mean(y, 0, correction=0)  # in one pass, without copies of y
+        return cls(len(y), mean, variance * len(y))
 
     def merged(self, other: Moments) -> Moments:
         """Of the samples of both (Chan, Golub and LeVeque, Updating formulae, 1979)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ctorch._numbers import as_int
 from ctorch.ode.ensemble_draws import Draws
 
 
@@ -20,16 +22,20 @@ class Samples:
     ) -> None:
         if not isinstance(args, (tuple, list)):
             raise TypeError(f"args must be a tuple of arguments, but is {type(args).__name__}.")
-        self.y0, self.t, self.args, self.seed = y0, t, tuple(args), seed
+        self.y0, self.t, self.seed = y0, t, None if seed is None else _integer("seed", seed)
         self.size = _size(y0, size)
+        leaves, self.spec = pytree.tree_flatten_with_path(tuple(args))
+        self.args = {f"args{pytree.keystr(path)}": arg for path, arg in leaves}
         if isinstance(t, Tensor) and t.dim() == 2 and t.shape[0] != self.size:
             raise ValueError(
                 f"t has {t.shape[0]} rows for {self.size} samples: give [T] or [N, T]."
             )
-        for k, arg in enumerate(self.args):
-            if isinstance(arg, Tensor) and arg.dim() and arg.shape[0] != self.size:
+        for name, arg in {"y0": y0, **self.args}.items():
+            if _is_function(arg):
+                self._check_call(name, arg)
+            elif name != "y0" and isinstance(arg, Tensor) and arg.dim() and len(arg) != self.size:
                 raise ValueError(
-                    f"args[{k}] has shape {list(arg.shape)} for {self.size} samples: tensors in"
+                    f"{name} has shape {list(arg.shape)} for {self.size} samples: tensors in"
                     " args have one row for each. One for all belongs into func itself (a closure,"
                     " functools.partial, a module)."
                 )
@@ -45,13 +51,30 @@ class Samples:
         if isinstance(t, Tensor) and t.dim() == 2:
             t = t[chunk.start : chunk.stop]
         args = []
-        for k, arg in enumerate(self.args):
+        for k, (name, arg) in enumerate(self.args.items()):
             if _is_function(arg):
-                arg = self._made(f"args[{k}]", arg, indices, k + 1)
+                arg = self._made(name, arg, indices, k + 1)
             elif isinstance(arg, Tensor) and arg.dim():
                 arg = arg[chunk.start : chunk.stop]
             args.append(arg)
-        return y0, t, tuple(args)
+        return y0, t, pytree.tree_unflatten(args, self.spec)
+
+    def _check_call(self, name: str, function: Callable[..., Any]) -> None:
+        """Refuse a function that cannot be called as ``_made`` does."""
+        try:
+            signature = inspect.signature(function)
+        except (ValueError, TypeError):  # one written in C
+            return
+        wanted = "(indices)" if self.seed is None else "(indices, draws)"
+        try:
+            signature.bind(*wanted.split(","))
+        except TypeError as error:
+            seed = "without seed" if self.seed is None else f"with seed={self.seed}"
+            cure = " Give seed, to get random numbers as draws." if self.seed is None else ""
+            raise TypeError(
+                f"{name} is a function with the parameters {signature}, but {seed} it is called"
+                f" with {wanted}: {error}.{cure}"
+            ) from None
 
     def _made(self, name: str, function: Callable[..., Any], indices: Tensor, stream: int) -> Any:
         draws = () if self.seed is None else (Draws(self.seed, indices, stream),)
@@ -72,6 +95,13 @@ class Samples:
         return sum(x.nbytes for x in pytree.tree_leaves(one)) * (16 + rows)
 
 
+def _integer(name: str, given: Any) -> int:
+    number = as_int(given)
+    if number is None:
+        raise TypeError(f"{name} must be an integer, but is {given!r}.")
+    return number
+
+
 def _is_function(x: Any) -> bool:
     return callable(x) and not isinstance(x, (Tensor, torch.nn.Module))
 
@@ -81,7 +111,7 @@ def _size(y0: Any, size: int | None) -> int:
     if _is_function(y0):
         if size is None:
             raise ValueError("size is missing: y0 is a function, which does not say how many.")
-        sizes = {int(size)}
+        sizes = {_integer("size", size)}
     else:
         leaves = pytree.tree_leaves(y0)
         if not leaves or not all(isinstance(x, Tensor) and x.dim() for x in leaves):
@@ -89,7 +119,9 @@ def _size(y0: Any, size: int | None) -> int:
                 "y0 must be a tensor [N, ...] (or a pytree of such), or a function of indices, but"
                 f" is {type(y0).__name__ if not isinstance(y0, Tensor) else 'a 0-dim tensor'}."
             )
-        sizes = {x.shape[0] for x in leaves} | ({int(size)} if size is not None else set())
+        sizes = {x.shape[0] for x in leaves}
+        if size is not None:
+            sizes.add(_integer("size", size))
     if len(sizes) > 1:
         raise ValueError(f"y0 and size do not agree on the number of samples: {sorted(sizes)}.")
     (count,) = sizes

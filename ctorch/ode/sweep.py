@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 
+from ctorch._autocast import as_written
 from ctorch._exceptions import GradientError
 from ctorch.ode.capture import Captured, UnknownTensor, discover
 from ctorch.ode.field import Stage, VectorField
@@ -294,13 +295,15 @@ class Sweep:
         )
         flat = g.reshape(len(rows), -1)
         weights = (method.weights(thetas) * step.h).to(flat)
-        base = (weights.T @ flat).reshape(-1, *g.shape[1:])
+        with as_written(flat):
+            base = (weights.T @ flat).reshape(-1, *g.shape[1:])
         direct = g.sum(0)
         hb = tb = 0.0
         if self.time_grad:
             k = torch.stack([stage.k.detach().reshape(-1) for stage in stages[:total]])
             slopes = method.slope_weights(thetas).to(flat)
-            moved = ((slopes @ k) * flat).sum(1).double().tolist()
+            with as_written(k):
+                moved = ((slopes @ k) * flat).sum(1).double().tolist()
             for (row, theta), s in zip(inner, moved, strict=True):
                 if row != self.event_row and row < len(self.tb):
                     self.tb[row] += s

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ctorch._autocast import autocasts
 from ctorch._exceptions import ArgumentError
 from ctorch._numbers import as_int
 from ctorch.autodiff.series import taylor_series
@@ -440,7 +441,11 @@ def evaluate(c: Tensor, s: Tensor) -> Tensor:
     """
     powers = s.unsqueeze(-1) ** torch.arange(1, c.shape[0], dtype=torch.float64)
     powers = powers.to(c.device, c.dtype)
-    change = powers @ c[1:].flatten(1) if c.ndim > 1 else powers @ c[1:]
+    terms = c[1:].reshape(c.shape[0] - 1, -1)
+    if autocasts(c):  # which would cast the products, and those of their backward pass
+        change = (powers.unsqueeze(-1) * terms).sum(1)
+    else:
+        change = powers @ terms
     return c[0] + change.reshape(s.shape[0], *c.shape[1:])
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ctorch._autocast import as_written
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which values stored as ``dtype`` are added up."""
@@ -138,7 +140,8 @@ def dense_change(weights: Tensor, p: Tensor, k: Tensor, sample: Tensor | None) -
     rows = k[: p.shape[0]].to(weights.dtype)
     rows = torch.where(used_stages(p, k), rows, torch.zeros_like(rows))
     if sample is None:
-        return torch.tensordot(weights, rows, 1)
+        with as_written(rows):
+            return torch.tensordot(weights, rows, 1)
     rows = rows[:, sample]
     return (weights.t().reshape(rows.shape[:2] + (1,) * (rows.dim() - 2)) * rows).sum(0)
 

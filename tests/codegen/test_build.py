@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import ctorch
 from ctorch.codegen import build, cache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +31,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     compile = build._compile
 
-    def counted(text: str, key: str) -> Path:
+    def counted(text: str, key: str) -> ctypes.CDLL:
         seen.append(text)
         return compile(text, key)
 
@@ -87,6 +93,34 @@ def test_no_compiler_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> Non
         build.load(source(1))
 
 
+@pytest.mark.parametrize("given", ["no-such-compiler", "no-such-launcher g++", "''"])
+def test_a_compiler_that_is_not_there_is_named_and_no_other_taken(
+    monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("CXX", given)
+    with pytest.raises(build.NoCompiler, match=re.escape(f"CXX={given} names none")):
+        build.load(source(1))
+    y0, t = torch.ones(2), torch.tensor([0.0, 1.0])
+    with pytest.warns(UserWarning, match=re.escape(f"CXX={given} names none")):
+        ctorch.solve_ode(lambda t, y: -y, y0, t, native="try")
+
+
+def test_a_compiler_may_be_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    launcher = tmp_path / "a launcher"
+    launcher.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > "$0.log"\nexec "$@"\n')
+    launcher.chmod(0o755)
+    before = build._key(source(4))
+    monkeypatch.setenv("CXX", f"'{launcher}' g++ -DWORDS")
+    assert build._key(source(4)) != before
+    assert build.load(source(4)).number() == 4
+    assert (tmp_path / "a launcher.log").read_text().splitlines()[:2] == ["g++", "-DWORDS"]
+    monkeypatch.setenv("CXX", str(launcher))  # a path with a space, as it is
+    assert build.compiler() == [str(launcher)]
+    monkeypatch.setenv("CXX", "g++ '")
+    with pytest.raises(build.CompileError, match=r"CXX=g\+\+ ' cannot be read"):
+        build.load(source(5))
+
+
 def test_a_compiler_that_fails_is_quoted(own_cache: Path) -> None:
     with pytest.raises(build.CompileError, match="nonsense"):
         build.load("int nonsense(")
@@ -119,6 +153,34 @@ def test_many_processes_at_once_share_one_library(own_cache: Path) -> None:
     ]
     assert [run.communicate(timeout=120)[0] for run in runs] == [b"7\n"] * 4
     assert [path.suffix for path in own_cache.iterdir()] == [".so"]
+
+
+def test_a_cache_that_is_cleared_at_any_moment_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    find, put, sweep = cache.find, cache.put, cache._sweep
+
+    def cleared(result: Any) -> Any:
+        cache.clear()
+        return result
+
+    for name, function in (("find", find), ("put", put)):
+        build.load(source(11))
+        forget(monkeypatch)
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            patch.setattr(cache, name, lambda *a, function=function: cleared(function(*a)))
+            assert build.load(source(11 + (name == "put"))).number() == 11 + (name == "put")
+    forget(monkeypatch)
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch.setattr(cache, "_sweep", lambda place: (sweep(place), place.rmdir()))
+        cache.clear()
+        assert build.load(source(13)).number() == 13
+    assert [path.name for path in own_cache.iterdir()] != []
+    (own_cache / ".being-written").touch()
+    cache.clear()
+    assert [path.name for path in own_cache.iterdir()] == [".being-written"]
 
 
 def test_a_killed_build_hangs_nobody(own_cache: Path, tmp_path: Path) -> None:

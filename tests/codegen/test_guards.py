@@ -139,6 +139,14 @@ def add_hook(net: Net) -> None:
     net.layer.register_forward_hook(lambda module, given, result: result + 1)
 
 
+def add_backward_hook(net: Net) -> None:
+    net.layer.register_full_backward_hook(lambda module, given, result: (2 * given[0],))
+
+
+def add_backward_pre_hook(net: Net) -> None:
+    net.layer.register_full_backward_pre_hook(lambda module, result: (2 * result[0],))
+
+
 def freeze(net: Net) -> None:
     net.layer.weight.requires_grad_(False)
 

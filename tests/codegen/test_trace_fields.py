@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+
+from ctorch.codegen import trace
 
 from .checks import check
 
@@ -139,3 +143,17 @@ def test_weights_that_are_computed_from_parameters(width: int) -> None:
     traced = check(Masked(), state(5, 30), width=width)
     assert "linear<30, 30" in traced.source
     assert sum(traced.field.differentiated) == 1
+
+
+def test_a_field_of_torch_compile_is_traced_as_it_is_written() -> None:
+    compiled: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    net = nn.Linear(2, 2)
+    field = torch.compile(lambda t, y: net(y).tanh(), backend=backend)
+    trace(field, torch.ones(3, 2), torch.tensor([0.0, 1.0]), (), batched=True)
+    # for calls with batches of three sizes, to compare; the trace itself is none of the compiler's
+    assert len(compiled) <= 3

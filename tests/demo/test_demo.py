@@ -118,3 +118,27 @@ def test_a_folder_that_cannot_be_made_is_named_before_the_fit(tmp_path):
     assert result.exit_code == 1
     assert result.exception is None or isinstance(result.exception, SystemExit)
     assert f"--out {place}" in result.output
+
+
+def test_what_cannot_be_written_is_named_and_what_is_another_s_is_kept(tmp_path):
+    testing = pytest.importorskip("typer.testing")
+    pytest.importorskip("matplotlib")
+    from ctorch.cli import app
+
+    def run() -> str:
+        command = ["demo", "--steps", "1", "--out", str(tmp_path)]
+        result = testing.CliRunner().invoke(app(), command)
+        assert result.exit_code == 1
+        assert isinstance(result.exception, SystemExit)
+        return result.output.replace("\n", "")
+
+    (tmp_path / "checkpoints").write_text("in the way")
+    assert "checkpoints cannot be kept there" in run()
+    (tmp_path / "checkpoints").unlink()
+    kept = tmp_path / "checkpoints" / "plain" / "of-another-program"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    (tmp_path / "lynx_hare.png").mkdir()
+    for _ in range(2):  # the second begins anew
+        assert "picture cannot be written" in run()
+    assert kept.exists()

@@ -51,6 +51,42 @@ def test_the_state_is_that_of_the_field_also_inside_another_module():
     assert torch.equal(whole[0].weight, other[0].weight)
 
 
+class Encoded(NeuralODE):
+    def __init__(self, func, t):
+        super().__init__(func, t)
+        self.encoder = nn.Linear(2, 2)
+        self.register_buffer("scale", torch.ones(2))
+
+
+class Named(nn.Module):
+    """Has names that its NeuralODE has, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.t = nn.Parameter(torch.ones(2))
+        self.func, self.encoder = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, t, y):
+        return self.func(self.encoder(y)) * self.t
+
+
+@pytest.mark.parametrize("field", [Field, Named])
+@pytest.mark.parametrize("kind", [NeuralODE, Encoded])
+def test_learned_times_and_parts_of_subclasses_are_in_the_state(field, kind):
+    def made(seed):
+        torch.manual_seed(seed)
+        t = nn.Parameter(torch.linspace(0, 1, 3) * (1 + seed))
+        return nn.Sequential(nn.Identity(), kind(field(), t))
+
+    first, second = made(0), made(1)
+    state = first.state_dict()
+    assert len(state) == len([*first.parameters(), *first.buffers()])
+    assert "1.t" in state
+    second.load_state_dict(state)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_state_that_lacks_a_parameter_is_refused():
     with pytest.raises(RuntimeError, match=r"net\.bias"):
         NeuralODE(Field(), TIMES).load_state_dict({"net.weight": torch.zeros(2, 2)})

@@ -161,7 +161,7 @@ def _flags(shared: Path) -> str:
     given = os.environ.get("CTORCH_NATIVE_FLAGS", "")  # of a sanitizer
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CTORCH_NATIVE_FLAGS", f"-Og {given}")
-        command = [build.compiler(), *build.flags(), f"-I{build.include_folder()}"]
+        command = [*build.compiler(), *build.flags(), f"-I{build.include_folder()}"]
         headers = included(shared / "native-headers", HEADERS, command)
     return f"-Og {given} {shlex.join(headers)}"
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import ctorch
+from ctorch.codegen import Untraceable
 from ctorch.ode import Draws, EnsembleSolution, Moments, Solution, Status
 from ctorch.ode.ensemble_samples import Samples
 
@@ -72,6 +73,15 @@ def test_native_samples_have_the_same_bits_in_any_chunk(chunk_size: int) -> None
     assert torch.equal(mine.stats.nfe, torch.as_tensor(big.stats.nfe))
 
 
+def test_large_native_chunks_give_the_same_bits() -> None:
+    def final(chunk_size: int) -> Tensor:
+        args, y0 = (RATES.repeat(10, 1),), START.repeat(10, 1)
+        return ctorch.ensemble(swing, y0, TIMES, args=args, chunk_size=chunk_size, native=True).y
+
+    assert torch.equal(final(133), final(530))  # 530 samples: four chunks of 132 and 133
+    assert_close(final(60), final(530), rtol=1e-9, atol=1e-9)
+
+
 def test_settings_reach_the_solver() -> None:
     how = {"method": "tsit5", "rtol": 1e-3, "atol": torch.tensor([1e-2, 1e-5], dtype=F64)}
     assert_close(solved(chunk_size=9, **how).y, one_solve(**how).y, rtol=1e-9, atol=1e-9)
@@ -122,6 +132,25 @@ def test_arguments_that_are_no_rows_are_for_all_samples() -> None:
     big = ctorch.solve_ode(field, START, TIMES, args=args, batched=True, gradient="none")
     assert_close(mine.y, big.y, rtol=1e-12, atol=1e-12)
     assert not mine.y.requires_grad
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_arguments_in_a_pytree_are_cut_like_others(native: bool) -> None:
+    def field(t: Tensor, y: Tensor, p: dict[str, Any]) -> Tensor:
+        return swing(t, y, p["rates"][0]) * p["scale"] + p["shift"]
+
+    def solved_in(chunk_size: int) -> Tensor:
+        args = ({"rates": [RATES], "scale": 0.5, "shift": lambda i, draws: draws.uniform(2)},)
+        return ctorch.ensemble(
+            field, START, TIMES, args=args, seed=1, chunk_size=chunk_size, native=native
+        ).y
+
+    assert_close(solved_in(10), solved_in(N), rtol=1e-12, atol=1e-12)
+
+
+def test_what_mixes_samples_is_not_cut_into_chunks() -> None:
+    with pytest.raises(Untraceable, match="func mixes samples"):
+        ctorch.ensemble(lambda t, y: y - y.mean(0), START, TIMES, chunk_size=10)
 
 
 # -- samples that are made as they are needed
@@ -299,6 +328,7 @@ def test_what_cannot_be_native_is_solved_eagerly_with_one_warning() -> None:
 def test_devices_take_turns_and_give_the_same() -> None:
     mine = solved(chunk_size=5, devices=["cpu", "cpu"])
     assert_close(mine.y, solved().y, rtol=1e-12, atol=1e-12)
+    assert torch.equal(solved(devices="cpu").y, solved().y)
     rate = torch.tensor(1.0, dtype=F64, requires_grad=True)
     how: dict[str, Any] = {"gradient": "checkpoint", "native": False, "devices": ["cpu"] * 2}
     sol = ctorch.ensemble(lambda t, y: -rate * y, START, TIMES, chunk_size=9, **how)
@@ -417,7 +447,17 @@ def test_the_world_may_be_this_process_alone() -> None:
         ({"y0": START[:0]}, ValueError, "at least one sample"),
         ({"args": RATES}, TypeError, "args must be a tuple of arguments, but is Tensor"),
         ({"t": TIMES.expand(5, 3)}, ValueError, "t has 5 rows for 53 samples"),
-        ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1, but is 0"),
+        ({"args": ({"r": RATES[:5]},)}, ValueError, r"args\[0\]\['r'\] has shape \[5, 1\]"),
+        ({"y0": lambda i, d: START[i], "size": N}, TypeError, r"y0 is .* without seed .*Give seed"),
+        (
+            {"args": (lambda i: RATES[i],), "seed": 1},
+            TypeError,
+            r"args\[0\] is .*\(indices, draws\)",
+        ),
+        ({"y0": lambda i: START[i], "size": 5.5}, TypeError, "size must be an integer, but is 5.5"),
+        ({"seed": 0.5}, TypeError, "seed must be an integer, but is 0.5"),
+        ({"chunk_size": 0}, ValueError, "chunk_size must be an integer from 1 on, but is 0"),
+        ({"chunk_size": 7.5}, ValueError, "chunk_size must be an integer from 1 on, but is 7.5"),
         ({"devices": []}, ValueError, "devices is empty"),
         ({"group": "all"}, ValueError, "group must be"),
         ({"reduce": 3}, TypeError, "reduce must be a function"),

@@ -177,6 +177,32 @@ def test_autocast_fields_keep_the_dtype_of_the_state(gradient: str, dtype: torch
     torch.testing.assert_close(sol.y, exact.y, rtol=0.05, atol=0.05)
 
 
+@every_mode
+@pytest.mark.parametrize("method", ["dopri5", "bosh3", "rk4", "bdf2", "implicit_adams", "taylor"])
+@pytest.mark.parametrize("batched", [False, True])
+def test_autocast_is_for_the_field_alone(gradient: str, method: str, batched: bool) -> None:
+    def solved(autocast: bool) -> list[Tensor]:
+        y0 = torch.linspace(0.2, 1, 8).reshape(4, 2).requires_grad_()
+        rate = torch.tensor(0.7, requires_grad=True)
+        t = torch.linspace(0, 2, 9, requires_grad=True)
+        fixed = {"dt0": 0.25} if method in ("rk4", "implicit_adams") else {}
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            sol = ctorch.solve_ode(
+                lambda t, y: -rate * y,  # which autocast leaves alone
+                y0, t, method=method, gradient=gradient, batched=batched, **fixed,
+            )  # fmt: skip
+            loss = (sol.y * torch.linspace(0.5, 1.5, sol.y.numel()).view_as(sol.y)).square().sum()
+            return [sol.y.detach(), *torch.autograd.grad(loss, (y0, rate, t))]
+
+    if batched and (gradient == "adjoint" or method not in ("dopri5", "bosh3", "taylor")):
+        pytest.skip("not built")
+    for found, exact in zip(solved(True), solved(False), strict=True):
+        if method == "taylor":
+            torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+        else:
+            assert torch.equal(found, exact)
+
+
 class Flow(nn.Module):
     """A continuous normalizing flow's field: Hutchinson's divergence, by autograd inside."""
 
