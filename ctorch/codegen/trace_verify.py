@@ -30,10 +30,10 @@ Evaluate = Callable[[Tensor, Tensor, Tensor, "list[Tensor]"], Tensor]
 #: shared array, None of one without
 PullBack = Callable[[Tensor, Tensor, Tensor, "list[Tensor]", Tensor], "list[Any]"]
 
-# By how many units of rounding, and how often, a point is moved to see how far autograd's gradient
-# moves with it (a kink is missed if all go to one side); by how many times that a compiled one may
-# differ.
-_LAST_BITS, _CHANGES, _TIMES = 300.0, 8, 10.0
+# By how many units of rounding (in tenths), and how often, a point is moved to see how far func, or
+# autograd's gradient, moves with it (a kink is missed if all go to one side); by how many times
+# what it moves in all the compiled one may differ.
+_LAST_BITS, _CHANGES, _TIMES = 300.0, 8, 3.0
 
 
 def verify(
@@ -61,7 +61,7 @@ def verify(
         with torch.no_grad():
             want = point.samples(call(inputs))
         got = evaluate(*point.arrays())
-        if not close(got, want):
+        if not close(got, want) and not _as_unsure(got, want, point, call, generator):
             raise Untraceable(
                 "the compiled vector field differs from func at a random point (by up to "
                 f"{float((got - want).abs().max()):.3g}): please report this; solve without "
@@ -76,6 +76,25 @@ def close(a: Tensor, b: Tensor) -> bool:
     eps = torch.finfo(a.dtype).eps
     scale = b[b.isfinite()].abs().max() if bool(b.isfinite().any()) else torch.ones(())
     return torch.allclose(a, b, rtol=2000 * eps, atol=float(500 * eps * scale), equal_nan=True)
+
+
+def _as_unsure(
+    got: Tensor, want: Tensor, point: _Point, call: Call, generator: torch.Generator
+) -> bool:
+    """Whether compiled slopes differ no more than func's own move with the last bits of a point."""
+    allowed = torch.zeros_like(want)
+    for _ in range(_CHANGES):
+        with torch.no_grad():
+            _loosen(allowed, point.samples(call(point.moved(generator).inputs)), want)
+    alike = (got == want) | (got.isnan() & want.isnan())
+    return bool((alike | ((got - want).abs() <= allowed)).all())
+
+
+def _loosen(allowed: Tensor, now: Tensor, before: Tensor) -> None:
+    """Allow for a number that moves with the last bits of a point."""
+    apart = (now - before).abs()[before.isfinite()].nan_to_num(torch.inf)
+    if apart.numel():
+        allowed += _TIMES * apart.max()
 
 
 @dataclass
@@ -115,6 +134,15 @@ class _Point:
         )  # fmt: skip
         return _Point(some, self.held, int(chosen.sum()))
 
+    def moved(self, generator: torch.Generator) -> _Point:
+        """In the last bits of the inputs."""
+        by = _LAST_BITS * torch.finfo(self.inputs.y[0].dtype).eps
+        t, *rest = (
+            [near(x, generator, by) for x in part]
+            for part in ([self.inputs.t], self.inputs.y, self.inputs.own, self.inputs.shared)
+        )
+        return _Point(Inputs(t[0], *rest), self.held, self.count)
+
 
 class _Gradient:
     """The comparison of a compiled gradient with autograd's.
@@ -149,10 +177,14 @@ class _Gradient:
         total = float((ct * slopes).abs().sum())
         allowed = [_rounding(g, x, total) for g, x in zip(want, (t, y, own, *shared), strict=True)]
         if any(map(_wrong, got, want, allowed)):
-            self._loosen(allowed, place, ct, want)
+            for _ in range(_CHANGES):
+                moved = place.moved(self.generator)
+                moved.held = self._moved(place.held, _LAST_BITS * torch.finfo(ct.dtype).eps)
+                for parts in zip(allowed, self._autograd(moved, ct), want, strict=True):
+                    _loosen(*parts)
         for number, parts in enumerate(zip(got, want, allowed, strict=True)):
             if _wrong(*parts):
-                by = float((parts[0] - parts[1]).abs().nan_to_num(torch.inf).max())
+                by = float((parts[0] - parts[1]).abs().nan_to_num(torch.inf, torch.inf).max())
                 raise Untraceable(
                     f"the compiled gradient with respect to {self._name(number)} differs from"
                     f" autograd's at a random point (by up to {by:.3g}, where the largest is"
@@ -165,8 +197,10 @@ class _Gradient:
         of zeros would hide errors of all that it is multiplied by. And the slopes there.
         """
         place = _Point(point.inputs, self._moved(self.held, 1.0), point.count)
-        slopes = point.samples(self._run(place)[2])
-        if bool(slopes.isfinite().any()) and close(evaluate(*place.arrays()), slopes):
+        _, leaves, values = self._run(place)
+        slopes = point.samples(values)
+        there = bool(slopes.isfinite().any()) and close(evaluate(*place.arrays()), slopes)
+        if there and not any(x.requires_grad and leaves.passed_by(x) for x in values):
             return place, slopes
         return point, point.samples(self._run(point)[2])
 
@@ -206,27 +240,6 @@ class _Gradient:
             near(x, self.generator, by) if mine.requires_grad else x
             for x, mine in zip(held, self.held, strict=True)
         ]
-
-    def _loosen(
-        self, allowed: Sequence[Tensor], place: _Point, ct: Tensor, want: Sequence[Tensor]
-    ) -> None:
-        """Allow for how far autograd's own gradient moves with the last bits of the point."""
-        by = _LAST_BITS * torch.finfo(ct.dtype).eps
-        for _ in range(_CHANGES):
-            t, *rest = (
-                [near(x, self.generator, by) for x in part]
-                for part in (
-                    [place.inputs.t],
-                    place.inputs.y,
-                    place.inputs.own,
-                    place.inputs.shared,
-                )
-            )
-            moved = _Point(Inputs(t[0], *rest), self._moved(place.held, by), place.count)
-            for part, now, before in zip(allowed, self._autograd(moved, ct), want, strict=True):
-                apart = (now - before).abs()[before.isfinite()].nan_to_num(torch.inf)
-                if apart.numel():
-                    part += _TIMES * apart.max()
 
     def _name(self, number: int) -> str:
         given = 3 + sum(not own for own in self.traced.field.owned)
