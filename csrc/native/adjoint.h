@@ -466,4 +466,19 @@ void pull_back_rows(const Task& task, const Cotangents& cotangents) {
   }
 }
 
+// Puts a step of no length at every sample's first time and state on an empty tape: with it the
+// cotangents of the first slopes are pulled back through the field alone.
+template <class Field>
+void stand_still(const Task& task) {
+  using real = typename Field::real;
+  auto& tape = *static_cast<Tape<real>*>(task.tape);
+  Run<real>& run = tape.runs.emplace_back();
+  run.open(0, task.batch);
+  const real* y = static_cast<const real*>(task.y0);
+  for (int64_t i = 0; i < task.batch; ++i, y += Field::dim) {
+    const double t = task.t[i * task.t_stride];
+    std::copy_n(y, Field::dim, run.add(i, t, 0, t, kFree, 0, 0, Field::dim));
+  }
+}
+
 }  // namespace ct::native

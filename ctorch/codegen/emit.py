@@ -14,6 +14,9 @@ from ctorch.codegen.emit_plan import CONSTANT, TABLE, Allocator, Item, Plan, Ste
 from ctorch.codegen.emit_text import Operand, expression, literal
 from ctorch.codegen.graph import Graph, Ids
 
+#: in place of a matrix turned round: it is turned where it is used
+_HERE = "static_cast<const real* const*>(nullptr)"
+
 
 class Body:
     """The statements that compute some outputs.
@@ -366,7 +369,8 @@ class Body:
             m, k, n = a.shape[1], a.shape[2], b.shape[2]
             out = f"{target} + {i * m * n}" if i else target
             if (along == 1 or k == 1) and shared:
-                turned = self._turned(b[i], columns, down, item.uniform)
+                apart = item.uniform or second is not None
+                turned = _HERE if apart else self._turned(b[i], columns, down)
                 for r in range(m):
                     x = f"{left} + {r * rows}" if r * rows else left
                     y = f"{out} + {r * n}" if r else out
@@ -383,14 +387,15 @@ class Body:
                 if offset is not None:
                     self.release(offset, size)
 
-    def _turned(self, b: Ids, row: int, column: int, uniform: bool) -> str:
+    def _turned(self, b: Ids, row: int, column: int) -> str:
         """Where a shared matrix [k, n] stands as products of one sample read it: not those of what
-        all samples share, which many samples need, too.
+        all samples share, which many samples need, too; and not a copy of its numbers in another
+        order.
         """
         where = self.plan.operand(b)
         item = self.plan.items[int(where.array.reshape(-1)[0])]
-        if uniform or not item.given:
-            return "static_cast<const real* const*>(nullptr)"
+        if not item.given:
+            return _HERE
         k, n = b.shape
         start = int(where.place.reshape(-1)[0])
         place = self.shared.matrices.place((item.node.index, start, n, k, row, column))

@@ -25,9 +25,7 @@ from ctorch.codegen.trace_record import (
     record_value,
     record_vjp,
 )
-
-#: evaluate(t [B], y [B, dim], own [B, own], shared) -> [B, dim]
-Evaluate = Callable[[Tensor, Tensor, Tensor, "list[Tensor]"], Tensor]
+from ctorch.codegen.trace_verify import Evaluate, PullBack, close, verify
 
 _MANY_KEYS, _MANY_ENTRIES = 256, 8
 _cache: collections.OrderedDict[Any, list[Field]] = collections.OrderedDict()
@@ -122,37 +120,11 @@ class Traced:
             self.shared = shared
         return shared is not None
 
-    def verify(self, evaluate: Evaluate, points: int = 3) -> None:
-        """Compare a compiled ``Field::eval`` with func at random points near the example.
-
-        Args:
-            evaluate: ``(t [B], y [B, dim], own [B, own], shared) -> [B, dim]``.
-            points: how many batches.
-
-        Raises:
-            Untraceable: they differ.
-        """
-        generator = torch.Generator().manual_seed(0)
-        problem, owned = self.problem, self.field.owned
-        rows = min(problem.batch, 64) if self.field.split else None
-        for _ in range(points):
-            inputs = problem.inputs(owned, rows, generator)
-            shared = [*inputs.shared, *self.shared[len(inputs.shared) :]]
-            count = 1 if rows is None else rows
-            flat = [as_reals(x).reshape(count, -1) for x in inputs.y]
-            own = [as_reals(x).reshape(count, -1) for x in inputs.own] or [flat[0][:, :0]]
-            t = inputs.t.reshape(-1).expand(count)
-            with torch.no_grad():
-                slopes = problem.call(owned, rows)(inputs)
-                want = torch.cat([as_reals(x).reshape(count, -1) for x in slopes], 1)
-            arrays = [as_reals(x.detach()) for x in shared]
-            got = evaluate(t, torch.cat(flat, 1), torch.cat(own, 1), arrays)
-            if not _close(got, want):
-                raise Untraceable(
-                    "the compiled vector field differs from func at a random point (by up to "
-                    f"{float((got - want).abs().max()):.3g}): please report this; solve without "
-                    "native."
-                )
+    def verify(
+        self, evaluate: Evaluate, pull_back: PullBack | None = None, points: int = 3
+    ) -> None:
+        """Compare compiled code with func at random points near the example: see ``verify``."""
+        verify(self, evaluate, pull_back, points)
 
 
 def trace(
@@ -375,14 +347,8 @@ def _check_rows(problem: Problem, owned: tuple[bool, ...], counts: Sequence[int]
                 )
                 few = problem.call(owned, count)(some)
                 for a, b in zip(few, everything, strict=True):
-                    if not _close(a, b[:count]):
+                    if not close(a, b[:count]):
                         raise Untraceable(
                             "func gives a sample another result when it is called with other "
                             "samples (or called again): it mixes samples, or is random."
                         )
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    eps = torch.finfo(a.dtype).eps
-    scale = b[b.isfinite()].abs().max() if bool(b.isfinite().any()) else torch.ones(())
-    return torch.allclose(a, b, rtol=2000 * eps, atol=float(500 * eps * scale), equal_nan=True)

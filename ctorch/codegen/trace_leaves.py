@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ctorch.codegen.lower_source import Untraceable
 
 
 class Leaves(TorchFunctionMode):
-    """Puts a leaf, of the same memory, in the place of every tensor from outside that requires a
+    """Puts a leaf, in the place of every tensor from outside that requires a
     gradient.
 
     Where such tensors were computed from each other, a derivative by one would go through the
@@ -22,13 +22,18 @@ class Leaves(TorchFunctionMode):
 
     Args:
         tensors: those that the function reaches.
+        values: for the leaves, in place of those of the tensors.
     """
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], values: Sequence[Tensor] | None = None) -> None:
         super().__init__()
         self._given = {id(x): x for x in tensors if x.requires_grad}
         # made before the function begins its own transforms (torch.func), which allow no new leaf
-        self._leaves = {key: x.detach().requires_grad_() for key, x in self._given.items()}
+        self._leaves = {
+            id(x): value.detach().requires_grad_()
+            for x, value in zip(tensors, tensors if values is None else values, strict=True)
+            if x.requires_grad
+        }
 
     def of(self, x: Tensor) -> Tensor:
         """What stands for a tensor; itself if nothing does."""

@@ -105,30 +105,37 @@ class Problem:
         near them.
         """
 
-        def near(x: Tensor) -> Tensor:
-            x = x.detach().contiguous().clone()
-            if generator is None:
-                return x
-            kind = torch.complex128 if x.is_complex() else torch.float64
-            noise = torch.randn(x.shape, generator=generator, dtype=kind).to(x)
-            return x + noise * (0.1 * x.abs() + 0.05 * float(x.abs().mean() if x.numel() else 0))
-
         def first(x: Tensor) -> Tensor:
             if rows is None:
-                return near(x)
-            return near(x)[torch.arange(rows) % x.shape[0]]
+                return near(x, generator)
+            return near(x, generator)[torch.arange(rows) % x.shape[0]]
 
-        t = near(self.t.reshape(-1)[:1] if self.t.numel() else self.t)
+        t = near(self.t.reshape(-1)[:1] if self.t.numel() else self.t, generator)
         time = t.reshape(())
         if self.batched and rows is not None:
             dims = self.y[0].dim() if self.y_spec is None else 2
             spread = self.t.reshape(-1)
-            spread = near(spread[torch.arange(rows) % spread.numel()])
+            spread = near(spread[torch.arange(rows) % spread.numel()], generator)
             time = spread.reshape(rows, *[1] * (dims - 1))
         y = [first(x) for x in self.y]
         own = [first(x) for x, mine in zip(self.tensors, owned, strict=True) if mine]
-        shared = [near(x) for x, mine in zip(self.tensors, owned, strict=True) if not mine]
+        shared = [
+            near(x, generator) for x, mine in zip(self.tensors, owned, strict=True) if not mine
+        ]
         return Inputs(time, y, own, shared)
+
+
+def near(x: Tensor, generator: torch.Generator | None, by: float = 1.0) -> Tensor:
+    """A copy, with a generator moved by about ``by`` tenths."""
+    x = x.detach().contiguous().clone()
+    if generator is None or not x.numel():
+        return x
+    kind = torch.complex128 if x.is_complex() else torch.float64
+    noise = by * torch.randn(x.shape, generator=generator, dtype=kind).to(x)
+    size = float(x.abs().mean())
+    if not size:  # zeros are often where something begins: nothing may be there before
+        return 0.05 * noise.abs().to(x)
+    return x + noise * (0.1 * x.abs() + 0.05 * size)
 
 
 def environment() -> tuple[Any, ...]:

@@ -68,7 +68,7 @@ class Lifted:
 
     def leaves(self) -> Leaves:
         """Of all tensors that the function reaches."""
-        return Leaves(found.tensor for found in self._guards.tensors)
+        return Leaves([found.tensor for found in self._guards.tensors])
 
     def into(self, graph: Graph) -> Callable[[Tensor], list[tuple[Tensor, Ids]] | None]:
         """The recorder's question, what a tensor stands for in a graph."""
@@ -155,24 +155,44 @@ def record_vjp(call: Call, inputs: Inputs, dtype: torch.dtype, lifted: Lifted) -
         seeds = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in values]
     slope = [_ids(recorder, x) for x in values]
     _give(recorder, "ct", seeds)
-    grads: list[Tensor | None] = [None] * len(wanted)
     with _settings(), torch.enable_grad(), Watch(recorder), recorder:
-        used = [(x, seed) for x, seed in zip(values, seeds, strict=True) if x.requires_grad]
-        if used:
-            # a sum has no cotangents to be given, for which autograd would import sympy
-            terms = ((as_reals(x) * as_reals(seed)).sum() for x, seed in used)
-            total = sum(terms, torch.zeros((), dtype=dtype))
-            places = [i for i, x in enumerate(wanted) if x.requires_grad]
-            sources = [wanted[i] for i in places]
-            for x in leaves.passed_by(total):
-                places.append(lifted.place(x) + len(inputs.leaves()))
-                sources.append(x)
-            found = torch.autograd.grad(total, sources, allow_unused=True)
-            for i, grad in zip(places, found, strict=True):
-                before = grads[i]
-                grads[i] = grad if before is None else before + grad
+        first = len(inputs.leaves())
+        grads = pulled_back(values, seeds, wanted, leaves, lambda x: first + lifted.place(x))
     outputs = [None if grad is None else _ids(recorder, grad) for grad in grads]
     return Record(recorder.graph, outputs, slope, values)
+
+
+def pulled_back(
+    values: Sequence[Tensor],
+    seeds: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+    leaves: Leaves,
+    place: Callable[[Tensor], int],
+) -> list[Tensor | None]:
+    """By autograd, cotangents of ``wanted`` for those of ``values``, ``seeds``; None where none is.
+
+    Args:
+        values, seeds, wanted: as above.
+        leaves: under which ``values`` were computed.
+        place: where among ``wanted`` a tensor stands that was passed by.
+    """
+    grads: list[Tensor | None] = [None] * len(wanted)
+    used = [(x, seed) for x, seed in zip(values, seeds, strict=True) if x.requires_grad]
+    if not used:
+        return grads
+    # a sum has no cotangents to be given, for which autograd would import sympy
+    terms = [(as_reals(x) * as_reals(seed)).sum() for x, seed in used]
+    total = sum(terms, torch.zeros((), dtype=terms[0].dtype))
+    places = [i for i, x in enumerate(wanted) if x.requires_grad]
+    sources = [wanted[i] for i in places]
+    for x in leaves.passed_by(total):
+        places.append(place(x))
+        sources.append(x)
+    found = torch.autograd.grad(total, sources, allow_unused=True)
+    for i, grad in zip(places, found, strict=True):
+        before = grads[i]
+        grads[i] = grad if before is None else before + grad
+    return grads
 
 
 def _recorder(inputs: Inputs, dtype: torch.dtype, lifted: Lifted) -> Recorder:

@@ -31,6 +31,7 @@ from ctorch.ode.run import (
 from ctorch.ode.transforms import transforms_active
 
 if TYPE_CHECKING:
+    from ctorch.codegen.trace_verify import PullBack
     from ctorch.ode.native_values import Values
     from ctorch.ode.solve import Request
 
@@ -260,7 +261,9 @@ def library_of(traced: Traced, form: Form) -> Any:
             library.ct_free.restype, library.ct_free.argtypes = None, [pointer]
             library.ct_pull_back.restype = None
             library.ct_pull_back.argtypes = [pointer, pointer]
-        traced.verify(_evaluation(library))
+            library.ct_stand_still.restype = None
+            library.ct_stand_still.argtypes = [pointer]
+        traced.verify(_evaluation(library), _derivative(library, traced, form))
         _libraries[traced.source, form] = library
     return library
 
@@ -279,6 +282,18 @@ def _evaluation(library: ctypes.CDLL) -> Callable[[Tensor, Tensor, Tensor, list[
         return slope
 
     return call
+
+
+def _derivative(library: Any, traced: Traced, form: Form) -> PullBack | None:
+    """The compiled derivative of the vector field, if it is there."""
+    if not form.gradient:
+        return None
+    from ctorch.ode.native_gradient import derivative_of
+
+    def stand_still(task: Task, t: Tensor) -> None:
+        library.ct_stand_still(ctypes.byref(task))
+
+    return derivative_of(library, stand_still, traced, form)
 
 
 def call_of(request: Request, problem: Problem, traced: Traced) -> Call:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ctorch.codegen import Traced, cuda
 from ctorch.ode.coefficients import coefficients
+from ctorch.ode.native_gradient import derivative_of
 from ctorch.ode.native_observed import Observation
 from ctorch.ode.native_source import (
     Form,
@@ -26,6 +27,7 @@ UNCOUNTED = -1
 #: steps of a joint solve that are launched before it is asked whether it is done
 _FIRST_LAUNCHES, _MOST_LAUNCHES = 8, 128
 _DONE = 4  # Phase of csrc/native/cuda_joint.h
+_FREE = -1  # kFree of csrc/native/task.h
 _STATE, _STEP = 512, 56  # bytes: of JointState at most, of KeptStep
 #: bytes of the sums that threads or blocks have for themselves in the gradient, and blocks at most
 _MOST_SUMS, _MOST_BLOCKS = 256 << 20, 1024
@@ -107,6 +109,7 @@ class Library:
         self.shared, self.device, self.together = shared, device, together
         self._names = itertools.count(1)
         self._accepted: dict[int, Tensor] = {}  # by tape: how many steps each sample took
+        self._standing: dict[int, _Kept] = {}  # by tape: steps of no length
         self._pieces: list[_Kept] = []  # a solve, until its pieces are taken
 
     def evaluate(self, t: Tensor, y: Tensor, own: Tensor, shared: list[Tensor]) -> Tensor:
@@ -207,15 +210,28 @@ class Library:
         """Forget a tape."""
         self._accepted.pop(tape, None)
 
+    def stand_still(self, task: Task, t: Tensor) -> None:
+        """Keep on the task's tape a step of no length for each sample, at times [B] and states."""
+        begins = torch.arange(task.batch + 1, device=self.device)
+        steps = torch.zeros(task.batch + 1, _STEP // 8, dtype=torch.float64, device=self.device)
+        steps[:-1, 0] = steps[:-1, 2] = t  # KeptStep: t, h, stop, anchor, ..
+        steps.view(torch.int64)[:, 3] = _FREE
+        arrays = [torch.ones_like(begins), begins, steps]
+        tape = _Tape(*[x.data_ptr() for x in arrays], task.y0)
+        self._standing[task.tape] = _Kept(self._on_device(task, tape), task.batch, arrays)
+
     def ct_pull_back(self, task_reference: Any, given_reference: Any) -> None:
-        """Make the solve again, with room for its steps, and pull back the rows' cotangents.
+        """Make the solve again, with room for its steps, and pull back the rows' cotangents; of
+        steps of no length, what is kept of them.
 
         Args:
             task_reference: ``ctypes.byref`` of the ``Task`` that was solved.
             given_reference: of the ``Cotangents``.
         """
         task = task_reference._obj
-        self._sweep(self._again(task, self._accepted[task.tape]), given_reference._obj)
+        kept = self._standing.pop(task.tape, None)
+        kept = kept or self._again(task, self._accepted[task.tape])
+        self._sweep(kept, given_reference._obj)
 
     def _again(self, task: Task, accepted: Tensor) -> _Kept:
         """Make a solve again, with room for the steps that it took."""
@@ -317,5 +333,8 @@ def library(traced: Traced, form: Form) -> Library:
     made = Library(
         kernels, form, traced.dim, traced.field.dtype, len(traced.shared), y.device, together
     )
-    traced.verify(made.evaluate)
+    traced.verify(
+        made.evaluate,
+        derivative_of(made, made.stand_still, traced, form) if form.gradient else None,
+    )
     return made

@@ -5,17 +5,23 @@ from __future__ import annotations
 import copy
 import ctypes
 import weakref
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ctorch.codegen.trace_record import count_of, shape_of
-from ctorch.ode.native_task import Cotangents
+from ctorch.ode import native
+from ctorch.ode.coefficients import coefficients
+from ctorch.ode.native_task import Cotangents, Task
 from ctorch.ode.run import Pieces, Run
 
 if TYPE_CHECKING:
+    from ctorch.codegen import Traced
+    from ctorch.codegen.trace_verify import PullBack
     from ctorch.ode.native import Call
+    from ctorch.ode.native_source import Form
 
 
 def with_gradient(call: Call) -> Run:
@@ -84,19 +90,12 @@ def _pull_back(
     y0_grad, own_grad = torch.empty_like(call.y0), torch.empty_like(call.own)
     times = call.problem.t.shape[-1]
     t_grad = call.t.new_zeros((call.batch, times)) if timed else None
-    wanted = [
-        torch.zeros_like(x) if there else None
-        for x, there in zip(call.shared, field.differentiated, strict=True)
-    ]
-    count = len(wanted)
-    pointers = (ctypes.c_void_p * count)(*[None if x is None else x.data_ptr() for x in wanted])
-    sizes = (ctypes.c_int64 * count)(*[x.numel() for x in call.shared])
-    arrays = (ctypes.c_void_p * count)(*[x.data_ptr() for x in call.shared])
-    call.task.shared = ctypes.addressof(arrays)
+    sums = _Sums(call.shared, field.differentiated)
+    call.task.shared = ctypes.addressof(sums.arrays)
     given = Cotangents(
         out=grad.data_ptr(), y0=y0_grad.data_ptr(), own=own_grad.data_ptr(),
         t=None if t_grad is None else t_grad.data_ptr(), times=times,
-        shared=ctypes.addressof(pointers), sizes=ctypes.addressof(sizes),
+        shared=ctypes.addressof(sums.pointers), sizes=ctypes.addressof(sums.sizes),
     )  # fmt: skip
     if len(grads) > 1:
         pieces = Pieces(*grads[1:])
@@ -108,10 +107,70 @@ def _pull_back(
     call.library.ct_pull_back(ctypes.byref(call.task), ctypes.byref(given))
     if t_grad is not None and call.t.dim() == 1:
         t_grad = t_grad.sum(0)
-    owned = inputs[2 : len(inputs) - count]
+    owned = inputs[2 : len(inputs) - len(sums.wanted)]
     widths = [count_of([x]) // call.batch for x in owned]
-    parts = [y0_grad, t_grad, *own_grad.split(widths, 1), *wanted]
+    parts = [y0_grad, t_grad, *own_grad.split(widths, 1), *sums.wanted]
     return [None if part is None else _like(part, x) for part, x in zip(parts, inputs, strict=True)]
+
+
+class _Sums:
+    """Where gradients of shared arrays are added up.
+
+    Args:
+        shared: the arrays.
+        differentiated: which have gradients.
+
+    Attributes:
+        wanted: the gradients, zeros; None of an array without.
+        arrays, pointers, sizes: of the arrays and the gradients, as C takes them.
+    """
+
+    def __init__(self, shared: Sequence[Tensor], differentiated: Sequence[bool]) -> None:
+        flags = zip(shared, differentiated, strict=True)
+        self.wanted = [torch.zeros_like(x) if there else None for x, there in flags]
+        addresses, count = ctypes.c_void_p * len(shared), ctypes.c_int64 * len(shared)
+        self.arrays = addresses(*[x.data_ptr() for x in shared])
+        self.pointers = addresses(*[None if x is None else x.data_ptr() for x in self.wanted])
+        self.sizes = count(*[x.numel() for x in shared])
+
+
+def derivative_of(
+    library: Any, stand_still: Callable[[Task, Tensor], None], traced: Traced, form: Form
+) -> PullBack:
+    """The compiled derivative of the vector field by itself.
+
+    It is that of a solve whose steps have no length, by the slopes at their starts.
+
+    Args:
+        library: the compiled solve.
+        stand_still: puts such steps, at times [B], on a task's tape.
+        traced, form: what it was made of.
+    """
+    total = coefficients(form.method, form.interpolant).total
+
+    def pull_back(
+        t: Tensor, y: Tensor, own: Tensor, shared: list[Tensor], ct: Tensor
+    ) -> list[Tensor | None]:
+        t, y, own = (x.contiguous() for x in (t.double(), y, own))
+        arrays = [native.plain(x, y.dtype, y.device) for x in shared]
+        sums, tape = _Sums(arrays, traced.field.differentiated), _Tape(library)
+        grads = [torch.zeros_like(x) for x in (t, y, own)]
+        states, slopes = torch.zeros_like(y), y.new_zeros((total, *y.shape))
+        slopes[0] = ct
+        task = Task(
+            batch=len(y), threads=1, t=t.data_ptr(), t_stride=1, y0=y.data_ptr(),
+            own=own.data_ptr(), shared=ctypes.addressof(sums.arrays), tape=tape.address,
+        )  # fmt: skip
+        given = Cotangents(
+            times=1, shared=ctypes.addressof(sums.pointers), sizes=ctypes.addressof(sums.sizes),
+            states=states.data_ptr(), slopes=slopes.data_ptr(),
+            **{name: x.data_ptr() for name, x in zip(("t", "y0", "own"), grads, strict=True)},
+        )  # fmt: skip
+        stand_still(task, t)
+        library.ct_pull_back(ctypes.byref(task), ctypes.byref(given))
+        return [*grads, *sums.wanted]
+
+    return pull_back
 
 
 def _like(part: Tensor, x: Tensor) -> Tensor:

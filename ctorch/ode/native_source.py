@@ -64,6 +64,9 @@ extern "C" void ct_free(void* tape) {{ delete static_cast<ct::native::Tape<Field
 extern "C" void ct_pull_back(const ct::native::Task* task, const ct::native::Cotangents* given) {{
   ct::native::pull_back_rows<Field, Method, {back}>(*task, *given);
 }}
+extern "C" void ct_stand_still(const ct::native::Task* task) {{
+  ct::native::stand_still<Field>(*task);
+}}
 """
     if form.events:
         entries += OBSERVED_ENTRIES

@@ -37,7 +37,7 @@ def check(
     if vjp:
         assert not traced.field.derivative_error, traced.field.derivative_error
     compiled = Compiled(traced.source, width)
-    traced.verify(compiled.eval)
+    traced.verify(compiled.eval, compiled.pull_back if vjp else None)
     split = traced.field.split
     leaves = pytree.tree_leaves(y)
     batch = leaves[0].shape[0] if split else 1

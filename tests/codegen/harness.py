@@ -188,3 +188,10 @@ class Compiled:
             _pointers(by_shared),
         )
         return out[0], out[1], out[2], out[3], by_shared
+
+    def pull_back(
+        self, t: Tensor, y: Tensor, own: Tensor, shared: list[Tensor], ct: Tensor
+    ) -> list[Tensor]:
+        """The cotangents alone."""
+        _, *rest, by_shared = self.vjp(t, y, own, shared, ct)
+        return [*rest, *by_shared]

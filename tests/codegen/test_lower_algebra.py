@@ -132,6 +132,15 @@ def test_convolutions(name: str, batch: int) -> None:
     check(CONVOLUTIONS[name], state(batch, 2, 6), factor=10.0)
 
 
+def test_weights_copied_in_another_order_are_not_read_as_they_stand() -> None:
+    """Of one sample in long loops, products read matrices that were turned round beforehand."""
+    kernel = table(27).reshape(3, 3, 3).requires_grad_()
+    gain = table(15).reshape(3, 5)
+    check(
+        lambda t, y, by: F.conv1d(by * y, kernel, padding=1), state(3, 3, 5), args=(gain,), width=1
+    )
+
+
 def test_a_convolution_of_one_system() -> None:
     check(CONVOLUTIONS["1d"], state(3, 2, 6), batched=False)
     check(lambda t, y: F.conv1d(y, WEIGHT[9].reshape(3, 3, 1)), state(3, 7), batched=False)

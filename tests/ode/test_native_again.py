@@ -58,6 +58,38 @@ def test_every_call_reads_the_tensors_as_they_are() -> None:
     assert torch.equal(kept, copy)  # results have memory of their own
 
 
+@torch.no_grad()
+def test_every_call_is_of_the_type_of_its_state() -> None:
+    """float32 after float64, and back, of one shape; nothing else tells them apart."""
+
+    def decay(t: Tensor, y: Tensor) -> Tensor:
+        return -0.7 * y
+
+    solve = ctorch.ode.compile(decay, rtol=1e-4, atol=1e-4)
+    for dtype in (F64, torch.float32, F64, torch.float32):
+        y0 = Y0.to(dtype)
+        mine = solve(y0, T)
+        eager = ctorch.solve_ode(decay, y0, T, rtol=1e-4, atol=1e-4, gradient="none")
+        assert mine.y.dtype is dtype
+        torch.testing.assert_close(mine.y, eager.y, rtol=1e-5, atol=1e-5)
+
+
+def test_every_call_asks_what_requires_a_gradient_now() -> None:
+    field = Turning()
+    field.weight.requires_grad_(False)
+    solve = ctorch.ode.compile(field)
+    for _ in range(2):  # the second one differs by addresses alone
+        assert not solve(Y0, T).y.requires_grad
+    for y0, there in ((Y0.clone().requires_grad_(), False), (Y0, True)):
+        field.weight.requires_grad_(there)
+        with pytest.raises(NotImplementedError, match="gradients"):
+            solve(y0, T)
+        with torch.no_grad():
+            same(solve(y0, T), field, y0, T)
+    field.weight.requires_grad_(False)
+    same(solve(Y0, T), field, Y0, T)
+
+
 def test_threads_share_a_handle() -> None:
     def decay(t: Tensor, y: Tensor, rate: Tensor) -> Tensor:
         return -rate * y

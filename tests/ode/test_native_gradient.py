@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 import ctorch
-from ctorch.codegen import build
+from ctorch.codegen import Untraceable, build
 from ctorch.ode.native_gradient import _Tape
 
 from . import native_fields as fields
@@ -96,6 +97,34 @@ def test_a_solve_that_stands_still_has_no_gradient_in_what_samples_own(batched: 
         torch.full((40, 1), 7.0, dtype=F64)  # memory that gradients may find again
         found = gradients(net, y0, gain, torch.zeros(3, dtype=F64), native=True, batched=batched)
         assert torch.equal(found[1], torch.zeros_like(gain))
+
+
+@pytest.mark.parametrize("how", [CASES["batched"], CASES["rk4"]], ids=["batched", "rk4"])
+def test_a_wrong_one_is_refused_or_solved_eagerly_with_one_warning(
+    how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracing = sys.modules["ctorch.codegen.trace"]
+    right = tracing._cotangents
+
+    def wrong(*given: Any) -> Any:
+        derivative = right(*given)
+        derivative.ct_own = derivative.graph.map("neg", derivative.ct_own)
+        return derivative
+
+    def decay(t: Tensor, y: Tensor, rate: Tensor) -> Tensor:
+        return torch.cos(t) - rate * y
+
+    def gradient(native: bool | str) -> Tensor:
+        sol = ctorch.solve_ode(decay, y0, T, args=(rate,), native=native, **how)
+        return torch.autograd.grad(sol.y[-1].sum(), rate)[0]
+
+    monkeypatch.setattr(tracing, "_cotangents", wrong)
+    y0, rate = torch.ones(3, 2, dtype=F64), torch.ones(3, 1, dtype=F64, requires_grad=True)
+    with pytest.raises(Untraceable, match=r"gradient with respect to args .* without native"):
+        gradient(native=True)
+    with pytest.warns(UserWarning, match="solving eagerly, .*gradient with respect to args"):
+        found = gradient(native="try")
+    assert torch.equal(found, gradient(native=False))
 
 
 def test_double_backward_has_the_eager_values() -> None:
