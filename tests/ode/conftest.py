@@ -72,6 +72,7 @@ WRITTEN = {
     "test_a_start_too_late_for_its_first_step_is_no_fault_of_the_field",
     "test_no_evaluation_lies_outside_the_interval_and_the_last_step_ends_on_its_end",  # callbacks
     "test_native_try_solves_and_warns_once",
+    "test_an_error_that_no_step_is_short_enough_for_ends_the_solve",  # by a norm of one system
     "test_errors_in_the_field_come_through_unchanged",
     "test_every_method_of_torchdiffeq_is_there",
     "test_unknown_options_warn",
