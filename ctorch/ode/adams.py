@@ -411,7 +411,7 @@ class _Making:
             change = h * newest * slope + known
             if self._settled(before, change):
                 return self.y + change
-        self.converged = False
+        self.converged = under_vmap(change)  # where nothing is known, nothing is doubted
         return self.y + change
 
     def _settled(self, before: Tensor, after: Tensor) -> bool:
