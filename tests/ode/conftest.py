@@ -49,7 +49,10 @@ FORMS: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, ...]]]] = {
     ),
     "test_captured_tensors": (("native", "batched"), {"gradient": ("checkpoint",)}),
     "test_arguments": (("native",), {"method": ("dopri5",)}),
-    "test_second_derivatives": (("native",), {"method": ("dopri5", "rk4")}),
+    "test_second_derivatives": (
+        ("native",),
+        {"method": ("dopri5", "rk4"), "how": ("dopri5", "tsit5 with jumps", "rk4")},
+    ),
     "test_against_peers": (("native", "batched"), {"method": ("dopri5", "rk4")}),
     "test_contract": (("native",), {"method": ("dopri5", "dopri8", "midpoint")}),
     "test_events": (
@@ -79,6 +82,9 @@ WRITTEN = {
     "test_a_larger_norm_makes_steps_shorter",
     "test_the_gradient_is_that_of_the_accepted_steps",  # which a callback tells
 }
+#: draws its fields, of which each would be compiled: the lowering of drawn functions is tested by
+#: tests/codegen/test_fuzz, native solves of drawn settings by test_native_random
+DRAWN = {"test_solutions_agree_with_scipy"}
 #: what the tests' own fields do that cannot be traced
 UNTRACED = (
     "_local_scalar_dense", "is changed by each call", "func returned", "is random",
@@ -89,6 +95,8 @@ UNTRACED = (
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every test of the modules above, in each of their forms."""
     forms, _ = FORMS.get(_name(metafunc.module), ((), {}))
+    if metafunc.function.__name__ in DRAWN:
+        forms = tuple(form for form in forms if "native" not in form)
     if forms and metafunc.function.__name__ not in WRITTEN:
         metafunc.parametrize("solver_form", ["written", *forms], indirect=True)
 
