@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from ctorch.ode.steps import FREE, Step
 #: after so many attempts it is asked whether the solve creeps along the edge of the field's domain:
 #: tiny steps that do not move the state have no error, grow, leave the domain, and are cut again
 PATIENCE = 2000
+#: a shorter step is none; at t=0 it would still move time, and hardly shrink any more
+TINY = sys.float_info.min
 
 
 class AdaptiveLoop(Loop):
@@ -85,6 +88,7 @@ class AdaptiveLoop(Loop):
                 if calling:
                     problem.call_back("callback_reject_step", t, y, length)
                 h = length * min(factor, 1.0)
+                h = 0.0 if h < TINY else h
                 continue
             stats.accepted += 1
             if calling:

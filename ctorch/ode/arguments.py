@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -75,21 +76,23 @@ def first_step(dt0: Any) -> float | None:
         length = float(dt0.detach() if isinstance(dt0, Tensor) else dt0)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"dt0 must be a number, but is {dt0!r}.") from None
-    if not length > 0:
-        raise ValueError(f"dt0 must be positive, but is {length}: the direction is that of t.")
+    if not 0 < length < math.inf:
+        raise ValueError(
+            f"dt0 must be positive and finite, but is {length}: the direction is that of t."
+        )
     return length
 
 
-def step_limit(max_steps: Any) -> int:
+def step_limit(max_steps: Any, name: str = "max_steps") -> int:
     """``max_steps`` as an int; it may be written as 1e5.
 
     Raises:
-        ValueError: it is no positive int.
+        ArgumentError: it is no positive int.
     """
-    whole = isinstance(max_steps, float) and max_steps.is_integer()
-    count = int(max_steps) if whole else as_int(max_steps)
+    integral = isinstance(max_steps, float) and max_steps.is_integer()
+    count = int(max_steps) if integral else as_int(max_steps)
     if count is None or count < 1:
-        raise ValueError(f"max_steps must be an int, at least 1, but is {max_steps!r}.")
+        raise ArgumentError(f"{name} must be an int, at least 1, but is {max_steps!r}.")
     return count
 
 
@@ -256,23 +259,45 @@ def check_options(options: dict[str, Any], known: set[str], solver: str, strict:
 
 
 def number(options: dict[str, Any], name: str, default: float, positive: bool = False) -> float:
-    """A number from the options."""
+    """A number from the options; infinity only where it is the default."""
     value = options.get(name, default)
     try:
         value = default if value is None else float(value)
     except (TypeError, ValueError):
         raise ArgumentTypeError(f"options[{name!r}] must be a number, but is {value!r}.") from None
-    if math.isnan(value) or value < 0 or (positive and value == 0):
+    endless = value == math.inf != default
+    if math.isnan(value) or value < 0 or (positive and value == 0) or endless:
         allowed = "positive" if positive else "at least 0"
-        raise ArgumentError(f"options[{name!r}] must be {allowed}, but is {value}.")
+        finite = " and finite" if endless else ""
+        raise ArgumentError(f"options[{name!r}] must be {allowed}{finite}, but is {value}.")
     return value
+
+
+def whole(options: dict[str, Any], name: str, default: int, lowest: int, highest: int) -> int:
+    """A whole number from the options."""
+    value = options.get(name)
+    count = default if value is None else as_int(value)
+    if count is None or not lowest <= count <= highest:
+        most = f" and at most {highest}" if highest < sys.maxsize else ""
+        raise ArgumentError(f"{name} must be an int, at least {lowest}{most}, but is {value!r}.")
+    return count
+
+
+def interpolation(options: dict[str, Any], default: str) -> str:
+    """How outputs between fixed steps are read: "linear" or "cubic"."""
+    interp = options.get("interp", default)
+    if interp not in ("linear", "cubic"):
+        raise ArgumentError(
+            f'Unknown interpolation method {interp!r}: options["interp"] is "linear" or "cubic".'
+        )
+    return interp
 
 
 def special_times(options: dict[str, Any], direction: int) -> tuple[list[float], list[float]]:
     """(step_t, jump_t) in tau = direction * t, increasing.
 
     Raises:
-        ValueError: a time occurs twice between them.
+        ValueError: a time is NaN, or occurs twice between them.
     """
     both = []
     for name in ("step_t", "jump_t"):
@@ -280,7 +305,10 @@ def special_times(options: dict[str, Any], direction: int) -> tuple[list[float],
         given: Any = (
             [] if value is None else torch.as_tensor(value, dtype=torch.float64).reshape(-1)
         )
-        both.append(sorted(direction * float(x) for x in given))
+        times = [direction * float(x) for x in given]
+        if any(map(math.isnan, times)):
+            raise ArgumentError(f"options[{name!r}] must not hold NaN, but is {value}.")
+        both.append(sorted(times))
     merged = both[0] + both[1]
     if len(set(merged)) != len(merged):
         raise ValueError(

@@ -19,6 +19,7 @@ from ctorch._exceptions import GradientError
 from ctorch.ode.capture import Captured, discover, hooks_waiting
 from ctorch.ode.field import Stage, UnexpectedGraph
 from ctorch.ode.layout import Layout
+from ctorch.ode.methods import check_method
 from ctorch.ode.problem import Problem, default_norm
 from ctorch.ode.run import Run
 from ctorch.ode.sweep import audit_again
@@ -60,6 +61,21 @@ class ContinuousAdjoint:
     norm: Any = None
     params: Sequence[Tensor] | None = None
     options: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.method is not None:
+            check_method(self.method)
+        if self.params is not None:
+            if isinstance(self.params, Tensor):
+                raise TypeError(
+                    "params (adjoint_params) must be a sequence of tensors, but is one: use (x,)."
+                )
+            object.__setattr__(self, "params", tuple(self.params))
+            for p in self.params:
+                if not isinstance(p, Tensor):
+                    raise TypeError(
+                        f"params (adjoint_params) must hold tensors, but holds {type(p).__name__}."
+                    )
 
 
 def solve(
@@ -103,7 +119,7 @@ def _parameters(
     problem: Problem, given: ContinuousAdjoint
 ) -> tuple[Stage | None, tuple[Tensor, ...], bool]:
     if given.params is not None:
-        listed = tuple(given.params)
+        listed = given.params
         wanted = tuple(p for p in listed if p.requires_grad)
         norm = given.norm or (given.options or {}).get("norm")
         if len(wanted) != len(listed) and callable(norm):
@@ -162,7 +178,7 @@ class _Backward:
         problem = self.problem
         state = problem.layout.unpack(y)
         if problem.norm is not None:
-            return torch.as_tensor(problem.norm(state)).abs()
+            return problem.users_norm(state)
         return default_norm(state, problem.max_norm)
 
     def _default_norm(self, parts: tuple[Tensor, ...]) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ctorch._exceptions import ArgumentError
+from ctorch.ode.arguments import interpolation
 from ctorch.ode.capture import Captured
 from ctorch.ode.continuous import ContinuousAdjoint
 from ctorch.ode.discrete import solve_differentiably, solve_without_gradient
@@ -85,10 +86,7 @@ class ImplicitJob:
         name = options.get("root_finder") or "newton"
         self.finder = make_root_finder(name, problem, options, patient=self.knots is not None)
         self.formulas = _formulas(request)
-        interp = options.get("interp", "cubic")
-        if interp not in ("linear", "cubic"):
-            raise ArgumentError(f'interp must be "linear" or "cubic", but is {interp!r}.')
-        self.linear = interp == "linear"
+        self.linear = interpolation(options, "cubic") == "linear"
         self.time_grad = self.keep = self.graphs = self.watching = False
         self.captured = Captured(())
 

@@ -124,10 +124,10 @@ class Layout:
                     " make y0 complex."
                 )
             if not _widens(leaf.dtype, self.user_dtype):
+                wider = f", or give y0 as {leaf.dtype}" if leaf.is_floating_point() else ""
                 raise TypeError(
                     f"{what} returned {leaf.dtype}{part} for a state of {self.user_dtype}: return"
-                    " the state's dtype"
-                    f" (for instance `.to(y.dtype)`), or give y0 as {leaf.dtype}."
+                    f" the state's dtype (for instance `.to(y.dtype)`){wider}."
                 )
 
 

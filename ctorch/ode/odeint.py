@@ -148,7 +148,7 @@ def odeint_adjoint(
         atol=adjoint_atol,
         method=adjoint_method,
         options=adjoint_options,
-        params=None if adjoint_params is None else tuple(adjoint_params),
+        params=adjoint_params,
     )
     return _solve(func, y0, t, rtol, atol, method, options, event_fn, adjoint)
 

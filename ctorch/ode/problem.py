@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctorch._exceptions import ArgumentError
 from ctorch.ode.control import StepController
 from ctorch.ode.field import VectorField
 from ctorch.ode.layout import Layout
@@ -120,8 +121,22 @@ class Problem:
         """
         ratio: Any = self.layout.unpack(error / scale)
         if self.norm is not None:
-            return torch.as_tensor(self.norm(ratio)).abs()
+            return self.users_norm(ratio)
         return default_norm(ratio, self.max_norm)
+
+    def users_norm(self, state: Any) -> Tensor:
+        """``norm`` of a user-shaped state. 0-dim.
+
+        Raises:
+            ArgumentError: it is not one number.
+        """
+        assert self.norm is not None
+        value = torch.as_tensor(self.norm(state))
+        if value.numel() != 1:
+            raise ArgumentError(
+                f"options['norm'] must return one number, but returned shape {list(value.shape)}."
+            )
+        return value.abs().reshape(())
 
     def error_scale(self, y: Tensor, y1: Tensor) -> Tensor:
         """atol + rtol * max(|y|, |y1|); for a complex state through the modulus."""

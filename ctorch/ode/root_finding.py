@@ -11,6 +11,7 @@ corrections (Hairer and Wanner, "Solving ODEs II", IV.8).
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ctorch._exceptions import ArgumentError
 from ctorch.autodiff.hollow import as_hollow, dimwise_derivative
+from ctorch.ode.arguments import whole
 from ctorch.ode.capture import Captured
 from ctorch.ode.field import Stage, UnexpectedGraph
 from ctorch.ode.problem import Problem
@@ -110,9 +112,8 @@ class RootFinder:
         self.problem = problem
         self.field = problem.field
         self.patient = patient
-        self.max_iters = int(options.get("max_iters", self.iterations * (5 if patient else 1)))
-        if self.max_iters < 1:
-            raise ArgumentError(f"max_iters must be at least 1, but is {self.max_iters}.")
+        default = self.iterations * (5 if patient else 1)
+        self.max_iters = whole(options, "max_iters", default, 1, sys.maxsize)
         self.tolerance = float(options.get("root_tol", 0.1))
         if not 0 < self.tolerance <= 1:
             raise ArgumentError(f"root_tol must lie in (0, 1], but is {self.tolerance}.")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ctorch._eager import eager
-from ctorch._exceptions import ArgumentError
+from ctorch._exceptions import ArgumentError, ArgumentTypeError
 from ctorch.ode import (
     adams,
     arguments,
@@ -335,7 +335,7 @@ class Request:
             max_step=number(options, "max_step", math.inf, positive=True),
             step_t=step_t,
             jump_t=jump_t,
-            max_steps=int(number(options, "max_num_steps", 1_000_000, positive=True)),
+            max_steps=_step_limit(options),
             perturb=bool(options.get("perturb", False)),
             dense=self.dense,
             callbacks=arguments.find_callbacks(self.func, supported, method),
@@ -353,7 +353,7 @@ class Request:
         if self.torchdiffeq:
             controller = dataclasses.replace(controller, never_shrinks=True)
         changes: dict[str, Any] = {
-            mine: float(options[theirs])
+            mine: number(options, theirs, getattr(controller, mine))
             for mine, theirs in (
                 ("safety", "safety"),
                 ("max_factor", "ifactor"),
@@ -373,13 +373,9 @@ class Request:
     def interpolant(self) -> str:
         """Name of the interpolant that this solve reads."""
         if self.method in methods.FIXED:
-            interp = self.options.get("interp", "linear" if self.torchdiffeq else "cubic")
-            if interp not in ("linear", "cubic"):
-                raise ValueError(
-                    f'Unknown interpolation method {interp!r}: options["interp"] is "linear" or'
-                    ' "cubic".'
-                )
-            return "linear" if interp == "linear" else "best"
+            default = "linear" if self.torchdiffeq else "cubic"
+            linear = arguments.interpolation(self.options, default) == "linear"
+            return "linear" if linear else "best"
         return "torchdiffeq" if self.torchdiffeq else "best"
 
     def polynomials(self, run: Run) -> Tensor:
@@ -422,6 +418,11 @@ class Request:
         self, problem: Problem, constructor: Callable[..., Tensor]
     ) -> Callable[[], Iterator[tuple[float, int]]]:
         grid = constructor(self.func, self.y0, self.t)
+        if not isinstance(grid, Tensor):
+            raise ArgumentTypeError(
+                f"grid_constructor must return a tensor of times, but returned"
+                f" {type(grid).__name__}."
+            )
         values = [float(x) for x in grid.detach().double().tolist()]
         times = problem.times
         if not values or values[0] != times[0] or values[-1] != times[-1]:
@@ -438,6 +439,13 @@ class Request:
             return lambda: iter([(v, count + i) for i, v in enumerate(values)])
         anchors = {0: 0, len(values) - 1: count - 1}
         return lambda: iter([(v, anchors.get(i, FIXED)) for i, v in enumerate(values)])
+
+
+def _step_limit(options: dict[str, Any]) -> int:
+    limit = options.get("max_num_steps")
+    if limit is None:
+        return 1_000_000
+    return int(min(number({"max_num_steps": limit}, "max_num_steps", math.inf, True), 2**31 - 1))
 
 
 def _run_plain(job: Job) -> Run:

@@ -77,6 +77,9 @@ import ctorch, torchdiffeq
 from torchdiffeq import odeint, odeint_adjoint, odeint_dense, odeint_event
 from torchdiffeq._impl.odeint import SOLVERS
 import torchdiffeq._impl.odeint
+from torchdiffeq._impl import odeint as inner, odeint_adjoint, odeint_dense, odeint_event
+from torchdiffeq._impl.adjoint import odeint_adjoint as adjoint
+assert inner is odeint and adjoint is odeint_adjoint is ctorch.odeint_adjoint
 assert torchdiffeq.odeint is odeint is ctorch.odeint
 assert "dopri5" in list(SOLVERS)
 assert torchdiffeq.__version__.split(".")[0] == "0"

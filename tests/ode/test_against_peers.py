@@ -192,3 +192,27 @@ def test_events_are_torchdiffeqs(reverse: bool) -> None:
     torch.testing.assert_close(found[0][0].to(F64), found[1][0].to(F64), rtol=1e-7, atol=1e-8)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-7, atol=1e-7)
     assert float(found[0][0]) == pytest.approx((-1 if reverse else 1) * 2 * np.pi / 3, abs=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128])
+@pytest.mark.parametrize("method", ["explicit_adams", "implicit_adams"])
+def test_adams_methods_take_a_uniform_grid_for_one(method: str, dtype: torch.dtype) -> None:
+    """Times of float32 are rounded."""
+    t = torch.linspace(0.0, 1.0, 24, dtype=dtype.to_real())
+    y0 = torch.tensor([1.0, 0.5, 2.0], dtype=dtype)
+    rate = torch.tensor(2j - 1 if dtype.is_complex else -1, dtype=dtype)
+    how: dict[str, Any] = {"method": method, "rtol": 1e-5, "atol": 1e-7}
+    y, expected, nfe, peer_nfe = both(lambda t, y: rate * y, y0, t, **how, options={"max_order": 5})
+    digits = 1e-5 if dtype.to_real() is torch.float32 else 1e-12
+    torch.testing.assert_close(y, expected, rtol=digits, atol=digits)
+    assert nfe == peer_nfe
+
+
+def test_implicit_adams_judges_complex_numbers_by_their_size() -> None:
+    """A real part near zero has no tolerance of its own."""
+    t = torch.linspace(0.0, 1.0, 12, dtype=F64)
+    y0 = torch.tensor([1 + 1j, 0.5j], dtype=torch.complex128)
+    how: dict[str, Any] = {"method": "implicit_adams", "atol": torch.tensor([1e-9, 1e-8])}
+    y, expected, nfe, peer_nfe = both(lambda t, y: (1j - 1) * y, y0, t, **how)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    assert nfe == peer_nfe

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ctorch
-from ctorch.ode import Event, StepController
+from ctorch.ode import ContinuousAdjoint, Event, StepController
 
 from .problems import F64, Net, leaf, times
 
@@ -69,6 +69,21 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "grid_constructor",
     ),
+    "grid kind": (
+        {"method": "rk4", "options": {"grid_constructor": lambda f, y, t: [0.0, 1.0]}},
+        TypeError,
+        "grid_constructor.*list",
+    ),
+    "norm's shape": ({"options": {"norm": lambda y: y}}, ValueError, r"norm.*\[2\]"),
+    "dt0 endless": ({"dt0": math.inf}, ValueError, "dt0.*finite"),
+    "first_step": ({"options": {"first_step": math.inf}}, ValueError, "first_step.*finite"),
+    "safety kind": ({"options": {"safety": "high"}}, TypeError, "safety"),
+    "step_t NaN": ({"options": {"step_t": [math.nan, 0.5]}}, ValueError, "step_t.*NaN"),
+    "slope of integers": (
+        {"func": lambda t, y: torch.ones(2, dtype=torch.int64)},
+        TypeError,
+        r"int64.*to\(y.dtype\)`\)\.$",
+    ),
     "args": ({"args": torch.ones(2)}, TypeError, r"args=\(value,\)"),
     "options": ({"options": [1]}, TypeError, "options must be a dict"),
     "dt0 kind": ({"dt0": "short"}, TypeError, "dt0"),
@@ -97,6 +112,37 @@ def test_native_try_solves_and_warns_once() -> None:
     with pytest.warns(UserWarning, match="native"):
         sol = call(native="try", method="bdf2")
     torch.testing.assert_close(sol.y, call(method="bdf2").y)
+
+
+ADAMS: dict[str, tuple[dict[str, Any], str]] = {
+    "interp": ({"interp": "quintic"}, "interpolation.*quintic.*cubic"),
+    "max_order": ({"max_order": 13}, "max_order.*at most 12.*13"),
+    "max_order fraction": ({"max_order": 4.5}, "max_order.*4.5"),
+    "max_iters": ({"max_iters": 0}, "max_iters.*at least 1"),
+}
+
+
+@pytest.mark.parametrize("method", ["explicit_adams", "implicit_adams"])
+@pytest.mark.parametrize(("options", "match"), ADAMS.values(), ids=list(ADAMS))
+def test_a_bad_option_of_adams_methods_is_named(
+    options: dict[str, Any], match: str, method: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        call(method=method, options=options)
+
+
+def test_no_option_is_none_and_no_limit_infinite() -> None:
+    options = dict.fromkeys(("safety", "ifactor", "dfactor", "first_step", "step_t"))
+    sol = call(options={**options, "max_num_steps": math.inf})
+    assert torch.equal(sol.y, call().y)
+
+
+def test_the_settings_of_an_adjoint_are_checked_when_it_is_made() -> None:
+    with pytest.raises(ValueError, match=r'rk5.*"dopri5"'):
+        ContinuousAdjoint(method="rk5")
+    for params in (Y0, ("w",), {"w": Y0}):
+        with pytest.raises(TypeError, match="params"):
+            ContinuousAdjoint(params=params)  # type: ignore[arg-type]
 
 
 def test_events_and_controllers_check_their_settings() -> None:

@@ -18,6 +18,7 @@ import ctorch
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs the gloo back end")
 TIMES = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+GRADIENTS = ["backprop", "checkpoint"]
 
 
 class Model(nn.Module):
@@ -42,7 +43,7 @@ def batch(rank: int) -> Tensor:
     return torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(rank))
 
 
-def work(rank: int, folder: str, gradient: str) -> None:
+def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -51,23 +52,31 @@ def work(rank: int, folder: str, gradient: str) -> None:
         world_size=2,
         timeout=timedelta(seconds=60),
     )
-    model = DistributedDataParallel(Model(gradient))
-    for _ in range(2):  # the second backward pass finds the reducer's buckets rebuilt
-        model.zero_grad()
-        model(batch(rank)).square().mean().backward()
-    if rank == 0:
-        torch.save([p.grad for p in model.module.parameters()], Path(folder) / "gradients.pt")
-    # The group must die last, without the interpreter's lock: where the model holds the last
-    # reference, torch waits with the lock for a thread of gloo that waits for the lock.
-    del model
-    gc.collect()
+    for gradient in GRADIENTS:
+        model = DistributedDataParallel(Model(gradient))
+        for _ in range(2):  # the second backward pass finds the reducer's buckets rebuilt
+            model.zero_grad()
+            model(batch(rank)).square().mean().backward()
+        if rank == 0:
+            torch.save([p.grad for p in model.module.parameters()], Path(folder) / gradient)
+        # The group must die last, without the interpreter's lock: where the model holds the last
+        # reference, torch waits with the lock for a thread of gloo that waits for the lock.
+        del model
+        gc.collect()
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("gradient", ["backprop", "checkpoint"])
-def test_gradients_are_averaged_over_processes(tmp_path: Path, gradient: str) -> None:
-    mp.spawn(work, args=(str(tmp_path), gradient), nprocs=2)
-    averaged = torch.load(tmp_path / "gradients.pt", weights_only=True)
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes computed. Once: each imports torch."""
+    folder = tmp_path_factory.mktemp("processes")
+    mp.spawn(work, args=(str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_gradients_are_averaged_over_processes(processes: Path, gradient: str) -> None:
+    averaged = torch.load(processes / gradient, weights_only=True)
     model = Model(gradient)
     losses = [model(batch(rank)).square().mean() for rank in range(2)]
     # each process chooses steps for its own half, as these two solves do

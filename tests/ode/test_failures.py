@@ -142,6 +142,14 @@ def test_a_start_too_late_for_its_first_step_is_no_fault_of_the_field(native: bo
     assert caught.value.status is Status.STEP_UNDERFLOW
 
 
+def test_an_error_that_no_step_is_short_enough_for_ends_the_solve() -> None:
+    """At t=0 the shortest of numbers still moves time."""
+    calls = Counted(lambda t, y: -y)
+    with pytest.raises(ctorch.SolveError, match="underflow in dt"):
+        ctorch.solve_ode(calls, ONE, times(0.0, 1.0), options={"norm": lambda y: 3.0})
+    assert calls.nfe < 30_000
+
+
 def test_step_underflow_names_the_worst_element_and_remedies() -> None:
     def field(t: Tensor, y: Tensor) -> Tensor:
         return torch.stack([-y[0], y[1] ** 2, -y[2]])

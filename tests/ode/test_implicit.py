@@ -495,7 +495,7 @@ def test_a_diagonal_of_another_field_is_refused() -> None:
     ("method", "options", "message"),
     [
         ("bdf2", {"root_finder": "broyden"}, 'must be one of "functional", "jacobi_newton"'),
-        ("bdf2", {"max_iters": 0}, "max_iters must be at least 1"),
+        ("bdf2", {"max_iters": 0}, "max_iters must be an int, at least 1"),
         ("bdf2", {"root_tol": 0.0}, "root_tol must lie in"),
         ("bdf2", {"batch_dims": 2}, "batch_dims must be an integer from 0 to 1"),
         ("bdf2", {"root_finder": "jacobi_newton", "diagonal": 3}, "must be callable"),

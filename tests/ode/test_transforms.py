@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -98,6 +99,23 @@ def test_per_sample_gradients(how: dict[str, Any]) -> None:
     per_sample = torch.func.vmap(torch.func.grad(final, argnums=1), in_dims=(0, None, None))
     got = per_sample(states, matrix, how)
     same([got], [torch.stack([torch.func.grad(final, argnums=1)(y, matrix, how) for y in states])])
+
+
+def test_vmap_over_an_iteration_whose_end_it_hides_warns_of_nothing() -> None:
+    """All iterations are made, and slopes of earlier steps are kept."""
+    t = torch.linspace(0.0, 1.0, 30, dtype=F64)
+    y0 = torch.linspace(0.1, 1.2, 6, dtype=F64).reshape(3, 2)
+
+    def final(y: Tensor) -> Tensor:
+        return ctorch.solve_ode(
+            lambda t, y: torch.sin(y) + t, y, t, method="implicit_adams", rtol=1e-4, atol=1e-4,
+            options={"max_iters": 8},
+        ).y[-1]  # fmt: skip
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = torch.func.vmap(final)(y0)
+    torch.testing.assert_close(got, torch.stack([final(y) for y in y0]), rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.parametrize("how", ADAPTIVE.values(), ids=list(ADAPTIVE))
