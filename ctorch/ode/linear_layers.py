@@ -22,6 +22,11 @@ Node = torch.autograd.graph.Node
 #: cotangents are laid by until they have this many elements
 GATHERED = 8192
 
+#: cotangents of so many elements are added up before they are summed over their rows: below that a
+#: sum over rows costs more than an addition of all elements, and beyond it the sum pushes more
+#: useful things out of the cache
+SUMMED_LATER = 32768
+
 #: nodes of products x w (+ b), and the name under which they keep x
 _KEPT = {"AddmmBackward0": "_saved_mat1", "MmBackward0": "_saved_self"}
 
@@ -161,6 +166,10 @@ class Gathered:
     def __init__(self, sums: list[Tensor | None]) -> None:
         self._sums = sums
         self._waiting: dict[Parameters, tuple[list[Tensor], list[Tensor]]] = {}
+        #: by place of a bias: the sum of cotangents that are still to be summed over their rows
+        self._rows: dict[int, Tensor] = {}
+        #: places of sums that are kept transposed
+        self._lying: set[int] = set()
 
     def add(self, reached: Reached, cotangents: Sequence[Tensor | None]) -> None:
         """Add the products of one evaluation."""
@@ -170,6 +179,9 @@ class Gathered:
             x = getattr(edge.node, layer.kept)
             if x.layout is not torch.strided:
                 x = x.to_dense()
+            if max(g.numel(), x.numel()) >= GATHERED:
+                self._multiply(layer, g, x)
+                continue
             waiting = self._waiting.get(layer)
             if waiting is None:
                 waiting = self._waiting[layer] = ([], [])
@@ -177,7 +189,7 @@ class Gathered:
             gs.append(g)
             xs.append(x)
             if len(gs) * max(g.numel(), x.numel()) >= GATHERED:
-                self._multiply(layer, gs, xs)
+                self._multiply(layer, torch.cat(gs), torch.cat(xs))
                 gs.clear()
                 xs.clear()
 
@@ -185,22 +197,43 @@ class Gathered:
         """Add what is still waiting."""
         for layer, (gs, xs) in self._waiting.items():
             if gs:
-                self._multiply(layer, gs, xs)
+                self._multiply(layer, torch.cat(gs), torch.cat(xs))
         self._waiting.clear()
+        for place, rows in self._rows.items():
+            self._add_bias(place, rows)
+        self._rows.clear()
+        for place in self._lying:
+            total = self._sums[place]
+            assert total is not None
+            self._sums[place] = total.contiguous()
+        self._lying.clear()
 
-    def _multiply(self, layer: Parameters, gs: list[Tensor], xs: list[Tensor]) -> None:
-        g, x = (gs[0], xs[0]) if len(gs) == 1 else (torch.cat(gs), torch.cat(xs))
-        sums, turned = self._sums, g.t()
-        a, b = (turned, x) if layer.turned else (x.t(), g)
-        total = sums[layer.weight]
-        if total is None:
-            sums[layer.weight] = a.mm(b)
-        else:
+    def _multiply(self, layer: Parameters, g: Tensor, x: Tensor) -> None:
+        a, b = (g.t(), x) if layer.turned else (x.t(), g)
+        total = self._sums[layer.weight]
+        if total is not None:
             total.addmm_(a, b)
+        elif a.shape[0] > b.shape[1]:  # products of few rows and many columns are faster
+            self._sums[layer.weight] = b.t().mm(a.t()).t()
+            self._lying.add(layer.weight)
+        else:
+            self._sums[layer.weight] = a.mm(b)
         if layer.bias < 0:
             return
-        total = sums[layer.bias]
+        if g.numel() > SUMMED_LATER:
+            self._add_bias(layer.bias, g)
+            return
+        rows = self._rows.get(layer.bias)
+        if rows is None:
+            self._rows[layer.bias] = g.clone()
+        elif rows.shape == g.shape:
+            rows.add_(g)
+        else:
+            self._add_bias(layer.bias, g)
+
+    def _add_bias(self, place: int, g: Tensor) -> None:
+        total = self._sums[place]
         if total is None:
-            sums[layer.bias] = g.sum(0)
+            self._sums[place] = g.sum(0)
         else:
             total.add_(g.sum(0))  # (a product with ones would be faster, and far less exact)

@@ -151,6 +151,23 @@ def test_what_is_left_when_products_are_made_is_added(
         same(gradients(Holder(two_layers), leaf(3, 2)), reference)
 
 
+def test_cotangents_too_large_to_be_added_up_are_summed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(linear_layers, "GATHERED", 1)
+    monkeypatch.setattr(linear_layers, "SUMMED_LATER", 3 * 2)  # those of the second layer
+    y0 = leaf(3, 2)
+    same(gradients(Holder(two_layers), y0), by_replay(Holder(two_layers), y0))
+
+
+def test_gradients_lie_in_memory_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever way round they are added up."""
+    monkeypatch.setattr(linear_layers, "GATHERED", 1)
+    field, y0 = Holder(two_layers), leaf(3, 2)
+    loss = ctorch.solve_ode(field, y0, times(0.0, 1.0)).y.square().sum()
+    assert all(x.is_contiguous() for x in torch.autograd.grad(loss, [field.c, field.e]))
+
+
 def test_some_of_the_parameters_alone() -> None:
     field, y0 = Holder(two_layers), leaf(3, 2)
     loss = ctorch.solve_ode(field, y0, times(0.0, 1.0)).y.square().sum()
