@@ -25,6 +25,7 @@ from torch import Tensor
 from ctorch.codegen.guards_counters import only_counts
 from ctorch.codegen.guards_objects import Objects
 from ctorch.codegen.guards_parts import ENDING, MEMORY, content, imports, names, parts
+from ctorch.codegen.guards_tensors import Held, is_number, same_form
 from ctorch.codegen.lower_source import Untraceable
 
 #: More objects than this are not walked.
@@ -128,7 +129,7 @@ class Guards:
         lines += self._unlike(chosen)
         for k, found in enumerate(chosen):
             lines += self._together(found)
-            if not _is_number(found.tensor):
+            if not is_number(found.tensor):
                 lines.append(self._same_content(found, f"h{k}"))
         return self._function_of("root", lines, f"[{', '.join(x.name for x in chosen)}]")
 
@@ -148,7 +149,7 @@ class Guards:
         for tensor in used:
             lines += self._together(by_id[id(tensor)])
         for k, found in enumerate(self.tensors):
-            if not _is_number(found.tensor):
+            if not is_number(found.tensor):
                 lines.append(self._same_content(found, f"w{k}"))
         check = self._function_of("", lines, "True")
         return lambda: check() is True
@@ -454,10 +455,6 @@ def _compared(line: str) -> str:
     return f"if {access} is not {name}: return None" if gets and name.isidentifier() else line
 
 
-def _is_number(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
 def _shortened(lines: Sequence[str]) -> list[str]:
     """Lines without names for what is looked at once and on the spot."""
     uses = collections.Counter(name for line in lines for name in re.findall(r"\bv\d+", line))
@@ -470,37 +467,6 @@ def _shortened(lines: Sequence[str]) -> list[str]:
         else:
             short.append(line)
     return short
-
-
-def same_form(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
-    """The test of PyTorch's own compiler, where it is at hand: one call for all tensors.
-
-    It holds for tensors of the same class, shapes, strides, types, devices and demands of
-    gradients; of those for which it does not hold, some are as good.
-    """
-    kind = getattr(
-        getattr(getattr(torch._C, "_dynamo", None), "guards", None), "TensorGuards", None
-    )
-    if kind is None or not tensors:
-        return None
-    try:
-        check: Callable[..., bool] = kind(
-            *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
-        ).check
-        return check if check(*tensors) is True else None
-    except Exception:  # it belongs to PyTorch, and may change
-        return None
-
-
-class Held:
-    """The content of a tensor that is part of the traced code: an index or a mask."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._copy = tensor.detach().clone()
-
-    def holds(self, tensor: Tensor) -> bool:
-        """Whether a tensor has that content."""
-        return tensor.shape == self._copy.shape and bool((tensor == self._copy).all())
 
 
 def same_plain(a: Any, b: Any) -> bool:

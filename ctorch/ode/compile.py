@@ -93,7 +93,7 @@ class CompiledSolve:
         self._calls += 1
         if self._calls >= self._patience:
             self._calls, self._patience = 0, min(2 * self._patience, _RARELY)
-            self._again = prepared.again(y0, t, args)
+            self._again = prepared.again(y0, t, args) or self._again
         return solution
 
     def _checked(self, y0: Tensor, t: Tensor) -> Tensor:
@@ -168,6 +168,8 @@ class _Prepared:
     def again(self, y0: Tensor, t: Tensor, args: tuple[Any, ...]) -> Again | None:
         """The short way for calls like this one, if there is one."""
         if self.batch > 1 or self.batched or self.pairs or not y0.is_cpu:
+            return None
+        if not all(isinstance(x, Tensor) for x in args):
             return None
         problem = Problem(self.traced.problem.func, y0, t, args, batched=False)
         return again(self.function, self.task, self.traced.field, problem, t)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from ctorch.codegen.guards import Guards, same_form
+from ctorch.codegen.guards import Guards
+from ctorch.codegen.guards_tensors import same_form
 from ctorch.codegen.trace import Field
 from ctorch.codegen.trace_problem import Problem
 from ctorch.ode.native_task import Task
@@ -25,14 +26,16 @@ from ctorch.ops._direct import empty_strided
 Again = Callable[..., "Solution | None"]
 
 
-def again(function: Any, settings: bytes, field: Field, problem: Problem, t: Tensor) -> Again | None:
+def again(
+    function: Any, settings: bytes, field: Field, problem: Problem, t: Tensor
+) -> Again | None:
     """The short way for calls like one that was made.
 
     Args:
         function: the compiled solve, for one sample with one step for all of it, on the CPU.
         settings: its task without arrays.
         field: that it was made for.
-        problem: of the call: its y0, func, and args.
+        problem: of the call: its y0, func, and args, tensors.
         t: its times.
 
     Returns:
@@ -41,7 +44,7 @@ def again(function: Any, settings: bytes, field: Field, problem: Problem, t: Ten
     (y0,), args = problem.y, problem.tensors
     guards = Guards(problem.root)
     shared = field.shared_of(problem)  # (seen after the walk: as it walked, nothing was changing)
-    if _kernels.library is None or problem._values or field.own_size or shared is None:
+    if _kernels.library is None or shared is None or any(field.owned) or problem.root[1]:
         return None
     held = shared[len(args) :]
     alike = same_form([y0, t, *shared])
