@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import struct
 from collections.abc import Callable
@@ -16,10 +17,13 @@ from ctorch.ops import _kernels
 from tests.codegen import test_guards_parts  # noqa: F401 (it adds cases)
 from tests.codegen.cases import CASES, Case
 
+needs_kernels = pytest.mark.skipif(
+    not _kernels.HAS_KERNELS, reason="compiled code compares addresses"
+)
 STILL = 'extern "C" long still(const void*) { return 0; }'
 
 
-@pytest.mark.skipif(not _kernels.HAS_KERNELS, reason="compiled code compares addresses")
+@needs_kernels
 @pytest.mark.parametrize("make", CASES.values(), ids=CASES.keys())
 def test_a_change_is_seen_by_addresses(make: Callable[[], Case]) -> None:
     read, change = make()
@@ -54,3 +58,32 @@ def unchanged(func: Callable[..., Tensor]) -> Callable[[], bool]:
         return rest() and found == (0, 0, 0)
 
     return still
+
+
+class One:
+    k = 2.0
+
+    def __init__(self) -> None:
+        self.more, self.table = 1.0, collections.OrderedDict(a=1.0, b=2.0)
+
+
+class Two(One):
+    k = 3.0
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda held: setattr(held, "__class__", Two),
+        lambda held: setattr(held, "__dict__", dict(vars(held))),
+        lambda held: held.table.move_to_end("a"),
+    ],
+    ids=["class", "dict", "order"],
+)
+def test_what_an_object_is_and_has_is_seen(change: Callable[[One], None]) -> None:
+    held = One()
+    still = unchanged(lambda t, y: held.k * y * held.more * next(iter(held.table.values())))
+    assert still()
+    change(held)
+    assert not still()
