@@ -1,6 +1,7 @@
 // The Python module ctorch._C. Importing it loads the library, and loading registers the kernels.
 // Beside the operators it has a few functions that take plain addresses and numbers, for loops in
-// which a call through the dispatcher costs more than the work; ctorch/ops/_direct.py calls them.
+// which a call through the dispatcher costs more than the work; ctorch/ops/_direct.py calls them,
+// and ctorch/ode/native_again.py the last.
 #include <Python.h>
 
 #include <cstddef>
@@ -12,6 +13,7 @@
 
 #include "../mlp/direct.h"
 #include "../runge_kutta/direct.h"
+#include "again.h"
 
 namespace {
 
@@ -97,20 +99,28 @@ struct Called<function, Lock> {
     }
     return apply(args, count, std::index_sequence_for<Args...>{});
   }
-
-  static PyMethodDef named(const char* name) {
-    return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call)), METH_FASTCALL,
-            nullptr};
-  }
 };
 
-PyMethodDef functions[] = {Called<&ct::rk::direct::stage>::named("rk_stage"),
-                           Called<&ct::rk::direct::error>::named("rk_error"),
-                           Called<&ct::rk::direct::times>::named("rk_times"),
-                           Called<&ct::rk::direct::plan>::named("rk_plan"),
-                           Called<&ct::rk::direct::judge>::named("rk_judge"),
-                           Called<&ct::rk::direct::accept>::named("rk_accept"),
-                           Called<&ct::mlp::direct::derivative, Released>::named("mlp_derivative"),
+using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+
+PyMethodDef method(const char* name, Fast call) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL,
+          nullptr};
+}
+
+template <auto function, class... Lock>
+PyMethodDef called(const char* name) {
+  return method(name, &Called<function, Lock...>::call);
+}
+
+PyMethodDef functions[] = {called<&ct::rk::direct::stage>("rk_stage"),
+                           called<&ct::rk::direct::error>("rk_error"),
+                           called<&ct::rk::direct::times>("rk_times"),
+                           called<&ct::rk::direct::plan>("rk_plan"),
+                           called<&ct::rk::direct::judge>("rk_judge"),
+                           called<&ct::rk::direct::accept>("rk_accept"),
+                           called<&ct::mlp::direct::derivative, Released>("mlp_derivative"),
+                           method("solve_again", &ct::core::solve_again),
                            {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

@@ -27,6 +27,16 @@ constexpr int kRegisterBytes = 16;
 template <class T>
 constexpr int kRegister = kRegisterBytes > 1 ? kRegisterBytes / static_cast<int>(sizeof(T)) : 1;
 
+// How many registers go through a long chain of operators side by side, which one by one would wait
+// for itself: as many as there is room for.
+#if defined(__AVX512F__) && !defined(CT_CUDA)
+template <class T>
+constexpr int kSideBySide = sizeof(T) == 8 ? 8 : 1;  // (of float the chains are short)
+#else
+template <class T>
+constexpr int kSideBySide = 1;
+#endif
+
 template <class T, int W, bool kFits = (W == 1 || sizeof(T) * W <= kRegisterBytes)>
 struct LaneType;
 #if !defined(CT_CUDA)

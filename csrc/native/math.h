@@ -154,13 +154,10 @@ CT_LANES V log_normal(V x) {
 
 template <class V>
 CT_LANES V tanh(V x) {
-  if constexpr (kWidth<V> == 1) {
+  if constexpr (kWidth<V> == 1)
     return std::tanh(x);
-  } else if constexpr (IsWide<V>::value) {
-    return {tanh(x.low), tanh(x.high)};
-  } else {
-    return tanh_of_register(x);
-  }
+  else
+    return tanh_in_registers(x);
 }
 
 template <class V>

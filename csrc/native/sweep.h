@@ -28,7 +28,7 @@ struct Place {
       return load_part<kCount, X>(from + j);
     } else {
       X x{};
-      for (int i = 0; i < count; ++i) x[i] = from[(j + i) * kStride];
+      for (int i = 0; i < count; ++i) put(x, i, from[(j + i) * kStride]);
       return x;
     }
   }
@@ -43,7 +43,7 @@ struct Place {
         return all<X>(from[table[j]]);
     } else {
       X x{};
-      for (int i = 0; i < count; ++i) x[i] = from[table[j + i]];
+      for (int i = 0; i < count; ++i) put(x, i, from[table[j + i]]);
       return x;
     }
   }
@@ -64,22 +64,25 @@ struct Place {
     } else if constexpr (kStride == 1) {
       store_part<kCount>(to + j, x);
     } else {
-      for (int i = 0; i < count; ++i) to[(j + i) * kStride] = x[i];
+      for (int i = 0; i < count; ++i) to[(j + i) * kStride] = peek(x, i);
     }
   }
 };
 
-// f(place) for all of n elements.
-template <class V, long n, class F>
+// f(place) for all of n elements; of one sample up to kMost registers at a time.
+template <class V, long n, int kMost = 1, class F>
 CT_LANES void sweep(const F& f) {
   if constexpr (kWidth<V> > 1 || kRegister<V> == 1) {
     for (long j = 0; j < n; ++j) f(Place<V, V>{j});
+  } else if constexpr (kMost > 1 && kMost * kRegister<V> > n) {
+    sweep<V, n, kMost / 2>(f);
   } else {
-    constexpr int R = kRegister<V>;
-    using X = Lanes<V, R>;
+    constexpr int R = kRegister<V>, kMany = kMost * R;
     long j = 0;
-    for (; j + R <= n; j += R) f(Place<V, X>{j});
-    if constexpr (n % R != 0) f(Place<V, X, n % R>{j});
+    for (; j + kMany <= n; j += kMany) f(Place<V, Lanes<V, kMany>>{j});
+    if constexpr (kMost > 1)
+      for (; j + R <= n; j += R) f(Place<V, Lanes<V, R>>{j});
+    if constexpr (n % R != 0) f(Place<V, Lanes<V, R>, n % R>{j});
   }
 }
 

@@ -280,7 +280,10 @@ class Body:
         depth = len(piece.sizes) - 1
         for d, size in enumerate(piece.sizes[:-1]):
             self.lines.append(f"for (long i{d} = 0; i{d} < {size}; ++i{d})" + " {")
-        self.lines.append(f"sweep<{lanes}, {piece.sizes[-1]}>([&](const auto& at) " + "{")
+        # (the registers of a longer body would not all have room)
+        together = len(body) < 12 and any("native::tanh(" in line for line in body)
+        most = ", kSideBySide<real>" * together
+        self.lines.append(f"sweep<{lanes}, {piece.sizes[-1]}{most}>([&](const auto& at) " + "{")
         self.lines.append("using X = typename std::remove_cvref_t<decltype(at)>::X;")
         self.lines += body
         self.lines.append("});")

@@ -16,14 +16,16 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ctorch.codegen.guards_counters import only_counts
+from ctorch.codegen.guards_objects import Objects
 from ctorch.codegen.guards_parts import ENDING, MEMORY, content, imports, names, parts
+from ctorch.codegen.guards_tensors import Held, is_number, same_form
 from ctorch.codegen.lower_source import Untraceable
 
 #: More objects than this are not walked.
@@ -69,6 +71,20 @@ class Found:
     tensor: Tensor
 
 
+class Line(NamedTuple):
+    """A line of the generated function.
+
+    Attributes:
+        text: it.
+        path: of the value that it compares, if it does.
+        held: it holds in any case where ``Guards.objects`` are what they were.
+    """
+
+    text: str
+    path: str
+    held: bool
+
+
 class Guards:
     """The values and tensors that a function and its arguments reach.
 
@@ -78,12 +94,13 @@ class Guards:
     Attributes:
         tensors: those found.
         values: by path, what is compared.
+        objects: those of which most of it hangs.
     """
 
     def __init__(self, root: tuple[Any, tuple[Any, ...]]) -> None:
         self.tensors: list[Found] = []
         self.values: dict[str, Any] = {}
-        self._lines: list[tuple[str, str]] = []  # (path of a value, or "", line)
+        self._lines: list[Line] = []
         self._space: dict[str, Any] = {
             "same": same_plain, "content": content, "modules": sys.modules,
         }  # fmt: skip
@@ -93,9 +110,10 @@ class Guards:
         self._modules: set[tuple[int, frozenset[str]]] = set()
         self._names: set[str] = set()
         self._held: list[tuple[types.ModuleType, str, str]] = []
-        self._todo: collections.deque[tuple[Any, str, str]] = collections.deque()
-        self._todo.append((root[0], "root[0]", "func"))
-        self._todo.append((root[1], "root[1]", "args"))
+        self._todo: collections.deque[tuple[Any, str, str, bool]] = collections.deque()
+        self.objects = Objects()
+        self._add(root[0], "root[0]", "func", held=True)
+        self._add(root[1], "root[1]", "args", held=True)
         self._walk()
 
     def checker(
@@ -107,21 +125,49 @@ class Guards:
         skipped = set(without)
         by_id = {id(found.tensor): found for found in self.tensors}
         chosen = [by_id[id(x)] for x in used]
-        lines = _shortened([line for path, line in self._lines if path not in skipped])
+        lines = _shortened([x.text for x in self._lines if x.path not in skipped])
         lines += self._unlike(chosen)
         for k, found in enumerate(chosen):
             lines += self._together(found)
-            if not (found.tensor.is_floating_point() or found.tensor.is_complex()):
-                self._space[f"h{k}"] = Held(found.tensor)
-                lines.append(f"if not h{k}.holds({found.name}): return None")
-        body = "\n        ".join([*lines, f"return [{', '.join(x.name for x in chosen)}]"])
+            if not is_number(found.tensor):
+                lines.append(self._same_content(found, f"h{k}"))
+        return self._function_of("root", lines, f"[{', '.join(x.name for x in chosen)}]")
+
+    def unchanged(self, used: Sequence[Tensor]) -> Callable[[], bool]:
+        """A function that tells, where ``self.objects`` are what they were when walked, whether all
+        else that was found is: the same objects, not only equal ones. It does not look at the form
+        of tensors; those that are not ``used`` as numbers are compared by content.
+
+        Raises:
+            KeyError: a tensor that is used was not found.
+        """
+        for number, item in enumerate(self._kept):
+            self._space[f"v{number}"] = item
+            self._space[f"v{number}d"] = getattr(item, "__dict__", None)
+        lines = [_compared(x.text) for x in self._lines if not x.held]
+        by_id = {id(found.tensor): found for found in self.tensors}
+        for tensor in used:
+            lines += self._together(by_id[id(tensor)])
+        for k, found in enumerate(self.tensors):
+            if not is_number(found.tensor):
+                lines.append(self._same_content(found, f"w{k}"))
+        check = self._function_of("", lines, "True")
+        return lambda: check() is True
+
+    def _function_of(self, arguments: str, lines: Iterable[str], result: str) -> Callable[..., Any]:
+        body = "\n        ".join([*lines, f"return {result}"])
         text = (
-            f"def check(root):\n    try:\n        {body}\n"
+            f"def check({arguments}):\n    try:\n        {body}\n"
             "    except (AttributeError, KeyError, IndexError, TypeError, ValueError):\n"
             "        return None\n"
         )
         exec(compile(text, "<guards>", "exec"), self._space)
-        return self._space["check"]
+        check: Callable[..., Any] = self._space["check"]
+        return check
+
+    def _same_content(self, found: Found, name: str) -> str:
+        self._space[name] = Held(found.tensor)
+        return f"if not {name}.holds({found.name}): return None"
 
     def _together(self, found: Found) -> Iterator[str]:
         """Tensors that share memory with a used one go on doing so."""
@@ -145,10 +191,10 @@ class Guards:
                 f" or {name}.requires_grad is not {tensor.requires_grad}"
                 f" or {f'not {name}.is_cpu' if tensor.is_cpu else elsewhere}: return None"
             )
-        same_form = _same_form([found.tensor for found in chosen])
-        if same_form is None:
+        check = same_form([found.tensor for found in chosen])
+        if check is None:
             return lines
-        self._space["same_form"] = same_form
+        self._space["same_form"] = check
         names = ", ".join(found.name for found in chosen)
         return [f"if not same_form({names}):", *(f"    {line}" for line in lines)]
 
@@ -188,30 +234,30 @@ class Guards:
                         "compared at every call: let it hold only what it computes with."
                     )
 
-    def _add(self, item: Any, access: str, path: str) -> None:
-        self._todo.append((item, access, path))
+    def _add(self, item: Any, access: str, path: str, held: bool = False) -> None:
+        self._todo.append((item, access, path, held))
 
-    def _line(self, line: str, path: str = "") -> None:
-        self._lines.append((path, line))
+    def _line(self, line: str, path: str = "", held: bool = False) -> None:
+        self._lines.append(Line(line, path, held))
 
     def _constant(self, value: Any) -> str:
         name = f"c{len(self._space)}"
         self._space[name] = value
         return name
 
-    def _visit(self, item: Any, access: str, path: str) -> None:
+    def _visit(self, item: Any, access: str, path: str, held: bool) -> None:
         mine = not _is_library(type(item).__module__)
         if isinstance(item, _PLAIN) and not (mine and isinstance(item, enum.Enum)):
-            self._plain(item, access, path)
+            self._plain(item, access, path, held)
             if not mine:
                 return
         if id(item) in self._seen:
-            self._line(f"if {access} is not {self._seen[id(item)]}: return None")
+            self._line(f"if {access} is not {self._seen[id(item)]}: return None", held=held)
             return
         name = f"v{len(self._seen)}"
         self._seen[id(item)] = name
         self._kept.append(item)
-        self._line(f"{name} = {access}")
+        self._line(f"{name} = {access}", held=held)
         if isinstance(item, (*_PLAIN, *_CONTAINERS)):
             self._container(item, name, path)
             if mine:
@@ -243,7 +289,7 @@ class Guards:
             for value, way in reached:
                 self._add(value, name + way, path + way)
         elif isinstance(item, type):
-            self._line(f"if {name} is not {self._constant(item)}: return None")
+            self._line(f"if {name} is not {self._constant(item)}: return None", held=True)
             self._class(item, name, path)
         else:
             self._object(item, name, path)
@@ -268,24 +314,25 @@ class Guards:
 
     def _keys(self, item: Any, name: str) -> None:
         """In their order, and of their types."""
-        keys = tuple(item)
+        keys, held = tuple(item), self.objects.hold(item)
         known = self._constant(keys)
         if not all(type(key) is str for key in keys):
-            self._line(f"if not same(tuple({name}), {known}): return None")
+            self._line(f"if not same(tuple({name}), {known}): return None", held=held)
         elif len(keys) > 1:
-            self._line(f"if tuple({name}) != {known}: return None")
+            self._line(f"if tuple({name}) != {known}: return None", held=held)
 
-    def _plain(self, item: Any, access: str, path: str) -> None:
+    def _plain(self, item: Any, access: str, path: str, held: bool) -> None:
         self.values[path] = item
         if item is None or item is True or item is False or item is Ellipsis:
-            self._line(f"if {access} is not {item}: return None", path)
+            self._line(f"if {access} is not {item}: return None", path, held)
         else:
-            self._unequal(access, item, path)
+            self._unequal(access, item, path, held)
 
-    def _unequal(self, access: str, item: Any, path: str) -> None:
+    def _unequal(self, access: str, item: Any, path: str, held: bool) -> None:
         """The line for another value than was found; mostly it is the same object."""
         known = self._constant(item)
-        self._line(f"if (x := {access}) is not {known} and not same(x, {known}): return None", path)
+        line = f"if (x := {access}) is not {known} and not same(x, {known}): return None"
+        self._line(line, path, held)
 
     def _function(self, item: types.FunctionType, name: str, path: str) -> None:
         self._line(f"if {name}.__code__ is not {self._constant(item.__code__)}: return None")
@@ -299,7 +346,8 @@ class Guards:
         if item.__dict__:
             self._add(item.__dict__, f"{name}.__dict__", path)
         else:
-            self._line(f"if {name}.__dict__: return None")
+            held = self.objects.has(item, item.__dict__) and self.objects.hold(item.__dict__)
+            self._line(f"if {name}.__dict__: return None", held=held)
         free = item.__code__.co_freevars
         for i, cell in enumerate(item.__closure__ or ()):
             try:
@@ -328,30 +376,32 @@ class Guards:
                 self._global(item.__dict__[key], f"{access}.{key}", f"{path}.{key}", used)
 
     def _sequence(self, item: Any, name: str, path: str) -> None:
-        self._line(f"if type({name}) is not {self._constant(type(item))}: return None")
+        held = type(item) is tuple  # which never changes
+        self._line(f"if type({name}) is not {self._constant(type(item))}: return None", held=held)
         if all(isinstance(x, (bool, int, float, str)) for x in item):
             self.values[path] = tuple(item)
-            self._unequal(f"tuple({name})", tuple(item), path)
+            self._unequal(f"tuple({name})", tuple(item), path, held)
             return
-        self._length(item, name, path)
+        self._length(item, name, path, held)
         for i, x in enumerate(item):
-            self._add(x, f"{name}[{i}]", f"{path}[{i}]")
+            self._add(x, f"{name}[{i}]", f"{path}[{i}]", held)
 
-    def _length(self, item: Any, name: str, path: str) -> None:
+    def _length(self, item: Any, name: str, path: str, held: bool) -> None:
         self.values[f"len({path})"] = len(item)
         differs = f"len({name}) != {len(item)}" if len(item) else name
-        self._line(f"if {differs}: return None", f"len({path})")
+        self._line(f"if {differs}: return None", f"len({path})", held)
 
     def _dict(
         self, item: Mapping[Any, Any], name: str, path: str, skip: Iterable[str] = ()
     ) -> None:
         keys = tuple(key for key in item if key not in skip)
-        self._length(item, name, path)
+        held = self.objects.hold(item)
+        self._length(item, name, path, held)
         for key in keys:
             known = isinstance(key, (str, int, float, bool))
             access = repr(key) if known else self._constant(key)
             attribute = f"{path}.{key}" if isinstance(key, str) and key.isidentifier() else None
-            self._add(item[key], f"{name}[{access}]", attribute or f"{path}[{key!r}]")
+            self._add(item[key], f"{name}[{access}]", attribute or f"{path}[{key!r}]", held)
 
     def _object(self, item: Any, name: str, path: str) -> None:
         kind = type(item)
@@ -359,18 +409,19 @@ class Guards:
         module = isinstance(item, torch.nn.Module) and not isinstance(item, torch.jit.ScriptModule)
         opaque = _is_library(kind.__module__) and kind not in _BAGS
         if not module and (opaque or (held is None and not _slots(kind))):
-            self._line(f"if {name} is not {self._constant(item)}: return None")
+            self._line(f"if {name} is not {self._constant(item)}: return None", held=True)
             return
         if isinstance(item, enum.Enum):
-            self._line(f"if {name} is not {self._constant(item)}: return None")
+            self._line(f"if {name} is not {self._constant(item)}: return None", held=True)
         self._attributes(item, name, path)
 
     def _attributes(self, item: Any, name: str, path: str) -> None:
-        kind, held = type(item), getattr(item, "__dict__", None)
-        self._add(kind, f"type({name})", kind.__qualname__)
-        if isinstance(held, dict):
-            self._line(f"{name}d = {name}.__dict__")
-            self._dict(held, f"{name}d", path, _BOOKKEEPING)
+        kind, space = type(item), getattr(item, "__dict__", None)
+        held = self.objects.has(item, space)
+        self._add(kind, f"type({name})", kind.__qualname__, held)
+        if isinstance(space, dict):
+            self._line(f"{name}d = {name}.__dict__", held=held)
+            self._dict(space, f"{name}d", path, _BOOKKEEPING)
         for slot in _slots(kind):
             if hasattr(item, slot):
                 self._add(getattr(item, slot), f"{name}.{slot}", f"{path}.{slot}")
@@ -379,12 +430,14 @@ class Guards:
         """What the methods of a user's class use."""
         if not _is_library(type(item).__module__):
             self._add(type(item), f"type({name})", type(item).__qualname__)
+        self._line(f"if {name}.__mro__ is not {self._constant(item.__mro__)}: return None")
         for place, base in enumerate(item.__mro__):
             if _is_library(base.__module__):
                 continue
             # another attribute may hide one of a base
             space = f"{name}.__mro__[{place}].__dict__"
-            self._line(f"if len({space}) != {len(vars(base))}: return None")
+            held = self.objects.hold(vars(base))
+            self._line(f"if len({space}) != {len(vars(base))}: return None", held=held)
             for key, value in list(vars(base).items()):
                 if key in _BOOKKEEPING or isinstance(value, _DESCRIPTORS):
                     continue
@@ -393,7 +446,13 @@ class Guards:
                     value, access = value.fget, f"{access}.fget"
                 elif isinstance(value, (staticmethod, classmethod)):
                     value, access = value.__func__, f"{access}.__func__"
-                self._add(value, access, f"{path}.{key}")
+                self._add(value, access, f"{path}.{key}", held)
+
+
+def _compared(line: str) -> str:
+    """The line for a name that stands for an object known from before."""
+    name, gets, access = line.partition(" = ")
+    return f"if {access} is not {name}: return None" if gets and name.isidentifier() else line
 
 
 def _shortened(lines: Sequence[str]) -> list[str]:
@@ -408,37 +467,6 @@ def _shortened(lines: Sequence[str]) -> list[str]:
         else:
             short.append(line)
     return short
-
-
-def _same_form(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
-    """The test of PyTorch's own compiler, where it is at hand: one call for all tensors.
-
-    It holds for tensors of the same class, shapes, strides, types, devices and demands of
-    gradients; of those for which it does not hold, some are as good.
-    """
-    kind = getattr(
-        getattr(getattr(torch._C, "_dynamo", None), "guards", None), "TensorGuards", None
-    )
-    if kind is None or not tensors:
-        return None
-    try:
-        check: Callable[..., bool] = kind(
-            *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
-        ).check
-        return check if check(*tensors) is True else None
-    except Exception:  # it belongs to PyTorch, and may change
-        return None
-
-
-class Held:
-    """The content of a tensor that is part of the traced code: an index or a mask."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._copy = tensor.detach().clone()
-
-    def holds(self, tensor: Tensor) -> bool:
-        """Whether a tensor has that content."""
-        return tensor.shape == self._copy.shape and bool((tensor == self._copy).all())
 
 
 def same_plain(a: Any, b: Any) -> bool:

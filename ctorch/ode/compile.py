@@ -15,11 +15,12 @@ from ctorch.codegen.graph import as_reals
 from ctorch.codegen.trace_problem import Problem, environment
 from ctorch.ode import arguments, methods, native
 from ctorch.ode.layout import Layout
-from ctorch.ode.native_again import Again
-from ctorch.ode.native_outcome import Outcome, batched_run, joint_run
+from ctorch.ode.native_again import Again, again
+from ctorch.ode.native_outcome import batched_run, joint_run
 from ctorch.ode.native_task import Task
 from ctorch.ode.solution import Solution, Stats
 from ctorch.ode.solve import Request
+from ctorch.ode.transforms import transforms_active
 
 
 def compile(func: Callable[..., Any], *, batched: bool = False, **settings: Any) -> CompiledSolve:
@@ -50,6 +51,8 @@ def compile(func: Callable[..., Any], *, batched: bool = False, **settings: Any)
     return CompiledSolve(func, batched, settings)
 
 
+#: Where objects change from call to call, the short way is prepared again after so many of them.
+_RARELY = 256
 _SETTINGS = {"method", "rtol", "atol", "controller", "max_steps", "dt0", "options"}
 
 
@@ -62,9 +65,16 @@ class CompiledSolve:
         self._settings = settings
         self._known: dict[Any, _Prepared] = {}
         self._times: tuple[Any, ...] = (None, None, None)
+        self._again: Again | None = None
+        self._calls, self._patience = 0, 1  # calls on the long way, and after how many to look anew
 
     def __call__(self, y0: Tensor, t: Tensor, *args: Any) -> Solution:
         """Solve from y0 at t[0] to the times t, as ``ctorch.solve_ode`` does."""
+        solution = None if self._again is None else self._again(y0, t, *args)
+        return self._solve(y0, t, args) if solution is None else solution
+
+    def _solve(self, y0: Tensor, t: Tensor, args: tuple[Any, ...]) -> Solution:
+        """The long way, on which everything is looked at."""
         if not isinstance(y0, Tensor):
             raise native.Unsupported(
                 "a state of several tensors is not built natively yet: use native=False."
@@ -78,7 +88,13 @@ class CompiledSolve:
         if prepared is None or found is None:
             prepared = self._known[key] = self._prepare(y0, t, args)
             found = prepared.tensors_of(prepared.traced.shared, prepared.traced.problem)
-        return prepared.solve(y0, t, times, *found)
+            self._patience = 1
+        solution = prepared.solve(y0, t, times, *found)
+        self._calls += 1
+        if self._calls >= self._patience:
+            self._calls, self._patience = 0, min(2 * self._patience, _RARELY)
+            self._again = prepared.again(y0, t, args) or self._again
+        return solution
 
     def _checked(self, y0: Tensor, t: Tensor) -> Tensor:
         """The times in float64; looked at once while they do not change."""
@@ -133,10 +149,6 @@ class _Prepared:
         self.pairs = request.layout.is_complex
         self.sizes = (self.batch, traced.dim)
         self.rows_shape = native.rows_shape(y0, request.t, self.batched)
-        self.again = None
-        if self.batch == 1 and not self.batched and y0.is_cpu:
-            rows = y0.new_empty(1).expand(self.rows_shape)
-            self.again = Again(self.function, self.task, traced.dim, rows, len(traced.shared))
 
     def tensors_now(
         self, y0: Tensor, args: tuple[Any, ...]
@@ -153,6 +165,15 @@ class _Prepared:
         shared = traced.field.shared_of(problem)
         return None if shared is None else self.tensors_of(shared, problem)
 
+    def again(self, y0: Tensor, t: Tensor, args: tuple[Any, ...]) -> Again | None:
+        """The short way for calls like this one, if there is one."""
+        if self.batch > 1 or self.batched or self.pairs or not y0.is_cpu:
+            return None
+        if not all(isinstance(x, Tensor) for x in args):
+            return None
+        problem = Problem(self.traced.problem.func, y0, t, args, batched=False)
+        return again(self.function, self.task, self.traced.field, problem, t)
+
     def tensors_of(
         self, shared: list[Tensor], problem: Problem
     ) -> tuple[list[Tensor], Tensor | None]:
@@ -165,6 +186,11 @@ class _Prepared:
     ) -> Solution:
         """Make the call; ``t``: the times given, in float64."""
         device = y0.device
+        if transforms_active():
+            raise native.Unsupported(
+                "compiled solves know no torch.func transforms and no forward-mode AD: use"
+                " solve_ode."
+            )
         if torch.is_grad_enabled():
             inputs = [y0, given_t, *shared, *([] if own is None else [own])]
             if any(x.requires_grad for x in inputs):
@@ -178,17 +204,10 @@ class _Prepared:
             own = native.plain(own, self.dtype, device)
         if not (self.alike and all(map(_is_contiguous, shared))):
             shared = [native.plain(x, self.dtype, device) for x in shared]
-        if self.again is not None:
-            rows, numbers, failed = self.again(start, t, own, shared)
-            if not failed:
-                return Solution(t, self._rows(rows), Stats(*numbers[:3]))
-            outcome = Outcome(rows, numbers, failed)
-        else:
-            task = Task.from_buffer_copy(self.task)
-            outcome = native.execute(
-                self.function, task, self.sizes, self.rows_shape, start, t, own, shared,
-                not self.batched,
-            )  # fmt: skip
+        outcome = native.execute(
+            self.function, Task.from_buffer_copy(self.task), self.sizes, self.rows_shape, start, t,
+            own, shared, not self.batched,
+        )  # fmt: skip
         if not (self.batched or outcome.failed):
             nfe, accepted, rejected, _ = outcome.counts()
             return Solution(t, self._rows(outcome.rows), Stats(nfe, accepted, rejected))

@@ -288,7 +288,7 @@ def test_the_fast_test_of_tensors_lets_the_same_ones_pass(
     at_hand: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not at_hand:  # in another version of PyTorch
-        monkeypatch.setattr(guards, "_same_form", lambda tensors: None)
+        monkeypatch.setattr(guards, "same_form", lambda tensors: None)
     net = nn.Linear(2, 3)
     check = guards.Guards((net, ())).checker([net.weight, net.bias])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import ctorch
+from ctorch.ops import _kernels
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 F64 = torch.float64
+needs_kernels = pytest.mark.skipif(not _kernels.HAS_KERNELS, reason="the short way is compiled")
 T = torch.linspace(0.0, 2.0, 5, dtype=F64)
 Y0 = torch.tensor([1.0, 0.5, -0.3], dtype=F64)
 
@@ -102,6 +105,191 @@ def test_threads_share_a_handle() -> None:
         for _ in range(5):
             got = list(pool.map(lambda rate: solve(Y0, T, rate).y, rates))
             assert all(map(torch.equal, got, want))
+
+
+class Held:
+    """What a vector field may hold its values in, and how each may change."""
+
+    rate = -0.1
+
+    def __init__(self) -> None:
+        self.net, self.gain, self.pairs = Turning(), 1.0, [1.0, [2.0]]
+        self.options, self.mask = {"gain": 1.0}, torch.tensor([True, False, True])
+        self.scale: Any = None
+        shift = 0.5
+
+        def shifted(y: Tensor) -> Tensor:
+            return y + shift
+
+        self.shifted = shifted
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        y = self.net(t, self.shifted(y)) * self.gain * self.pairs[0] * self.pairs[1][0]
+        if self.scale is not None:
+            y = y * self.scale
+        y = torch.where(self.mask, y, 0.5 * y) * self.options["gain"] * SETTINGS["gain"] * GAIN
+        return y if self.net.training else self.rate * y
+
+
+class Other(Held):
+    rate = 0.3
+
+
+def recoded(function: Any) -> Any:
+    shift = 0.0
+
+    def twice(y: Tensor) -> Tensor:
+        return 2 * y + shift
+
+    function.__code__ = twice.__code__
+    return function
+
+
+SETTINGS, GAIN = {"gain": 0.1}, 1.0
+weight = torch.linspace(-1, 0.5, 9, dtype=F64).reshape(3, 3)
+CHANGES: dict[str, Callable[[Held], object]] = {
+    "a number": lambda f: setattr(f, "gain", 0.5),
+    "a number in a dict": lambda f: f.options.update(gain=0.3),
+    "a number in a list": lambda f: f.pairs.__setitem__(0, 0.3),
+    "a number in a list in a list": lambda f: f.pairs[1].__setitem__(0, 0.3),
+    "a number in a global dict": lambda f: SETTINGS.update(gain=SETTINGS["gain"] * 0.9),
+    "a global": lambda f: globals().update(GAIN=GAIN * 0.9),
+    "a cell": lambda f: setattr(f.shifted.__closure__[0], "cell_contents", 0.1),
+    "a function": lambda f: setattr(f, "shifted", lambda y: 2 * y),
+    "the code of a method": lambda f: setattr(f, "shifted", recoded(f.shifted)),
+    "a mask": lambda f: f.mask.logical_not_(),
+    "an index behind torch's back": lambda f: f.mask.numpy().__setitem__(1, True),
+    "a switch of a module": lambda f: f.net.eval(),
+    "a tensor where there was none": lambda f: setattr(f, "scale", weight[0]),
+    "the class": lambda f: (f.net.eval(), setattr(f, "__class__", Other)),
+    "an attribute of the class": lambda f: (f.net.eval(), setattr(Held, "rate", Held.rate - 0.1)),
+    "the dict": lambda f: setattr(f, "__dict__", {**f.__dict__, "gain": 0.7}),
+    "a method": lambda f: setattr(f.net, "forward", lambda t, y: -y),
+    "a hook": lambda f: f.net.register_forward_hook(lambda net, given, y: 0.5 * y),
+    "a parameter": lambda f: setattr(f.net, "weight", nn.Parameter(weight)),
+    "a parameter, in place": lambda f: f.net.weight.mul_(0.5),
+    "the data of a parameter": lambda f: setattr(f.net.weight, "data", weight),
+    "the strides of a parameter": lambda f: setattr(f.net.weight, "data", f.net.weight.data.t()),
+    "a parameter that wants none": lambda f: setattr(
+        f.net, "weight", nn.Parameter(weight.clone(), requires_grad=False)
+    ),
+    "what wants a gradient": lambda f: f.net.weight.requires_grad_(False),
+}
+
+
+@needs_kernels
+@torch.no_grad()
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_a_change_is_seen_on_the_short_way(change: Callable[[Held], object]) -> None:
+    field = Held()
+    solve = ctorch.ode.compile(field)
+    same(solve(Y0, T), field, Y0, T)
+    assert solve._again(Y0, T) is not None
+    change(field)
+    for _ in range(3):
+        same(solve(Y0, T), field, Y0, T)
+    # (compiled code reads a copy of what does not lie side by side)
+    assert (solve._again(Y0, T) is None) is not field.net.weight.is_contiguous()
+
+
+@needs_kernels
+def test_other_surroundings_are_seen_on_the_short_way() -> None:
+    field = Turning()
+    solve = ctorch.ode.compile(field)
+    with torch.no_grad():
+        solve(Y0, T)
+        assert solve._again(Y0, T) is not None
+    assert solve._again(Y0, T) is None
+    with pytest.raises(ctorch.ode.native.Unsupported, match="gradients"):
+        solve(Y0, T)
+    field.weight.requires_grad_(False)
+    assert solve._again(Y0, T) is None
+    same(solve(Y0, T), field, Y0, T)
+    same(solve(Y0, T), field, Y0, T)
+    assert solve._again(Y0, T) is not None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert solve._again(Y0, T) is None
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert solve._again(Y0, T) is None
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.autograd.forward_ad.dual_level():
+        assert solve._again(Y0, T) is None
+        with pytest.raises(ctorch.ode.native.Unsupported, match="forward-mode"):
+            solve(Y0, T)
+    assert solve._again(Y0.clone().requires_grad_(), T) is None
+    assert solve._again(Y0, T) is not None
+
+
+@needs_kernels
+@torch.no_grad()
+def test_other_states_and_times_are_seen_on_the_short_way() -> None:
+    field = Turning()
+    solve = ctorch.ode.compile(field)
+    t = T.clone()
+    same(solve(Y0, t), field, Y0, t)
+    for other in (T, T.flip(0), T * 0.5, torch.zeros(5, dtype=F64)):  # of the same form
+        t.copy_(other)
+        same(solve._again(Y0, t), field, Y0, t)
+        same(solve._again(Y0 + 1, other.clone()), field, Y0 + 1, t)
+    for bad in (T[[0, 2, 1, 3, 4]], T / 0, T * float("nan")):
+        assert solve._again(Y0, bad) is None
+        with pytest.raises(ValueError, match=r"monotone|finite"):
+            solve(Y0, bad)
+    unlike = torch.stack((Y0, 2 * Y0), 1)
+    for y0, times in (
+        (Y0, T.float()), (Y0, T[:3]), (Y0, torch.stack((T, T), 1)[:, 0]), (Y0, T[0:1]),
+        (unlike[:, 1], T), (Y0[None], T), (Y0.to(torch.complex128).real, T), (Y0, T),
+    ):  # fmt: skip
+        for _ in range(2):
+            short = solve._again(y0, times)
+            assert short is None or short.y.shape == (len(times), *y0.shape)
+            same(solve(y0, times), field, y0, times)
+    with pytest.raises(TypeError):
+        solve(Y0, None)
+    with pytest.raises(ctorch.ode.native.Unsupported):
+        solve((Y0,), T)
+
+
+@needs_kernels
+@torch.no_grad()
+def test_arguments_are_read_as_they_are_on_the_short_way() -> None:
+    def decay(t: Tensor, y: Tensor, rate: Tensor, more: Tensor) -> Tensor:
+        return -rate * y + more.sum()
+
+    solve = ctorch.ode.compile(decay)
+    rate, more = torch.tensor(0.5, dtype=F64), torch.ones(4, dtype=F64)
+    solve(Y0, T, rate, more)
+    for args in ((rate, more), (rate * 2, more), (rate, more * 3)):
+        assert solve._again(Y0, T, *args) is not None
+        same(solve(Y0, T, *args), decay, Y0, T, *args)
+    assert solve._again(Y0, T) is None
+    assert solve._again(Y0, T, rate) is None
+    for args in ((rate, more[:2]), (rate, more[::2]), (0.5, more)):
+        assert solve._again(Y0, T, *args) is None
+        same(solve(Y0, T, *args), decay, Y0, T, *args)
+    with pytest.raises(TypeError, match="more"):
+        solve(Y0, T, rate)
+
+
+@needs_kernels
+@torch.no_grad()
+def test_what_changes_at_every_call_is_prepared_for_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    field, made = Turning(), []
+    solve = ctorch.ode.compile(field)
+    solve(Y0, T)
+    prepared = next(iter(solve._known.values()))
+    before = prepared.again
+    monkeypatch.setattr(
+        type(prepared), "again", lambda self, *given: made.append(1) or before(*given)
+    )
+    for k in range(40):
+        field.weight = nn.Parameter(torch.full((3, 3), -0.01 * k, dtype=F64))
+        same(solve(Y0, T), field, Y0, T)
+    assert 1 <= len(made) <= 6
 
 
 @torch.no_grad()
