@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from _measure import Case, Ratio
 
-#: calls of the field in one run of a case of ``Floor``: as many as a solve of the wide network makes,
-#: for their graphs leave the caches as a solve's do
+#: calls of the field in one run of a case of ``Floor``: as many as a solve of the wide network
+#: makes, for then graphs leave the caches as those of a solve do
 BARE_CALLS = 32
 
 
