@@ -25,8 +25,9 @@ from torch import Tensor
 from ctorch.codegen.guards_counters import only_counts
 from ctorch.codegen.guards_objects import Objects
 from ctorch.codegen.guards_parts import ENDING, MEMORY, content, imports, names, parts
-from ctorch.codegen.guards_tensors import Held, is_number, same_form
+from ctorch.codegen.guards_tensors import Held, is_number
 from ctorch.codegen.lower_source import Untraceable
+from ctorch.ops._direct import same_form
 
 #: More objects than this are not walked.
 MANY = 20_000

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ctorch.codegen.guards import Guards
-from ctorch.codegen.guards_tensors import same_form
 from ctorch.codegen.trace import Field
 from ctorch.codegen.trace_problem import Problem
 from ctorch.ode.native_task import Task
 from ctorch.ode.solution import Solution, Stats
 from ctorch.ops import _kernels
-from ctorch.ops._direct import empty_strided
+from ctorch.ops._direct import empty_strided, same_form
 
 #: (y0, t, *args) -> the solution; None where only the long way leads to it, or to an error
 Again = Callable[..., "Solution | None"]

@@ -32,10 +32,6 @@ empty_strided = getattr(_unwatched, "_empty_strided_cpu", None) or (
 )
 #: (x, sizes, strides, offset) -> a tensor that lies in the memory of ``x``, likewise
 _lying_in = getattr(_unwatched, "_reinterpret_tensor", None) or torch.as_strided
-#: made of a tensor; its ``check`` says whether another is of the same type, dispatch keys (which
-#: tell views that are conjugated or negated, and wrappers), dtype, device, sizes and strides, and
-#: whether it requires grad
-_Guard = getattr(_unwatched, "TensorGuards", None)
 
 
 class Weights:
@@ -324,10 +320,30 @@ def nothing_around() -> bool:
     )
 
 
+def same_form(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
+    """The test of PyTorch's own compiler, where it is at hand: one call for all tensors.
+
+    It holds for tensors of the same class, dispatch keys (which tell views that are conjugated or
+    negated, wrappers, and autocast), shapes, strides, types, devices and demands of gradients; of
+    those for which it does not hold, some are as good.
+    """
+    kind = getattr(_unwatched, "TensorGuards", None)
+    if kind is None or not tensors:
+        return None
+    try:
+        check: Callable[..., bool] = kind(
+            *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
+        ).check
+        return check if check(*tensors) is True else None
+    except Exception:  # it belongs to PyTorch, and may change
+        return None
+
+
 def _alike(like: Tensor) -> Callable[[Any], bool]:
     """Whether something is a plain tensor of the form of ``like``, without a graph."""
-    if _Guard is not None:
-        return _Guard(like, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+    check = same_form([like])
+    if check is not None:
+        return check
     shape, dtype = like.shape, like.dtype
 
     def alike(x: Any) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ctorch.ops import _kernels
 from ctorch.ops import _mlp_kernels as kernels
-from ctorch.ops._direct import _Guard, empty_strided, nothing_around
+from ctorch.ops._direct import empty_strided, nothing_around, same_form
 
 LARGEST_ORDER = 12  # multiples of its factorial are far from the end of either dtype
 _MOST = 64
@@ -28,18 +28,21 @@ class _Form:
 
     Args:
         tensors: x, v, then weights, then those biases that there are; all of them fit.
+        alike: says whether others have their form.
         widths: the outputs of each layer.
         kinds: activations and their parameters.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], widths: list[int], kinds: Kinds) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        alike: Callable[..., bool],
+        widths: list[int],
+        kinds: Kinds,
+    ) -> None:
         x = tensors[0]
         self.count, self.kinds = len(tensors), kinds
-        assert _Guard is not None
-        #: says whether other tensors are such as these, in all that matters but where they lie
-        self.alike: Callable[..., bool] = _Guard(
-            *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
-        ).check
+        self.alike = alike
         self.recorded = any(tensor.requires_grad for tensor in tensors)
         self.batch, self.dtype, self.wide = x.shape[0], x.dtype, x.dtype is torch.float64
         self.sizes, self.strides = (self.batch, widths[-1]), (widths[-1], 1)
@@ -107,7 +110,7 @@ def _new_form(
 ) -> _Form | None:
     """The form of these arguments, or None where the kernel does not take them."""
     x, v = tensors[:2]
-    if _Guard is None or len(weights) < 2 or not kernels.available("mlp_derivative"):
+    if len(weights) < 2 or not kernels.available("mlp_derivative"):
         return None
     dtype, shape = x.dtype, x.shape
     if dtype not in kernels.DTYPES or x.dim() != 2 or v.shape != shape or 0 in shape:
@@ -130,4 +133,5 @@ def _new_form(
             return None
         if not tensor.is_cpu or not tensor.is_contiguous() or tensor.is_neg():
             return None
-    return _Form(tensors, widths, list(kinds))
+    alike = same_form(tensors)
+    return None if alike is None else _Form(tensors, alike, widths, list(kinds))
