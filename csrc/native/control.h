@@ -2,7 +2,7 @@
 // Time is counted as tau = direction * t, which increases.
 #pragma once
 
-#include "math.h"
+#include "rough.h"
 #include "task.h"
 
 namespace ct::native {
@@ -56,7 +56,7 @@ CT_LANES D step_factor(const Gains& gains, D error, D log_error, D log_last, D l
         static_cast<T>(gains.past) * log_last + static_cast<T>(gains.before) * log_before;
     power += select(accepted, history, D{});
   }
-  D factor = static_cast<T>(gains.safety) * exp(power), least = all<D>(gains.min_factor);
+  D factor = static_cast<T>(gains.safety) * rough_exp(power), least = all<D>(gains.min_factor);
   if (!gains.integral)
     factor = select(accepted, factor, at_most(factor, all<D>(gains.safety)));
   else if (gains.never_shrinks)
@@ -66,51 +66,50 @@ CT_LANES D step_factor(const Gains& gains, D error, D log_error, D log_last, D l
   return select(error < all<D>(kInfinity), factor, all<D>(gains.min_factor));
 }
 
-// Where a tile of samples stands, and its attempted step. Times are of type D, error norms of E.
+// Where a tile of samples stands, and its attempted step. Times are of type D; lengths of steps and
+// error norms of E, the precision in which the state moves. Sets of lanes are bits.
 template <class D, class E = D>
 struct Clock {
-  D tau, end, direction, proposed, attempts, accepted;
-  D length, stop;
-  E error, log_last, log_before;
-  Mask<D> lands;
+  D tau, end, stop, accepted;
+  E direction, proposed, length, error, log_last, log_before;
+  double attempts = 0;  // the same for all lanes
+  uint32_t lands;
 
-  CT_BOTH D t() const { return direction * tau; }
-  CT_BOTH D h() const { return direction * length; }
-  CT_BOTH D t1() const { return direction * stop; }
+  CT_BOTH D t() const { return convert<D>(direction) * tau; }
+  CT_BOTH E h() const { return direction * length; }
+  CT_BOTH D t1() const { return convert<D>(direction) * stop; }
 
-  // The next step. A lane that is not active makes one of length zero.
-  CT_LANES void plan(const Task& task, Mask<D> active) {
-    length = at_most(at_least(proposed, all<D>(task.min_step)), all<D>(task.max_step));
-    lands = active & (tau + kLandingRoom * length >= end);
-    length = select(lands, end - tau, length);
-    stop = select(lands, end, tau + length);
-    length = select(active, length, D{});
-    stop = select(active, stop, tau);
+  // The next step.
+  CT_LANES void plan(const Task& task) {
+    length = at_most(at_least(proposed, all<E>(task.min_step)), all<E>(task.max_step));
+    const D far = convert<D>(length);
+    const Mask<D> reaches = tau + kLandingRoom * far >= end;
+    stop = select(reaches, end, tau + far);
+    lands = bits_of(reaches);
+    length = select(lands, convert<E>(end - tau), length);
   }
 
-  // Which lanes accept the attempt, by its error norm; `tau` itself is not moved here. What is
-  // noted of lanes that are not active is not read.
-  CT_LANES Mask<D> judge(const Task& task, const Gains& gains, Mask<D> active, E norm) {
+  // Which lanes accept the attempt, by its error norm; `tau` itself is not moved here.
+  CT_LANES uint32_t judge(const Task& task, const Gains& gains, E norm) {
     constexpr double kTiny = sizeof(Number<E>) == 4 ? kTinySingle : kTinyError;
     error = norm;
     Mask<E> good = norm <= all<E>(1);
     if (task.min_step > 0) {
       // a least step which lands is longer by what is left over
-      const D least = select(lands, all<D>(kLandingRoom * task.min_step), all<D>(task.min_step));
-      good = good | ((norm < all<E>(kInfinity)) & mask_for<E>(length <= least));
+      const E least = select(lands, all<E>(kLandingRoom * task.min_step), all<E>(task.min_step));
+      good = good | ((norm < all<E>(kInfinity)) & (length <= least));
     }
-    const Mask<D> moved = active & mask_for<D>(good);
-    const E log_error = log_normal(at_least(norm, all<E>(kTiny)));
-    const E factor = step_factor(gains, norm, log_error, log_last, log_before);
-    D next = length * convert<D>(select(good, factor, at_most(factor, all<E>(1))));
+    const uint32_t moved = bits_of(good);
+    const E log_error = rough_log(at_least(norm, all<E>(kTiny)));
+    const E next = length * step_factor(gains, norm, log_error, log_last, log_before);
     // a step cut short to end on a given time says little against the length tried before
-    const Mask<D> cut = moved & lands & (proposed > next);
-    next = select(cut, proposed, next);
-    log_before = select(good, log_last, log_before);
-    log_last = select(good, at_least(log_error, all<E>(gains.log_least)), log_last);
+    proposed = select(moved & lands, at_least(next, proposed), next);
+    if (!gains.integral) {
+      log_before = select(good, log_last, log_before);
+      log_last = select(good, at_least(log_error, all<E>(gains.log_least)), log_last);
+    }
     accepted += select(moved, all<D>(1), D{});
-    attempts += all<D>(1);
-    proposed = next;
+    attempts += 1;
     return moved;
   }
 };

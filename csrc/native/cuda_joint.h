@@ -302,7 +302,7 @@ class JointJudge {
       while (state.next < asked->stop_count && asked->stops[state.next] <= clock.tau) ++state.next;
       clock.end = state.next < asked->stop_count ? asked->stops[state.next] : kInfinity;
     }
-    clock.plan(task, true);
+    clock.plan(task);
     if (!(clock.stop > clock.tau))  // (before the first attempt there is no error)
       return close(clock.error < kInfinity || state.attempts == 0 ? kUnderflow : kNonfinite);
     ++state.attempts;
@@ -314,7 +314,7 @@ class JointJudge {
     state.wild += error < kInfinity ? 0 : 1;
     state.evaluations += T::evaluated - 1;
     state.t = clock.t(), state.h = clock.h();
-    state.moved = clock.judge(task, Gains(task, Method::order), true, error);
+    state.moved = clock.judge(task, Gains(task, Method::order), error);
     if (state.moved) {
       ++state.accepted;
       state.evaluations += Method::late;

@@ -62,25 +62,23 @@ class KeptSample : Samples<Field, Method, 1> {
   CT_LANES void run(int64_t number, Keeper<real>* keeper) {
     this->load(0, std::min(number, task.batch - 1));
     this->start();
-    active = false, goal = kInfinity;
     if (number < task.batch) {
       this->write_first(0, number);
-      this->anew(true);
       active = this->begin(0, number);
     }
-    const auto keep = [&](uint32_t moved, double t, double h) {
+    const auto keep = [&](uint32_t moved) {
       if (keeper == nullptr || !moved) return;
       int64_t row = output[0];
       while (row < task.rows && clock.direction * this->goal_of(number, row) <= clock.stop) ++row;
       const int64_t anchor = clock.lands ? task.rows - 1 : kFree;
-      real* to = keeper->add(number, t, h, clock.t1(), anchor, output[0], row, dim);
+      real* to = keeper->add(number, clock.t(), clock.h(), clock.t1(), anchor, output[0], row, dim);
       for (long d = 0; d < dim; ++d) to[d] = tile.y[d];
     };
     while (any(active)) this->step(keep);
   }
 
  private:
-  using S::active, S::clock, S::goal, S::output, S::task, S::tile;
+  using S::active, S::clock, S::output, S::task, S::tile;
 };
 
 // run(keeper) of sample `i`, whose steps are counted, or kept, if a tape is there.

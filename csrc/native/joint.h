@@ -236,7 +236,7 @@ class Joint {
         }
         mark = clock.tau, wild = 0;
       }
-      clock.plan(task, true);
+      clock.plan(task);
       if (!(clock.stop > clock.tau)) return why_stuck();
       ++attempts;
       step(wild);
@@ -279,7 +279,7 @@ class Joint {
     const double error = total_norm();
     wild += error < kInfinity ? 0 : 1;
     evaluations += T::evaluated - 1;
-    if (!clock.judge(task, gains, true, error)) return false;
+    if (!clock.judge(task, gains, error)) return false;
     if constexpr (Method::late) {
       ++evaluations;
       each([&](Part& part) { part.tile.evaluate_late(start, h, end_time); });

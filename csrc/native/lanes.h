@@ -307,6 +307,22 @@ CT_LANES M mask_of(uint32_t bits) {
   }
 }
 
+template <class V>
+CT_LANES V select(uint32_t lanes, V yes, V no) {
+  if constexpr (IsWide<V>::value) {
+    return {select(lanes, yes.low, no.low), select(lanes >> kWidth<V> / 2, yes.high, no.high)};
+  } else {
+#if defined(__AVX512F__) && !defined(__clang__)
+    if constexpr (std::is_same_v<V, Lanes<double, 8>>)
+      return __builtin_ia32_blendmpd_512_mask(no, yes, lanes);
+    else if constexpr (std::is_same_v<V, Lanes<float, 16>>)
+      return __builtin_ia32_blendmps_512_mask(no, yes, lanes);
+    else
+#endif
+      return select(mask_of<Mask<V>>(lanes), yes, no);
+  }
+}
+
 // body(lane) for the lanes whose bits are set.
 template <class Body>
 CT_LANES void for_lanes(uint32_t bits, const Body& body) {
@@ -323,6 +339,7 @@ __device__ inline bool any(bool mask) { return __syncthreads_or(mask); }
 #else
 CT_LANES bool any(bool mask) { return mask; }
 #endif
+CT_LANES bool any(uint32_t lanes) { return any(lanes != 0); }
 template <class M>
 CT_LANES bool any(M mask) {
   return bits_of(mask) != 0;

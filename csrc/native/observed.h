@@ -92,7 +92,7 @@ class Observed : Joint<Field, Method, W> {
       }
       while (next < asked.stop_count && asked.stops[next] <= clock.tau) ++next;
       clock.end = next < asked.stop_count ? asked.stops[next] : kInfinity;
-      clock.plan(task, true);
+      clock.plan(task);
       if (!(clock.stop > clock.tau && clock.length < kInfinity)) return this->why_stuck();
       if (!this->attempt(wild)) continue;
       look(this->before_end(), clock.lands ? asked.anchors[next] : kFree);

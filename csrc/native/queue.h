@@ -25,14 +25,13 @@ class Queue : Samples<Field, Method, W> {
   }
 
   CT_LANES void run() {
-    const auto keeps = [&](uint32_t lanes, D t, D h) __attribute__((always_inline)) {
-      if (kept != nullptr) keep(lanes, t, h);
+    const auto keeps = [&](uint32_t lanes) __attribute__((always_inline)) {
+      if (kept != nullptr) keep(lanes);
     };
     if constexpr (W == 1) {
       for (int64_t number = begin; number < end; ++number) S::run(number, keeps);
     } else {
       prepare();
-      active = Mask<D>{};
       next = begin;
       refill(~uint32_t{} >> (32 - W));
       while (any(active))
@@ -86,12 +85,13 @@ class Queue : Samples<Field, Method, W> {
   // The next samples, as far as there are any, to lanes.
   __attribute__((noinline)) void refill(uint32_t lanes) {
     uint32_t filled = 0;
-    this->anew(mask_of<Mask<D>>(lanes));
     for_lanes(lanes, [&](int lane) __attribute__((always_inline)) {
       while (next < end && !(filled >> lane & 1))
         if (fill(lane, order[next++ - begin])) filled |= uint32_t{1} << lane;
     });
-    active = active | mask_of<Mask<D>>(filled);
+    active |= filled;
+    // the rest stand still
+    for_lanes(lanes & ~filled, [&](int lane) { put(clock.end, lane, peek(clock.tau, lane)); });
   }
 
   bool fill(int lane, int64_t i) {
@@ -99,17 +99,18 @@ class Queue : Samples<Field, Method, W> {
     for_each<dim>([&](long d) __attribute__((always_inline)) {
       place<Field>(tile.k[0][d], lane, slopes[i * dim + d]);
     });
-    set(clock.proposed, lane, lengths[i]);
+    put(clock.proposed, lane, static_cast<real>(lengths[i]));
     return S::begin(lane, begin + i);
   }
 
-  __attribute__((noinline)) void keep(uint32_t lanes, D t, D h) {
+  __attribute__((noinline)) void keep(uint32_t lanes) {
     for_lanes(lanes, [&](int lane) {
       const double stop = peek(clock.stop, lane), direction = peek(clock.direction, lane);
       int64_t row = output[lane];
       while (row < task.rows && direction * this->goal_of(sample[lane], row) <= stop) ++row;
-      const int64_t anchor = get(clock.lands, lane) ? task.rows - 1 : kFree;
-      real* to = kept->add(sample[lane], peek(t, lane), peek(h, lane), direction * stop, anchor,
+      const int64_t anchor = clock.lands >> lane & 1 ? task.rows - 1 : kFree;
+      real* to = kept->add(sample[lane], direction * peek(clock.tau, lane),
+                           direction * peek(clock.length, lane), direction * stop, anchor,
                            output[lane], row, dim);
       for (long d = 0; d < dim; ++d) to[d] = peek(tile.y[d], lane);
     });

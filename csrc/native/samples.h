@@ -23,14 +23,13 @@ class Samples {
       for (int lane = 0; lane < W; ++lane) load_times(lane, 0);
   }
 
-  // One sample, alone in its tile. keep(lanes, t, h) is told of accepted steps.
+  // One sample, alone in its tile. keep(lanes) is told of accepted steps.
   template <class Keep>
   CT_LANES void run(int64_t number, const Keep& keep) {
     static_assert(W == 1);
     load(0, number);
     start();
     write_first(0, number);
-    anew(true);
     active = begin(0, number);
     while (any(active)) step(keep);
   }
@@ -46,13 +45,13 @@ class Samples {
   CT_LANES void load(int lane, int64_t sample) {
     load_sample(task, tile, tolerances, lane, sample);
     if (task.t_stride != 0) load_times(lane, sample);
-    set(clock.tau, lane, peek(clock.direction, lane) * goal_of(sample, 0));
+    put(clock.tau, lane, peek(clock.direction, lane) * goal_of(sample, 0));
   }
 
   CT_LANES void load_times(int lane, int64_t sample) {
     const double first = goal_of(sample, 0), last = goal_of(sample, task.rows - 1);
     const double direction = last < first ? -1 : 1;
-    put(clock.direction, lane, direction);
+    put(clock.direction, lane, static_cast<Number<E>>(direction));
     put(clock.end, lane, task.overshoot ? kInfinity : direction * last);
     put(span, lane, direction * (last - first));
   }
@@ -62,7 +61,7 @@ class Samples {
     const D t0 = clock.t();
     tile.evaluate(convert<V>(t0), tile.y, tile.k[0]);
     if (task.first_step >= 0) {
-      clock.proposed = all<D>(task.first_step);
+      clock.proposed = all<E>(task.first_step);
       return;
     }
     const auto norm = [&](const auto& of) __attribute__((always_inline)) {
@@ -73,42 +72,36 @@ class Samples {
     const auto& k = tile.k;
     const D d0 = norm([&](long d) __attribute__((always_inline)) { return tile.y[d]; });
     const D d1 = norm([&](long d) __attribute__((always_inline)) { return k[0][d]; });
-    const D h0 = first_guess(d0, d1, span), signed_h0 = clock.direction * h0;
+    const D h0 = first_guess(d0, d1, span), signed_h0 = convert<D>(clock.direction) * h0;
     const V step = convert<V>(signed_h0);
     for_each<dim>([&](long d)
                       __attribute__((always_inline)) { tile.at[d] = tile.y[d] + step * k[0][d]; });
     tile.evaluate(convert<V>(t0 + signed_h0), tile.at, tile.k[1]);
     const D d2 =
         norm([&](long d) __attribute__((always_inline)) { return k[1][d] - k[0][d]; }) / h0;
-    clock.proposed = first_length(h0, d1, d2, span, Method::order);
-  }
-
-  // Lanes for other samples.
-  CT_LANES void anew(Mask<D> lanes) {
-    const auto with = [](auto& x, auto mask, auto value) __attribute__((always_inline)) {
-      x = select(mask, all<std::remove_cvref_t<decltype(x)>>(value), x);
-    };
-    with(clock.attempts, lanes, 0);
-    with(clock.accepted, lanes, 0);
-    const Mask<E> same = mask_for<E>(lanes);
-    with(clock.log_last, same, 0);
-    with(clock.log_before, same, 0);
-    with(clock.error, same, std::numeric_limits<real>::quiet_NaN());
+    clock.proposed = convert<E>(first_length(h0, d1, d2, span, Method::order));
   }
 
   // Begin with a sample whose state, slope and first step are in place; returns whether there is
   // anything to do.
   CT_LANES bool begin(int lane, int64_t number) {
+    put(clock.accepted, lane, 0);
+    put(clock.log_last, lane, 0);
+    put(clock.log_before, lane, 0);
+    put(clock.error, lane, std::numeric_limits<real>::quiet_NaN());
+    began[lane] = clock.attempts, last_attempt = at_most(last_attempt, began[lane] + task.max_steps);
     sample[lane] = number;
     extended[lane] = 0;
     output[lane] = first_rows(number);
     mark[lane] = peek(clock.tau, lane), last_goal[lane] = mark[lane] + peek(span, lane);
     wild[lane] = since[lane] = 0;
-    advance(lane);
-    if (peek(goal, lane) < kInfinity) return true;
+    if (advance(lane)) return true;
     finish(lane, kSuccess);
     return false;
   }
+
+  // Of the sample in a lane.
+  CT_LANES double attempts(int lane) const { return clock.attempts - began[lane]; }
 
   // ---- rows
   // --------------------------------------------------------------------------------------------------
@@ -130,80 +123,95 @@ class Samples {
     store_sample<T>(task, state, lane, sample[lane], output[lane]);
   }
 
-  // To the next row; its time, or infinity where there is none.
-  CT_LANES void advance(int lane, int by = 0) {
+  // To the next row, if there is one; the time of none is infinity.
+  CT_LANES bool advance(int lane, int by = 0) {
     output[lane] += by;
-    const double t = output[lane] < task.rows
-                         ? peek(clock.direction, lane) * goal_of(sample[lane], output[lane])
-                         : kInfinity;
-    set(goal, lane, t);
+    const bool there = output[lane] < task.rows;
+    put(goal, lane,
+        there ? peek(clock.direction, lane) * goal_of(sample[lane], output[lane]) : kInfinity);
+    return there;
   }
 
-  CT_LANES void read(Mask<D> pending, D t, D h, V end_time) {
-    const Mask<D> inside = pending & (goal < clock.stop);
+  // Writes the rows within the step; returns the lanes for which there are no more.
+  CT_LANES uint32_t read(uint32_t pending, V end_time) {
+    const uint32_t inside = pending & bits_of(goal < clock.stop);
     const bool interpolates = any(inside);
     if (interpolates) {
-      tile.extend(t, h, end_time);
-      for_lanes(bits_of(inside), [&](int lane) __attribute__((always_inline)) {
+      tile.extend(clock.t(), clock.h(), end_time);
+      for_lanes(inside, [&](int lane) __attribute__((always_inline)) {
         extended[lane] += T::total - T::stages;
       });
     }
+    uint32_t last = 0;
     do {
-      const Mask<V> exact = mask_for<V>(goal >= clock.stop);
       if (interpolates) {
+        const Mask<V> exact = mask_for<V>(goal >= clock.stop);
         const D theta = at_most((goal - clock.tau) / (clock.stop - clock.tau), all<D>(1));
-        tile.interpolate(theta, convert<V>(h));
+        tile.interpolate(theta, convert<V>(clock.h()));
+        for_each<dim>([&](long d) __attribute__((always_inline)) {
+          tile.at[d] = select(exact, tile.y1[d], tile.at[d]);
+        });
       }
-      for_each<dim>([&](long d) __attribute__((always_inline)) {
-        tile.at[d] = select(exact, tile.y1[d], tile.at[d]);
+      uint32_t more = 0;
+      for_lanes(pending, [&](int lane) __attribute__((always_inline)) {
+        write(lane, interpolates ? tile.at : tile.y1);
+        if (!advance(lane, 1)) last |= uint32_t{1} << lane;
+        if (peek(goal, lane) <= peek(clock.stop, lane)) more |= uint32_t{1} << lane;
       });
-      for_lanes(bits_of(pending), [&](int lane) __attribute__((always_inline)) {
-        write(lane, tile.at);
-        advance(lane, 1);
-      });
-      pending = pending & (goal <= clock.stop);
+      pending = more;
     } while (any(pending));
+    return last;
   }
 
   // ---- steps
   // -------------------------------------------------------------------------------------------------
 
-  // Returns the lanes whose samples ended.
+  // Returns the lanes whose samples ended. The others go along: what comes of them is not read.
   template <class Keep>
   CT_LANES uint32_t step(const Keep& keep) {
-    clock.plan(task, active);
-    const Mask<D> frozen = active & negated(clock.stop > clock.tau);
-    if (any(frozen)) [[unlikely]]
-      return give_up(frozen);
-    const D t = clock.t(), h = clock.h();
+    clock.plan(task);
+    if (const uint32_t still = bits_of(negated(clock.stop > clock.tau)); any(still)) [[unlikely]]
+      if (any(still & active)) return give_up(still & active);
+    const D t = clock.t();
+    const E h = clock.h();
     const V end_time = beside(convert<V>(clock.t1()), convert<V>(t));
     tile.attempt(t, h, end_time);
     const E norm = tile.squared_error(tolerances, h);
-    const Mask<D> moved = clock.judge(task, gains, active, norm);
-    Mask<D> ended = active & (clock.attempts >= all<D>(task.max_steps));
+    const uint32_t moved = clock.judge(task, gains, norm);
+    uint32_t ended = 0;
+    if (clock.attempts >= last_attempt) [[unlikely]]
+      ended = out_of_attempts();
     if (any(moved)) {
       tile.evaluate_late(t, h, end_time);
-      const Mask<D> pending = moved & (goal <= clock.stop);
-      keep(bits_of(moved), t, h);
-      if (any(pending)) {
-        read(pending, t, h, end_time);
-        ended = ended | (active & (goal == all<D>(kInfinity)));
-      }
+      const uint32_t pending = moved & active & bits_of(goal <= clock.stop);
+      keep(moved & active);
+      if (any(pending)) ended |= read(pending, end_time);
       accept(moved);
     }
     uint32_t creeping = 0;
-    if (task.patience > 0)
-      creeping = watch(active & mask_for<D>(negated(norm < all<E>(kInfinity))));
-    ended = ended & active;
+    if (task.patience > 0) creeping = watch(bits_of(negated(norm < all<E>(kInfinity))));
+    ended &= active;
     return creeping | (any(ended) ? leave(ended) : 0);
   }
 
-  CT_LANES void accept(Mask<D> moved) {
-    const Mask<V> mask = mask_for<V>(moved);
+  // The lanes with as many as are allowed, and when that may be so again.
+  CT_LANES uint32_t out_of_attempts() {
+    uint32_t lanes = 0;
+    last_attempt = kInfinity;
+    for_lanes(active, [&](int lane) {
+      if (attempts(lane) >= task.max_steps)
+        lanes |= uint32_t{1} << lane;
+      else
+        last_attempt = at_most(last_attempt, began[lane] + task.max_steps);
+    });
+    return lanes;
+  }
+
+  CT_LANES void accept(uint32_t moved) {
     clock.tau = select(moved, clock.stop, clock.tau);
     for_each<dim>([&](long d) __attribute__((always_inline)) {
-      tile.y[d] = select(mask, tile.y1[d], tile.y[d]);
-      tile.k[0][d] = select(mask, tile.k[T::stages - 1][d], tile.k[0][d]);
+      tile.y[d] = select(moved, tile.y1[d], tile.y[d]);
+      tile.k[0][d] = select(moved, tile.k[T::stages - 1][d], tile.k[0][d]);
     });
   }
 
@@ -211,19 +219,18 @@ class Samples {
   // state have no error, grow, leave the domain, and are cut again. As the eager solver asks.
   // `lost`: lanes whose error was not finite. Returns those that creep. One sample is asked every
   // so many attempts; of several, each when it is lost again.
-  CT_LANES uint32_t watch(Mask<D> lost) {
-    if (W > 1 && !any(lost)) [[likely]]
+  CT_LANES uint32_t watch(uint32_t lost) {
+    if (W > 1 && lost == 0) [[likely]]
       return 0;
-    const uint32_t lanes = bits_of(lost);
     uint32_t creeping = 0;
     for (int lane = 0; lane < W; ++lane) {
-      const int64_t attempts = static_cast<int64_t>(peek(clock.attempts, lane));
-      wild[lane] += lanes >> lane & 1;
+      const int64_t attempts = static_cast<int64_t>(this->attempts(lane));
+      wild[lane] += lost >> lane & 1;
       if (W == 1 ? attempts % task.patience != 0
-                 : !(lanes >> lane & 1) || attempts - since[lane] < task.patience)
+                 : !(lost >> lane & 1) || attempts - since[lane] < task.patience)
         continue;
       const double tau = peek(clock.tau, lane);
-      if (peek(active, lane) && wild[lane] > task.patience / 5 &&
+      if ((active >> lane & 1) && wild[lane] > task.patience / 5 &&
           tau - mark[lane] < 1e-3 * (last_goal[lane] - tau))
         creeping |= 1u << lane;
       mark[lane] = tau, wild[lane] = 0, since[lane] = attempts;
@@ -232,19 +239,19 @@ class Samples {
       return 0;
     for_lanes(creeping,
               [&](int lane) { set(clock.error, lane, std::numeric_limits<real>::quiet_NaN()); });
-    return leave(mask_of<Mask<D>>(creeping), [](int) { return kNonfinite; });
+    return leave(creeping, [](int) { return kNonfinite; });
   }
 
-  CT_LANES uint32_t leave(Mask<D> lanes) {
+  CT_LANES uint32_t leave(uint32_t lanes) {
     return leave(lanes, [&](int lane) __attribute__((always_inline)) {
       return peek(goal, lane) == kInfinity ? kSuccess : kMaxSteps;
     });
   }
 
-  CT_LANES uint32_t give_up(Mask<D> lanes) {
+  CT_LANES uint32_t give_up(uint32_t lanes) {
     return leave(lanes, [&](int lane) __attribute__((always_inline)) {
       // (before the first attempt there is no error)
-      const bool finite = peek(clock.error, lane) < kInfinity || peek(clock.attempts, lane) == 0;
+      const bool finite = peek(clock.error, lane) < kInfinity || attempts(lane) == 0;
       return finite && has_slope(lane) ? kUnderflow : kNonfinite;
     });
   }
@@ -258,11 +265,10 @@ class Samples {
 
   // Samples end, with status(lane).
   template <class StatusOf>
-  CT_LANES uint32_t leave(Mask<D> lanes, const StatusOf& status) {
-    const uint32_t bits = bits_of(lanes);
-    for_lanes(bits, [&](int lane) __attribute__((always_inline)) { finish(lane, status(lane)); });
-    active = active & negated(lanes);
-    return bits;
+  CT_LANES uint32_t leave(uint32_t lanes, const StatusOf& status) {
+    for_lanes(lanes, [&](int lane) __attribute__((always_inline)) { finish(lane, status(lane)); });
+    active &= ~lanes;
+    return lanes;
   }
 
   CT_LANES void finish(int lane, int64_t status) {
@@ -273,7 +279,7 @@ class Samples {
     });
     if (status != kMaxSteps && !finite) status = kNonfinite;
     const int64_t accepted = static_cast<int64_t>(peek(clock.accepted, lane));
-    const int64_t attempts = static_cast<int64_t>(peek(clock.attempts, lane));
+    const int64_t attempts = static_cast<int64_t>(this->attempts(lane));
     if (task.worst != nullptr) {
       task.worst[i] = kUnknown;
       if ((status == kUnderflow || status == kNonfinite) && attempts > accepted) [[unlikely]] {
@@ -302,8 +308,10 @@ class Samples {
   T tile;
   typename T::Tolerances tolerances;
   Clock<D, E> clock;
-  Mask<D> active;
+  uint32_t active = 0;  // lanes with a sample
   D goal, span;
+  // the tile's count of attempts at which the samples began, and at which one may have had them all
+  double began[W], last_attempt = kInfinity;
   int64_t sample[W], output[W], extended[W];  // evaluations of stages only for rows
   // where a solve was when patience was last tried, errors not finite since, and the attempt
   double mark[W], last_goal[W];

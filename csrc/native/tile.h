@@ -123,12 +123,12 @@ struct Tile {
   }
 
   // Time of stage i.
-  template <int I>
-  CT_LANES V stage_time(D t, D h, V before_end) const {
+  template <int I, class H>
+  CT_LANES V stage_time(D t, H h, V before_end) const {
     if constexpr (Method::c[I] == 1)
       return before_end;
     else
-      return convert<V>(Method::c[I] == 0 ? t : t + Method::c[I] * h);
+      return convert<V>(Method::c[I] == 0 ? t : t + Method::c[I] * convert<D>(h));
   }
 
   template <int I>
@@ -138,8 +138,10 @@ struct Tile {
     });
   }
 
-  // All stages from y, with the first slope in k[0], and y1; not a late last one.
-  CT_LANES void attempt(D t, D h, V end_time) {
+  // All stages from y, with the first slope in k[0], and y1; not a late last one. The length h is in
+  // the precision of the state or of time.
+  template <class H>
+  CT_LANES void attempt(D t, H h, V end_time) {
     const V step = convert<V>(h);
     constexpr int kInner = Method::fsal ? stages - 1 : stages;
     for_constants<1, kInner>([&](auto i) __attribute__((always_inline)) {
@@ -157,13 +159,15 @@ struct Tile {
     }
   }
 
-  CT_LANES void evaluate_late(D t, D h, V end_time) {
+  template <class H>
+  CT_LANES void evaluate_late(D t, H h, V end_time) {
     if constexpr (Method::late)
       evaluate_stage<stages - 1>(stage_time<stages - 1>(t, h, end_time), y1);
   }
 
   // The stages that only the interpolant reads.
-  CT_LANES void extend(D t, D h, V end_time) {
+  template <class H>
+  CT_LANES void extend(D t, H h, V end_time) {
     const V step = convert<V>(h);
     for_constants<stages, total>([&](auto i) __attribute__((always_inline)) {
       stage_state<i>(step, at);
@@ -297,7 +301,8 @@ struct Tile {
 
   // The square of the norm: a root takes longer than a stage of a small field, and is not needed
   // to judge a step.
-  CT_LANES E squared_error(const Tolerances& tolerances, D h) const {
+  template <class H>
+  CT_LANES E squared_error(const Tolerances& tolerances, H h) const {
     const V step = convert<V>(h);
     return norm<true>(
         [&](long d) __attribute__((always_inline)) { return scaled_error(tolerances, step, d); });
