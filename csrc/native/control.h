@@ -73,7 +73,7 @@ struct Clock {
   D tau, end, stop, accepted;
   E direction, proposed, length, error, log_last, log_before;
   double attempts = 0;  // the same for all lanes
-  uint32_t lands;
+  LaneSet lands;
 
   CT_BOTH D t() const { return convert<D>(direction) * tau; }
   CT_BOTH E h() const { return direction * length; }
@@ -90,7 +90,7 @@ struct Clock {
   }
 
   // Which lanes accept the attempt, by its error norm; `tau` itself is not moved here.
-  CT_LANES uint32_t judge(const Task& task, const Gains& gains, E norm) {
+  CT_LANES LaneSet judge(const Task& task, const Gains& gains, E norm) {
     constexpr double kTiny = sizeof(Number<E>) == 4 ? kTinySingle : kTinyError;
     error = norm;
     Mask<E> good = norm <= all<E>(1);
@@ -99,7 +99,7 @@ struct Clock {
       const E least = select(lands, all<E>(kLandingRoom * task.min_step), all<E>(task.min_step));
       good = good | ((norm < all<E>(kInfinity)) & (length <= least));
     }
-    const uint32_t moved = bits_of(good);
+    const LaneSet moved = bits_of(good);
     const E log_error = rough_log(at_least(norm, all<E>(kTiny)));
     const E next = length * step_factor(gains, norm, log_error, log_last, log_before);
     // a step cut short to end on a given time says little against the length tried before

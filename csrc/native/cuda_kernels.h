@@ -66,7 +66,7 @@ class KeptSample : Samples<Field, Method, 1> {
       this->write_first(0, number);
       active = this->begin(0, number);
     }
-    const auto keep = [&](uint32_t moved) {
+    const auto keep = [&](LaneSet moved) {
       if (keeper == nullptr || !moved) return;
       int64_t row = output[0];
       while (row < task.rows && clock.direction * this->goal_of(number, row) <= clock.stop) ++row;

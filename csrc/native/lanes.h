@@ -57,6 +57,9 @@ struct LaneType<T, W, false> {
 template <class T, int W>
 using Lanes = typename LaneType<T, W>::type;
 
+// A set of lanes: bit i is lane i.
+using LaneSet = uint32_t;
+
 template <class V, bool kScalar = std::is_arithmetic_v<V>>
 struct LaneTraits {
   using Number = std::remove_cvref_t<decltype(std::declval<V&>()[0])>;
@@ -271,10 +274,10 @@ CT_LANES M negated(M mask) {
   return ~mask;
 }
 
-// Bit i is lane i.
-CT_LANES uint32_t bits_of(bool mask) { return mask; }
+// The set of the lanes of a mask.
+CT_LANES LaneSet bits_of(bool mask) { return mask; }
 template <class M>
-CT_LANES uint32_t bits_of(M mask) {
+CT_LANES LaneSet bits_of(M mask) {
   if constexpr (IsWide<M>::value) {
     return bits_of(mask.low) | bits_of(mask.high) << kWidth<M> / 2;
   } else {
@@ -286,15 +289,15 @@ CT_LANES uint32_t bits_of(M mask) {
     else if constexpr (sizeof(M) == 64 && sizeof(Number<M>) == 4)
       return __builtin_ia32_cvtd2mask512((Words)mask);
 #endif
-    uint32_t bits = 0;
-    for (int i = 0; i < kWidth<M>; ++i) bits |= (mask[i] != 0 ? 1u : 0u) << i;
+    LaneSet bits = 0;
+    for (int i = 0; i < kWidth<M>; ++i) bits |= LaneSet{mask[i] != 0} << i;
     return bits;
   }
 }
 
 // The other way round.
 template <class M>
-CT_LANES M mask_of(uint32_t bits) {
+CT_LANES M mask_of(LaneSet bits) {
   if constexpr (kWidth<M> == 1) {
     return static_cast<M>(bits & 1);
   } else if constexpr (IsWide<M>::value) {
@@ -303,12 +306,12 @@ CT_LANES M mask_of(uint32_t bits) {
   } else {
     M number;
     for (int i = 0; i < kWidth<M>; ++i) number[i] = i;
-    return (M)(((M{} + bits) >> number & 1) != 0);
+    return (M)(((M{} + static_cast<Number<M>>(bits)) >> number & 1) != 0);
   }
 }
 
 template <class V>
-CT_LANES V select(uint32_t lanes, V yes, V no) {
+CT_LANES V select(LaneSet lanes, V yes, V no) {
   if constexpr (IsWide<V>::value) {
     return {select(lanes, yes.low, no.low), select(lanes >> kWidth<V> / 2, yes.high, no.high)};
   } else {
@@ -325,7 +328,7 @@ CT_LANES V select(uint32_t lanes, V yes, V no) {
 
 // body(lane) for the lanes whose bits are set.
 template <class Body>
-CT_LANES void for_lanes(uint32_t bits, const Body& body) {
+CT_LANES void for_lanes(LaneSet bits, const Body& body) {
 #if defined(CT_CUDA)
   if (bits != 0) body(0);
 #else
@@ -339,7 +342,7 @@ __device__ inline bool any(bool mask) { return __syncthreads_or(mask); }
 #else
 CT_LANES bool any(bool mask) { return mask; }
 #endif
-CT_LANES bool any(uint32_t lanes) { return any(lanes != 0); }
+CT_LANES bool any(LaneSet lanes) { return any(lanes != 0); }
 template <class M>
 CT_LANES bool any(M mask) {
   return bits_of(mask) != 0;

@@ -25,7 +25,7 @@ class Queue : Samples<Field, Method, W> {
   }
 
   CT_LANES void run() {
-    const auto keeps = [&](uint32_t lanes) __attribute__((always_inline)) {
+    const auto keeps = [&](LaneSet lanes) __attribute__((always_inline)) {
       if (kept != nullptr) keep(lanes);
     };
     if constexpr (W == 1) {
@@ -33,9 +33,9 @@ class Queue : Samples<Field, Method, W> {
     } else {
       prepare();
       next = begin;
-      refill(~uint32_t{} >> (32 - W));
+      refill(~LaneSet{} >> (32 - W));
       while (any(active))
-        if (const uint32_t free = this->step(keeps)) refill(free);
+        if (const LaneSet free = this->step(keeps)) refill(free);
     }
   }
 
@@ -83,11 +83,11 @@ class Queue : Samples<Field, Method, W> {
   }
 
   // The next samples, as far as there are any, to lanes.
-  __attribute__((noinline)) void refill(uint32_t lanes) {
-    uint32_t filled = 0;
+  __attribute__((noinline)) void refill(LaneSet lanes) {
+    LaneSet filled = 0;
     for_lanes(lanes, [&](int lane) __attribute__((always_inline)) {
       while (next < end && !(filled >> lane & 1))
-        if (fill(lane, order[next++ - begin])) filled |= uint32_t{1} << lane;
+        if (fill(lane, order[next++ - begin])) filled |= LaneSet{1} << lane;
     });
     active |= filled;
     // the rest stand still
@@ -97,13 +97,13 @@ class Queue : Samples<Field, Method, W> {
   bool fill(int lane, int64_t i) {
     this->load(lane, begin + i);
     for_each<dim>([&](long d) __attribute__((always_inline)) {
-      place<Field>(tile.k[0][d], lane, slopes[i * dim + d]);
+      put(tile.k[0][d], lane, slopes[i * dim + d]);
     });
     put(clock.proposed, lane, static_cast<real>(lengths[i]));
     return S::begin(lane, begin + i);
   }
 
-  __attribute__((noinline)) void keep(uint32_t lanes) {
+  __attribute__((noinline)) void keep(LaneSet lanes) {
     for_lanes(lanes, [&](int lane) {
       const double stop = peek(clock.stop, lane), direction = peek(clock.direction, lane);
       int64_t row = output[lane];

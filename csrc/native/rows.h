@@ -5,25 +5,13 @@
 
 namespace ct::native {
 
-// One lane of a tile. A small tile stays in registers: a store of one number would keep the loads
-// of whole registers waiting.
-template <class Field, class V>
-CT_LANES void place(V& x, int lane, Number<V> value) {
-  if constexpr (kSmall<Field>)
-    set(x, lane, value);
-  else
-    put(x, lane, value);
-}
-
 template <class T>
 CT_LANES void load_sample(const Task& task, T& tile, typename T::Tolerances& tolerances, int lane,
                           int64_t sample) {
   using real = typename T::real;
   const real* y0 = static_cast<const real*>(task.y0) + sample * T::dim;
   const real* own = static_cast<const real*>(task.own) + sample * T::Field::own;
-  for_each<T::dim>([&](long d) __attribute__((always_inline)) {
-    place<typename T::Field>(tile.y[d], lane, y0[d]);
-  });
+  for_each<T::dim>([&](long d) __attribute__((always_inline)) { put(tile.y[d], lane, y0[d]); });
   for_each<T::Field::own>([&](long j)
                               __attribute__((always_inline)) { put(tile.own[j], lane, own[j]); });
   if constexpr (T::Method::tolerances) {

@@ -89,7 +89,8 @@ class Samples {
     put(clock.log_last, lane, 0);
     put(clock.log_before, lane, 0);
     put(clock.error, lane, std::numeric_limits<real>::quiet_NaN());
-    began[lane] = clock.attempts, last_attempt = at_most(last_attempt, began[lane] + task.max_steps);
+    began[lane] = clock.attempts,
+    last_attempt = at_most(last_attempt, began[lane] + task.max_steps);
     sample[lane] = number;
     extended[lane] = 0;
     output[lane] = first_rows(number);
@@ -133,8 +134,8 @@ class Samples {
   }
 
   // Writes the rows within the step; returns the lanes for which there are no more.
-  CT_LANES uint32_t read(uint32_t pending, V end_time) {
-    const uint32_t inside = pending & bits_of(goal < clock.stop);
+  CT_LANES LaneSet read(LaneSet pending, V end_time) {
+    const LaneSet inside = pending & bits_of(goal < clock.stop);
     const bool interpolates = any(inside);
     if (interpolates) {
       tile.extend(clock.t(), clock.h(), end_time);
@@ -142,7 +143,7 @@ class Samples {
         extended[lane] += T::total - T::stages;
       });
     }
-    uint32_t last = 0;
+    LaneSet last = 0;
     do {
       if (interpolates) {
         const Mask<V> exact = mask_for<V>(goal >= clock.stop);
@@ -152,11 +153,11 @@ class Samples {
           tile.at[d] = select(exact, tile.y1[d], tile.at[d]);
         });
       }
-      uint32_t more = 0;
+      LaneSet more = 0;
       for_lanes(pending, [&](int lane) __attribute__((always_inline)) {
         write(lane, interpolates ? tile.at : tile.y1);
-        if (!advance(lane, 1)) last |= uint32_t{1} << lane;
-        if (peek(goal, lane) <= peek(clock.stop, lane)) more |= uint32_t{1} << lane;
+        if (!advance(lane, 1)) last |= LaneSet{1} << lane;
+        if (peek(goal, lane) <= peek(clock.stop, lane)) more |= LaneSet{1} << lane;
       });
       pending = more;
     } while (any(pending));
@@ -168,46 +169,47 @@ class Samples {
 
   // Returns the lanes whose samples ended. The others go along: what comes of them is not read.
   template <class Keep>
-  CT_LANES uint32_t step(const Keep& keep) {
+  CT_LANES LaneSet step(const Keep& keep) {
     clock.plan(task);
-    if (const uint32_t still = bits_of(negated(clock.stop > clock.tau)); any(still)) [[unlikely]]
-      if (any(still & active)) return give_up(still & active);
+    const LaneSet frozen = active & ~bits_of(clock.stop > clock.tau);
+    if (any(frozen)) [[unlikely]]
+      return give_up(frozen);
     const D t = clock.t();
     const E h = clock.h();
     const V end_time = beside(convert<V>(clock.t1()), convert<V>(t));
     tile.attempt(t, h, end_time);
     const E norm = tile.squared_error(tolerances, h);
-    const uint32_t moved = clock.judge(task, gains, norm);
-    uint32_t ended = 0;
+    const LaneSet moved = clock.judge(task, gains, norm);
+    LaneSet ended = 0;
     if (clock.attempts >= last_attempt) [[unlikely]]
       ended = out_of_attempts();
     if (any(moved)) {
       tile.evaluate_late(t, h, end_time);
-      const uint32_t pending = moved & active & bits_of(goal <= clock.stop);
+      const LaneSet pending = moved & active & bits_of(goal <= clock.stop);
       keep(moved & active);
       if (any(pending)) ended |= read(pending, end_time);
       accept(moved);
     }
-    uint32_t creeping = 0;
-    if (task.patience > 0) creeping = watch(bits_of(negated(norm < all<E>(kInfinity))));
+    LaneSet creeping = 0;
+    if (task.patience > 0) creeping = watch(active & ~bits_of(norm < all<E>(kInfinity)));
     ended &= active;
     return creeping | (any(ended) ? leave(ended) : 0);
   }
 
   // The lanes with as many as are allowed, and when that may be so again.
-  CT_LANES uint32_t out_of_attempts() {
-    uint32_t lanes = 0;
+  CT_LANES LaneSet out_of_attempts() {
+    LaneSet lanes = 0;
     last_attempt = kInfinity;
     for_lanes(active, [&](int lane) {
       if (attempts(lane) >= task.max_steps)
-        lanes |= uint32_t{1} << lane;
+        lanes |= LaneSet{1} << lane;
       else
         last_attempt = at_most(last_attempt, began[lane] + task.max_steps);
     });
     return lanes;
   }
 
-  CT_LANES void accept(uint32_t moved) {
+  CT_LANES void accept(LaneSet moved) {
     clock.tau = select(moved, clock.stop, clock.tau);
     for_each<dim>([&](long d) __attribute__((always_inline)) {
       tile.y[d] = select(moved, tile.y1[d], tile.y[d]);
@@ -219,10 +221,10 @@ class Samples {
   // state have no error, grow, leave the domain, and are cut again. As the eager solver asks.
   // `lost`: lanes whose error was not finite. Returns those that creep. One sample is asked every
   // so many attempts; of several, each when it is lost again.
-  CT_LANES uint32_t watch(uint32_t lost) {
+  CT_LANES LaneSet watch(LaneSet lost) {
     if (W > 1 && lost == 0) [[likely]]
       return 0;
-    uint32_t creeping = 0;
+    LaneSet creeping = 0;
     for (int lane = 0; lane < W; ++lane) {
       const int64_t attempts = static_cast<int64_t>(this->attempts(lane));
       wild[lane] += lost >> lane & 1;
@@ -242,13 +244,13 @@ class Samples {
     return leave(creeping, [](int) { return kNonfinite; });
   }
 
-  CT_LANES uint32_t leave(uint32_t lanes) {
+  CT_LANES LaneSet leave(LaneSet lanes) {
     return leave(lanes, [&](int lane) __attribute__((always_inline)) {
       return peek(goal, lane) == kInfinity ? kSuccess : kMaxSteps;
     });
   }
 
-  CT_LANES uint32_t give_up(uint32_t lanes) {
+  CT_LANES LaneSet give_up(LaneSet lanes) {
     return leave(lanes, [&](int lane) __attribute__((always_inline)) {
       // (before the first attempt there is no error)
       const bool finite = peek(clock.error, lane) < kInfinity || attempts(lane) == 0;
@@ -265,7 +267,7 @@ class Samples {
 
   // Samples end, with status(lane).
   template <class StatusOf>
-  CT_LANES uint32_t leave(uint32_t lanes, const StatusOf& status) {
+  CT_LANES LaneSet leave(LaneSet lanes, const StatusOf& status) {
     for_lanes(lanes, [&](int lane) __attribute__((always_inline)) { finish(lane, status(lane)); });
     active &= ~lanes;
     return lanes;
@@ -308,7 +310,7 @@ class Samples {
   T tile;
   typename T::Tolerances tolerances;
   Clock<D, E> clock;
-  uint32_t active = 0;  // lanes with a sample
+  LaneSet active = 0;  // lanes with a sample
   D goal, span;
   // the tile's count of attempts at which the samples began, and at which one may have had them all
   double began[W], last_attempt = kInfinity;

@@ -138,8 +138,8 @@ struct Tile {
     });
   }
 
-  // All stages from y, with the first slope in k[0], and y1; not a late last one. The length h is in
-  // the precision of the state or of time.
+  // All stages from y, with the first slope in k[0], and y1; not a late last one. The length h is
+  // in the precision of the state or of time.
   template <class H>
   CT_LANES void attempt(D t, H h, V end_time) {
     const V step = convert<V>(h);
