@@ -89,7 +89,7 @@ class Samples {
     put(clock.log_last, lane, 0);
     put(clock.log_before, lane, 0);
     put(clock.error, lane, std::numeric_limits<real>::quiet_NaN());
-    began[lane] = clock.attempts,
+    began[lane] = clock.attempts;
     last_attempt = at_most(last_attempt, began[lane] + task.max_steps);
     sample[lane] = number;
     extended[lane] = 0;
@@ -309,9 +309,9 @@ class Samples {
   const Gains gains;
   T tile;
   typename T::Tolerances tolerances;
-  Clock<D, E> clock;
+  Clock<D, E> clock{};
   LaneSet active = 0;  // lanes with a sample
-  D goal, span;
+  D goal{}, span{};
   // the tile's count of attempts at which the samples began, and at which one may have had them all
   double began[W], last_attempt = kInfinity;
   int64_t sample[W], output[W], extended[W];  // evaluations of stages only for rows

@@ -31,6 +31,7 @@ static int noted(void* at, size_t bytes, int) {
   return advised[0] = reinterpret_cast<unsigned long>(at), advised[1] = bytes, 0;
 }
 #define madvise noted
+#include "native/control.h"
 #include "native/outer.h"
 #include "native/roots.h"
 #include "native/runs.h"
@@ -69,6 +70,29 @@ template <class T> long turned(T* square) {
 }
 extern "C" long turn_float(float* square) { return turned(square); }
 extern "C" long turn_double(double* square) { return turned(square); }
+
+template <class T, int W> void rough(const T* x, T* logs, T* exps) {
+  using V = Lanes<T, W>;
+  store<V>(logs, rough_log(load<V>(x))), store<V>(exps, rough_exp(load<V>(x)));
+}
+template <class T, int W> long chosen(LaneSet lanes, const T* x, T* out) {
+  using V = Lanes<T, W>;
+  const V yes = load<V>(x), no = -yes;
+  store<V>(out, select(lanes, yes, no));
+  return bits_of(load<V>(out) > V{}) == lanes && bits_of(mask_of<Mask<V>>(lanes)) == lanes ? W : 0;
+}
+#define FOR_WIDTHS(name, T) \\
+  extern "C" void rough_##name(const T* x, T* logs, T* exps) { \\
+    rough<T, 2 * kRegister<T>>(x, logs, exps); \\
+  } \\
+  extern "C" long chosen_##name(long way, LaneSet lanes, const T* x, T* out) { \\
+    constexpr int R = kRegister<T>; \\
+    return way == 0 ? chosen<T, R / 2>(lanes & ((1u << R / 2) - 1), x, out) \\
+         : way == 1 ? chosen<T, R>(lanes & ((1u << R) - 1), x, out) \\
+                    : chosen<T, 2 * R>(lanes & (~0u >> (32 - 2 * R)), x, out); \\
+  }
+FOR_WIDTHS(float, float)
+FOR_WIDTHS(double, double)
 
 template <class T, int kRegisters, long N, long K, bool kTurned>
 long products(const T* u, const T* x, T* w) {
@@ -119,6 +143,49 @@ def test_a_square_in_registers_is_turned(library: ctypes.CDLL, dtype: torch.dtyp
     n = library[f"turn_{NAMES[dtype]}"](pointer(square))
     assert n > 1
     assert torch.equal(square[: n * n].view(n, n), torch.arange(n * n, dtype=dtype).view(n, n).T)
+
+
+@pytest.mark.parametrize("dtype", NAMES)
+@pytest.mark.parametrize("way", [0, 1, 2])
+def test_a_set_of_lanes_chooses_among_them(
+    library: ctypes.CDLL, dtype: torch.dtype, way: int
+) -> None:
+    x, out = torch.arange(1, 65, dtype=dtype), torch.empty(64, dtype=dtype)
+    for lanes in (0, 0xFFFFFFFF, 0x12345679, 0xEDCBA986, *(1 << i for i in range(32))):
+        width = library[f"chosen_{NAMES[dtype]}"](
+            way, ctypes.c_uint32(lanes), *map(pointer, (x, out))
+        )
+        assert width > 0
+        chosen = torch.tensor([lanes >> i & 1 for i in range(width)], dtype=torch.bool)
+        assert torch.equal(out[:width], torch.where(chosen, x[:width], -x[:width]))
+
+
+@pytest.mark.parametrize("dtype", NAMES)
+def test_rough_functions_have_the_digits_that_they_promise(
+    library: ctypes.CDLL, dtype: torch.dtype
+) -> None:
+    """Over all that may come: errors from the least to infinity, whose logarithm is finite too."""
+    info, room = torch.finfo(dtype), torch.zeros(64, dtype=dtype)
+
+    def found(x: Tensor) -> tuple[Tensor, Tensor]:
+        logs, exps = [], []
+        for part in torch.nn.functional.pad(x, (0, -len(x) % 64), value=1.0).split(4):
+            given, *results = torch.cat([part, room]), room.clone(), room.clone()
+            library[f"rough_{NAMES[dtype]}"](*map(pointer, (given, *results)))
+            logs.append(results[0][:4]), exps.append(results[1][:4])
+        return torch.cat(logs)[: len(x)].double(), torch.cat(exps)[: len(x)].double()
+
+    near = torch.linspace(0.5, 2.5, 4001, dtype=torch.float64)
+    far = torch.linspace(math.log(info.tiny), math.log(info.max), 999, dtype=torch.float64)
+    x = torch.cat([near, far[1:-1].exp()]).to(dtype)
+    digits = 2e-6 if dtype is torch.float32 else 5e-9
+    rounding = 4 * info.eps
+    torch.testing.assert_close(found(x)[0], x.double().log(), rtol=rounding, atol=digits)
+    x = torch.cat([torch.linspace(-80, 80, 4001), torch.linspace(-1, 1, 997)]).to(dtype)
+    digits = 3e-7 if dtype is torch.float32 else 5e-11
+    torch.testing.assert_close(found(x)[1], x.double().exp(), rtol=digits, atol=0)
+    ends = found(torch.tensor([info.max, math.inf, -info.max, -math.inf], dtype=dtype))[1]
+    torch.testing.assert_close(ends.log(), torch.tensor([80, 80, -80, -80.0]).double())
 
 
 @pytest.mark.parametrize("dtype", NAMES)
