@@ -172,7 +172,8 @@ def test_rough_functions_have_the_digits_that_they_promise(
         for part in torch.nn.functional.pad(x, (0, -len(x) % 64), value=1.0).split(4):
             given, *results = torch.cat([part, room]), room.clone(), room.clone()
             library[f"rough_{NAMES[dtype]}"](*map(pointer, (given, *results)))
-            logs.append(results[0][:4]), exps.append(results[1][:4])
+            logs.append(results[0][:4])
+            exps.append(results[1][:4])
         return torch.cat(logs)[: len(x)].double(), torch.cat(exps)[: len(x)].double()
 
     near = torch.linspace(0.5, 2.5, 4001, dtype=torch.float64)
