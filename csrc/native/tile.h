@@ -125,10 +125,11 @@ struct Tile {
   // Time of stage i.
   template <int I, class H>
   CT_LANES V stage_time(D t, H h, V before_end) const {
-    if constexpr (Method::c[I] == 1)
+    constexpr double c = Method::c[I];
+    if constexpr (c == 1)
       return before_end;
     else
-      return convert<V>(Method::c[I] == 0 ? t : t + Method::c[I] * convert<D>(h));
+      return convert<V>(c == 0 ? t : t + c * convert<D>(h));
   }
 
   template <int I>
