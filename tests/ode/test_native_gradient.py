@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import shutil
 import sys
 from pathlib import Path
@@ -235,7 +236,7 @@ class Uneven(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         sizes = [3, 300, 17, 1, 3]
-        pairs = zip(sizes, sizes[1:], strict=False)
+        pairs = itertools.pairwise(sizes)
         self.layers = nn.ModuleList(nn.Linear(n, k, dtype=F64) for n, k in pairs)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
