@@ -19,6 +19,7 @@
 #include "pending.h"
 #include "rows.h"
 #include "runs.h"
+#include "shares.h"
 
 namespace ct::native {
 
@@ -448,22 +449,13 @@ void pull_back_rows(const Task& task, const Cotangents& cotangents) {
   using real = typename Field::real;
   const auto& tape = *static_cast<const Tape<real>*>(task.tape);
   const int64_t count = static_cast<int64_t>(tape.runs.size());
-  // every run adds to arrays of its own, which are added up in their order
-  std::vector<std::vector<std::vector<real>>> sums(count);
+  Shares<real> shares(cotangents, Field::shared, count);
   on_threads(count, task.threads, [&](int64_t i) {
-    real* pointers[Field::shared + 1];
-    sums[i].resize(Field::shared);
-    for (long s = 0; s < Field::shared; ++s) {
-      if (cotangents.shared[s] != nullptr) sums[i][s].assign(cotangents.sizes[s], real(0));
-      pointers[s] = cotangents.shared[s] == nullptr ? nullptr : sums[i][s].data();
-    }
-    Owned<Adjoint<Field, Method, W>>(task, tape, tape.runs[i], cotangents, pointers)->sweep();
+    real* arrays[Field::shared + 1];
+    real* const share = shares.open(arrays);
+    Owned<Adjoint<Field, Method, W>>(task, tape, tape.runs[i], cotangents, arrays)->sweep();
+    shares.close(i, share);
   });
-  for (long s = 0; s < Field::shared; ++s) {
-    real* to = static_cast<real*>(cotangents.shared[s]);
-    for (int64_t i = 0; to != nullptr && i < count; ++i)
-      for (int64_t j = 0; j < cotangents.sizes[s]; ++j) to[j] += sums[i][s][j];
-  }
 }
 
 // Puts a step of no length at every sample's first time and state on an empty tape: with it the

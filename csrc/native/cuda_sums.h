@@ -22,7 +22,7 @@ struct Strided {
   CT_BOTH Strided operator+(long j) const { return {numbers + j * stride, stride}; }
 };
 
-// As in outer.h.
+// w[o, i] += u[o] x[i], the gradient of the weights for cotangents u of their products.
 template <long N, long K, long kRow, long kColumn, class V, class T>
 CT_LANES void outer(const V* u, const V* x, Strided<T> w) {
   for (long o = 0; o < N; ++o)
@@ -168,7 +168,7 @@ constexpr int kEights = kCount < 25 ? static_cast<int>((kCount + 7) / 8) : 4;
 
 }  // namespace sums_detail
 
-// As in outer.h, with the sum over the samples of the block.
+// The same, summed over the samples of the block.
 template <long N, long K, long kRow, long kColumn, class T>
 __device__ void outer(const T* u, const T* x, BlockSums<T> w) {
   using namespace sums_detail;

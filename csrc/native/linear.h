@@ -5,7 +5,6 @@
 #pragma once
 
 #include "one_sample.h"
-#include "outer.h"
 
 namespace ct::native {
 

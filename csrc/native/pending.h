@@ -1,10 +1,13 @@
-// Gradients of weights for one sample. An outer product alone would sweep over all the weights for
-// two numbers' worth of work each; so the factors of several are kept, and added in one sweep.
+// Gradients of weights: sums of outer products. One product alone would sweep over all the weights
+// for a few numbers' worth of work each; so the factors of several are kept, and added in one
+// sweep.
 #pragma once
 
 #include "linear.h"
 
-#if !defined(CT_CUDA)
+#if defined(CT_CUDA)
+#include "cuda_sums.h"
+#else
 #include <tuple>
 #endif
 
@@ -12,74 +15,116 @@ namespace ct::native {
 
 namespace pending_detail {
 
-constexpr int kDepth = 16;  // products at a time
+// Products at a time, of W lanes: so many that the numbers of a block of weights, which may come
+// from afar, take longer to compute than to fetch, and so few that their factors stay in the cache.
+template <int W>
+constexpr int kDepth = W == 1   ? 16
+                       : W < 64 ? 64 / W
+                                : 1;
 
-// The factors of products that are still to be added to w[o * kRow + i].
-template <class T, long N, long K>
+// The kCount (at most R) numbers that lanes have side by side: to[l][i] = from[i * W + l].
+template <int kCount, int W, int R, class T>
+CT_LANES void turn(const T* from, T (*to)[R]) {
+  if constexpr (W % R != 0) {
+    for (int l = 0; l < W; ++l)
+      for (int i = 0; i < kCount; ++i) to[l][i] = from[i * W + l];
+  } else {
+    using X = Lanes<T, R>;
+    for (int part = 0; part < W; part += R) {
+      X rows[R] = {};
+      CT_UNROLL(16)
+      for (int i = 0; i < kCount; ++i) rows[i] = load<X>(from + i * W + part);
+      transpose(rows, std::make_integer_sequence<int, R>{});
+      CT_UNROLL(16)
+      for (int i = 0; i < R; ++i) store<X>(to[part + i], rows[i]);
+    }
+  }
+}
+
+// The factors of products that are still to be added to w[o * kRow + i], o < N, i < K.
+template <class T, long N, long K, int W>
 struct Factors {
-  alignas(kRegisterBytes) T u[kDepth][N];
-  alignas(kRegisterBytes) T x[kDepth][one_sample_detail::whole(K, kRegister<T>)];
+  static constexpr int R = kRegister<T>, lanes = W, terms = kDepth<W> * W;
+  static constexpr long whole = K / R;
+
+  alignas(kRegisterBytes) T u[kDepth<W>][N][W];
+  alignas(kRegisterBytes) T x[(K + R - 1) / R][terms][R];  // by lanes: inputs side by side
   int count;
+
+  CT_LANES void put(const T* u_, const T* x_) {
+    std::memcpy(u[count], u_, sizeof(u[count]));
+    for (long c = 0; c < whole; ++c) turn<R, W>(x_ + c * R * W, x[c] + count * W);
+    if constexpr (K % R != 0) turn<K % R, W>(x_ + whole * R * W, x[whole] + count * W);
+    ++count;
+  }
 };
 
 // kRows rows of the weights, kRegisters registers of columns, of which the last has kLast numbers.
 template <int kRows, int kRegisters, int kLast, long kRow, long kColumn, class F, class T>
-CT_LANES void add_block(const F& factors, long o, long i, T* w) {
+CT_LANES void add_block(const F& factors, long o, long c, T* w) {
   constexpr int R = kRegister<T>;
   using X = Lanes<T, R>;
   X acc[kRows][kRegisters] = {};
-  for (int k = 0; k < factors.count; ++k) {
-    X x[kRegisters];
-    CT_UNROLL(2)
-    for (int c = 0; c < kRegisters; ++c) x[c] = load<X>(factors.x[k] + i + c * R);
+  w += o * kRow + c * R * kColumn;
+  if constexpr (kColumn == 1) {
     CT_UNROLL(8)
     for (int r = 0; r < kRows; ++r) {
-      const X u = all<X>(factors.u[k][o + r]);
       CT_UNROLL(2)
-      for (int c = 0; c < kRegisters; ++c) acc[r][c] += u * x[c];
+      for (int i = 0; i < kRegisters; ++i) __builtin_prefetch(w + r * kRow + i * R, 1);
     }
   }
+  for (int k = 0; k < factors.count; ++k)
+    for (int l = 0; l < F::lanes; ++l) {
+      X x[kRegisters];
+      CT_UNROLL(2)
+      for (int i = 0; i < kRegisters; ++i) x[i] = load<X>(factors.x[c + i][k * F::lanes + l]);
+      CT_UNROLL(8)
+      for (int r = 0; r < kRows; ++r) {
+        const X u = all<X>(factors.u[k][o + r][l]);
+        CT_UNROLL(2)
+        for (int i = 0; i < kRegisters; ++i) acc[r][i] += u * x[i];
+      }
+    }
   CT_UNROLL(8)
   for (int r = 0; r < kRows; ++r) {
     CT_UNROLL(2)
-    for (int c = 0; c < kRegisters; ++c) {
-      constexpr auto numbers = [](int c) { return c == kRegisters - 1 ? kLast : R; };
-      T* const to = w + (o + r) * kRow + (i + c * R) * kColumn;
+    for (int i = 0; i < kRegisters; ++i) {
+      constexpr auto numbers = [](int i) { return i == kRegisters - 1 ? kLast : R; };
+      T* const to = w + r * kRow + i * R * kColumn;
       if constexpr (kColumn == 1) {
         X sum{};
-        std::memcpy(&sum, to, numbers(c) * sizeof(T));
-        sum += acc[r][c];
-        std::memcpy(to, &sum, numbers(c) * sizeof(T));
+        std::memcpy(&sum, to, numbers(i) * sizeof(T));
+        sum += acc[r][i];
+        std::memcpy(to, &sum, numbers(i) * sizeof(T));
       } else {
         T sums[R];
-        store<X>(sums, acc[r][c]);
-        for (int l = 0; l < numbers(c); ++l) to[l * kColumn] += sums[l];
+        store<X>(sums, acc[r][i]);
+        for (int l = 0; l < numbers(i); ++l) to[l * kColumn] += sums[l];
       }
     }
   }
 }
 
 template <int kRegisters, int kLast, long N, long kRow, long kColumn, class F, class T>
-CT_LANES void add_columns(const F& factors, long i, T* w) {
+CT_LANES void add_columns(const F& factors, long c, T* w) {
   constexpr int kRows = 8;
   constexpr long kWhole = N - N % kRows;
   if constexpr (kWhole > 0)
     for (long o = 0; o < kWhole; o += kRows)
-      add_block<kRows, kRegisters, kLast, kRow, kColumn>(factors, o, i, w);
+      add_block<kRows, kRegisters, kLast, kRow, kColumn>(factors, o, c, w);
   if constexpr (N > kWhole)
-    add_block<static_cast<int>(N - kWhole), kRegisters, kLast, kRow, kColumn>(factors, kWhole, i,
+    add_block<static_cast<int>(N - kWhole), kRegisters, kLast, kRow, kColumn>(factors, kWhole, c,
                                                                               w);
 }
 
 template <long N, long K, long kRow, long kColumn, class F, class T>
 __attribute__((noinline)) void add(F& factors, T* w) {
   constexpr int R = kRegister<T>;
-  constexpr long kPairs = K - K % (2 * R), kWhole = K - K % R;
+  constexpr long kWhole = K / R, kPairs = kWhole - kWhole % 2;
   if constexpr (kPairs > 0)
-    for (long i = 0; i < kPairs; i += 2 * R) add_columns<2, R, N, kRow, kColumn>(factors, i, w);
+    for (long c = 0; c < kPairs; c += 2) add_columns<2, R, N, kRow, kColumn>(factors, c, w);
   if constexpr (kWhole > kPairs) add_columns<1, R, N, kRow, kColumn>(factors, kPairs, w);
-  if constexpr (K > kWhole)
-    add_columns<1, static_cast<int>(K - kWhole), N, kRow, kColumn>(factors, kWhole, w);
+  if constexpr (K % R != 0) add_columns<1, K % R, N, kRow, kColumn>(factors, kWhole, w);
   factors.count = 0;
 }
 
@@ -98,19 +143,18 @@ struct Product {
   static constexpr long rows = turned<T> ? K : N;
   template <class T>
   static constexpr long columns = turned<T> ? N : K;
-  template <class T>
-  using Factors = pending_detail::Factors<T, rows<T>, columns<T>>;
+  template <class T, int W>
+  using Factors = pending_detail::Factors<T, rows<T>, columns<T>, W>;
 
-  template <class T>
+  template <int W, class T>
   CT_LANES static void put(const T* u, const T* x, T* w, void* place) {
-    auto& factors = *static_cast<Factors<T>*>(place);
-    std::memcpy(factors.u[factors.count], turned<T> ? x : u, rows<T> * sizeof(T));
-    std::memcpy(factors.x[factors.count], turned<T> ? u : x, columns<T> * sizeof(T));
-    if (++factors.count == pending_detail::kDepth) flush(w, factors);
+    auto& factors = *static_cast<Factors<T, W>*>(place);
+    factors.put(turned<T> ? x : u, turned<T> ? u : x);
+    if (factors.count == pending_detail::kDepth<W>) flush(w, factors);
   }
 
-  template <class T>
-  CT_LANES static void flush(T* w, Factors<T>& factors) {
+  template <class T, int W>
+  CT_LANES static void flush(T* w, Factors<T, W>& factors) {
     constexpr long row = turned<T> ? kColumn : kRow, column = turned<T> ? kRow : kColumn;
     if (factors.count > 0) pending_detail::add<rows<T>, columns<T>, row, column>(factors, w);
   }
@@ -122,7 +166,7 @@ struct ProductList {
 };
 
 // Where the gradients of the arrays that all samples share are added up, as the field writes them:
-// for one sample places for the factors of outer products stand behind them.
+// places for the factors of outer products stand behind them.
 template <class Field, int W>
 class Gradients {
  public:
@@ -135,9 +179,9 @@ class Gradients {
 };
 
 #if !defined(CT_CUDA)
-template <class Field>
-  requires(kRegister<typename Field::real> > 1 && Field::Products::count > 0)
-class Gradients<Field, 1> {
+template <class Field, int W>
+  requires(Field::Products::count > 0)
+class Gradients<Field, W> {
  public:
   using real = typename Field::real;
 
@@ -162,7 +206,7 @@ class Gradients<Field, 1> {
   struct Kept;
   template <class... Products>
   struct Kept<ProductList<Products...>> {
-    std::tuple<typename Products::template Factors<real>...> factors;
+    std::tuple<typename Products::template Factors<real, W>...> factors;
 
     template <class Body>
     void each(const Body& body) {
@@ -179,15 +223,18 @@ class Gradients<Field, 1> {
 };
 #endif
 
-// The gradient P += sum over lanes of u[o] x[i]; of one sample later, from `place` in `shared`.
+// The gradient P += sum over lanes of u[o] x[i], later, from `place` in `shared`; on a GPU at once.
 // Sums: where numbers are added up, as `real*`.
 template <class P, class V, class Sums>
 CT_LANES void add_outer(const V* u, const V* x, const Sums* shared, [[maybe_unused]] long place) {
   const Sums w = shared[P::array] + P::start;
-  if constexpr (kWidth<V> == 1 && kRegister<Number<V>> > 1)
-    P::put(u, x, w, shared[place]);
-  else
-    outer<P::N, P::K, P::kRow, P::kColumn>(u, x, w);
+#if defined(CT_CUDA)
+  outer<P::N, P::K, P::kRow, P::kColumn>(u, x, w);
+#else
+  using T = Number<V>;
+  P::template put<kWidth<V>>(reinterpret_cast<const T*>(u), reinterpret_cast<const T*>(x), w,
+                             shared[place]);
+#endif
 }
 
 }  // namespace ct::native

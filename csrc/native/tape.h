@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <vector>
 
 #include "pages.h"
@@ -56,22 +55,22 @@ template <class Real>
 struct Tape {
   std::vector<Run<Real>> runs;
   std::vector<char*> records;  // by steps
+  size_t record_bytes = 0;     // of each
 
   Tape() = default;
   Tape(const Tape&) = delete;
   Tape& operator=(const Tape&) = delete;
   ~Tape() {
-    for (char* array : records) std::free(array);
+    for (char* array : records) spare_arrays.give(array, record_bytes);
   }
 
-  // The record of a step, of so many bytes; null: there is no room for it.
+  // The record of a step, of so many bytes as every one has; null: there is no room for it.
   char* record(size_t step, size_t bytes) {
     if ((step + 1) * bytes > kRecordBytes) return nullptr;
+    record_bytes = bytes;
     if (step == records.size())
-      if (void* const array = std::aligned_alloc(64, (bytes + 63) / 64 * 64)) {
-        ask_for_large_pages(array, bytes);
+      if (void* const array = spare_arrays.take(bytes))
         records.push_back(static_cast<char*>(array));
-      }
     return step < records.size() ? records[step] : nullptr;
   }
 };

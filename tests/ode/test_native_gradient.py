@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import shutil
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ctorch
 from ctorch.codegen import Untraceable, build
@@ -227,3 +228,41 @@ def test_steps_for_whose_evaluations_there_is_no_room_are_computed_again(
                 patch.setattr(f"ctorch.{known}", {})
             mine = of_a_network(48, 128, True)
         torch.testing.assert_close(mine, eager, rtol=1e-9, atol=1e-9)
+
+
+class Uneven(nn.Module):
+    """Layers of one unit, of fewer than a register holds, of many, with a remainder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = [3, 300, 17, 1, 3]
+        pairs = itertools.pairwise(sizes)
+        self.layers = nn.ModuleList(nn.Linear(n, k, dtype=F64) for n, k in pairs)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        for layer in self.layers:
+            y = layer(torch.tanh(y))
+        return y
+
+
+@pytest.mark.parametrize("batch", [21, 277])
+def test_layers_and_batches_of_uneven_sizes_have_it(batch: int) -> None:
+    """In memory that an earlier gradient has left, too, and by threads that share the samples."""
+    net = Uneven()
+
+    def solve(shift: float, native: bool = True) -> list[Tensor]:
+        y0 = torch.linspace(-1, 1, 3 * batch, dtype=F64).view(batch, 3) + shift
+        y0.requires_grad_()
+        sol = ctorch.solve_ode(net, y0, T, rtol=1e-8, atol=1e-8, native=native)
+        return list(torch.autograd.grad(sol.y.square().sum(), [y0, *net.parameters()]))
+
+    first = solve(0.0)
+    torch.testing.assert_close(first, solve(0.0, native=False), rtol=1e-9, atol=1e-9)
+    solve(1.0)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            assert all(map(torch.equal, solve(0.0), first))
+    finally:
+        torch.set_num_threads(threads)

@@ -21,18 +21,19 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 #: outputs and inputs of a matrix: whole registers of float32 and of float64 on any processor, less
 #: than one, and remainders of rows, pairs of registers, registers
-SIZES = [(1, 1), (3, 5), (8, 32), (17, 3), (9, 21), (13, 59)]
+SIZES = [(1, 1), (3, 5), (8, 32), (17, 3), (9, 21), (13, 59), (300, 17)]
 #: registers of samples side by side; 0: one sample, -1: less than a register holds
 WIDTHS = [-1, 0, 1, 2]
 PROGRAM = """
 #include <sys/mman.h>
+#include <memory>
 static unsigned long advised[2];
 static int noted(void* at, size_t bytes, int) {
   return advised[0] = reinterpret_cast<unsigned long>(at), advised[1] = bytes, 0;
 }
 #define madvise noted
 #include "native/control.h"
-#include "native/outer.h"
+#include "native/pending.h"
 #include "native/roots.h"
 #include "native/runs.h"
 using namespace ct::native;
@@ -42,6 +43,9 @@ extern "C" void advise(void* array, long bytes, unsigned long* out) {
   ask_for_large_pages(array, bytes);
   out[0] = advised[0], out[1] = advised[1];
 }
+
+extern "C" void* take(long bytes) { return spare_arrays.take(bytes); }
+extern "C" void give(void* array, long bytes) { spare_arrays.give(array, bytes); }
 
 extern "C" double root(double (*value)(double), double low, double high, double tolerance) {
   return bracketed_root(value, low, high, tolerance);
@@ -95,13 +99,15 @@ FOR_WIDTHS(float, float)
 FOR_WIDTHS(double, double)
 
 template <class T, int kRegisters, long N, long K, bool kTurned>
-long products(const T* u, const T* x, T* w) {
+long products(long count, const T* u, const T* x, T* w) {
   constexpr int R = kRegister<T>;
   constexpr int W = kRegisters < 0 ? R / 2 : kRegisters == 0 ? 1 : R * kRegisters;
-  using V = Lanes<T, W>;
-  V us[N], xs[K];
-  std::memcpy(us, u, sizeof(us)), std::memcpy(xs, x, sizeof(xs));
-  outer<N, K, kTurned ? 1 : K, kTurned ? N : 1>(us, xs, w);
+  using P = Product<0, 0, N, K, kTurned ? 1 : K, kTurned ? N : 1>;
+  const auto factors = std::make_unique<typename P::template Factors<T, W>>();
+  factors->count = 0;
+  for (long i = 0; i < count; ++i)
+    P::template put<W>(u + i * N * W, x + i * K * W, w, factors.get());
+  P::flush(w, *factors);
   return W;
 }
 """
@@ -109,8 +115,9 @@ long products(const T* u, const T* x, T* w) {
 
 def entries() -> str:
     return "\n".join(
-        f'extern "C" long outer_{name}_{n}_{k}_{i}_{turned}(const {name}* u, const {name}* x,'
-        f" {name}* w) {{ return products<{name}, {width}, {n}, {k}, {turned}>(u, x, w); }}"
+        f'extern "C" long outer_{name}_{n}_{k}_{i}_{turned}(long count, const {name}* u,'
+        f" const {name}* x, {name}* w)"
+        f" {{ return products<{name}, {width}, {n}, {k}, {turned}>(count, u, x, w); }}"
         for name in ("float", "double")
         for n, k in SIZES
         for i, width in enumerate(WIDTHS)
@@ -193,17 +200,19 @@ def test_rough_functions_have_the_digits_that_they_promise(
 @pytest.mark.parametrize("turned", [0, 1])
 @pytest.mark.parametrize("width", range(len(WIDTHS)))
 @pytest.mark.parametrize(("n", "k"), SIZES)
+@pytest.mark.parametrize("count", [0, 1, 2, 17])  # less than are added in one sweep, and more
 def test_outer_products_are_summed_over_samples(
-    library: ctypes.CDLL, dtype: torch.dtype, turned: int, width: int, n: int, k: int
+    library: ctypes.CDLL, dtype: torch.dtype, turned: int, width: int, n: int, k: int, count: int
 ) -> None:
     """Small whole numbers: every order of summation has the same bits."""
-    u, x = torch.randint(-4, 5, (2, 64 * 64), dtype=torch.int64).to(dtype)
+    u, x = torch.randint(-4, 5, (2, 17 * 300 * 32), dtype=torch.int64).to(dtype)
     w = torch.full((n * k + 1,), 3.0, dtype=dtype)
     lanes = library[f"outer_{NAMES[dtype]}_{n}_{k}_{width}_{turned}"](
-        pointer(u), pointer(x), pointer(w)
+        count, pointer(u), pointer(x), pointer(w)
     )
-    u, x = u[: n * lanes].view(n, lanes), x[: k * lanes].view(k, lanes)
-    want = 3 + u @ x.T
+    u = u[: count * n * lanes].view(count, n, lanes)
+    x = x[: count * k * lanes].view(count, k, lanes)
+    want = 3 + (u @ x.mT).sum(0)
     assert torch.equal(w[:-1], (want.T if turned else want).reshape(-1))
     assert w[-1] == 3  # nothing is written behind the matrix
 
@@ -306,3 +315,26 @@ def test_large_pages_are_asked_for_within_the_array(library: ctypes.CDLL) -> Non
         out = (ctypes.c_ulong * 2)()
         library.advise(ctypes.c_void_p(begin), ctypes.c_long(size), out)
         assert tuple(out) == want
+
+
+def test_large_arrays_are_kept_for_the_next_who_asks_for_such(library: ctypes.CDLL) -> None:
+    take, give = library.take, library.give
+    take.restype, take.argtypes = ctypes.c_void_p, [ctypes.c_long]
+    give.restype, give.argtypes = None, [ctypes.c_void_p, ctypes.c_long]
+    size, most = 1 << 23, 1 << 27
+    held = [take(size) for _ in range(most // size + 1)]
+    assert len(set(held)) == len(held)  # what is not given back is nobody else's
+    for array in held:
+        ctypes.memset(array, 1, size)
+        give(array, size)
+    again = [take(size) for _ in held]
+    assert again[:-1] == held[-2::-1]  # the last one was too much
+    for array in again[:2]:
+        give(array, size)
+    other = take(size + 64)
+    ctypes.memset(other, 1, size + 64)  # it is as large as was asked for
+    assert other not in again[:2]
+    give(other, size + 64)  # from now on these are kept
+    assert take(size + 64) == other
+    for array in [*again[2:], other]:
+        give(array, 64)  # too small to be kept
