@@ -239,7 +239,7 @@ class Propagated:
     def __torch_function__(
         cls, func: Function, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if is_compiling() and getattr(func, "__module__", "") == "torch._tensor":
+        if getattr(func, "__module__", "") == "torch._tensor" and is_compiling():
             name = func.__name__  # Dynamo does not find such functions in a table
             rule = METHODS.get((cls, name)) or METHODS.get(name)
         else:
