@@ -50,7 +50,7 @@ def as_mlp(f: Any) -> MLP | None:
                 f"or None, got {type(said).__name__}"
             )
         return said
-    parts = _parts(f)
+    parts = _parts(f) if is_compiling() else _parts_again(f)
     if parts is None:
         return None
     weights, biases, kinds = parts
