@@ -10,8 +10,8 @@ namespace {
 
 using native::Task;
 
-// What stays as it is from call to call. `objects` are words, as ctorch/codegen/guards_held.py
-// writes them; the caller keeps everything alive that they name.
+// What stays as it is from call to call. `objects` are words, as ctorch/_objects.py writes them;
+// the caller keeps everything alive that they name.
 struct Again {
   int64_t (*function)(const Task*);
   const Py_ssize_t* objects;
@@ -52,7 +52,9 @@ bool holds(PyObject* dict, Words& words) {
   return left == 0;
 }
 
-bool unchanged(const Py_ssize_t* objects) {
+}  // namespace
+
+int64_t unchanged(const Py_ssize_t* objects) {
   Words words(objects);
   for (Py_ssize_t left = words.count(); left > 0; --left) {
     PyObject *item = words.object(), *kind = words.object(), *dict = words.object();
@@ -62,6 +64,8 @@ bool unchanged(const Py_ssize_t* objects) {
     if (PyObject* dict = words.object(); !holds(dict, words)) return false;
   return true;
 }
+
+namespace {
 
 // As ctorch.ode.arguments.check_times wants them.
 bool are_times(const double* t, int64_t count) {

@@ -120,6 +120,7 @@ PyMethodDef functions[] = {called<&ct::rk::direct::stage>("rk_stage"),
                            called<&ct::rk::direct::judge>("rk_judge"),
                            called<&ct::rk::direct::accept>("rk_accept"),
                            called<&ct::mlp::direct::derivative, Released>("mlp_derivative"),
+                           called<&ct::core::unchanged>("unchanged"),
                            method("solve_again", &ct::core::solve_again),
                            {nullptr, nullptr, 0, nullptr}};
 

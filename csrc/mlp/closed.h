@@ -90,7 +90,7 @@ void closed_mix_derivative(const std::vector<Layer<T>>& layers, const T* ends, T
     }
   });
   T *one_bar = data<T>(weight_bars[0]), *last_bar = data<T>(weight_bars[4]);
-  for_blocks<T>(Blocks(2, int64_t{1} << 40, 1), 0, [&](int64_t which, T*) {
+  for_blocks<T>(Blocks(2, 1, 1, 1), 0, [&](int64_t which, T*) {
     if (which == 0)
       multiply_twice_transposed<T>(n, one.in, two.out, mix_bar, n, last.weight, one_bar, 1);
     else

@@ -177,13 +177,14 @@ class Layout {
 // A batch in blocks whose rows of numbers, `bytes_a_sample`, fit the second-level cache. The cut
 // depends on sizes alone: results are the same for any number of threads.
 struct Blocks {
-  static constexpr int64_t kCache = 960 << 10;
+  static constexpr int64_t kCache = 960 << 10, kEnough = 8;
 
   Blocks(int64_t batch, int64_t bytes_a_sample, int64_t least, int64_t cache = kCache)
       : batch(batch) {
     const int64_t fitting = std::max(least, cache / std::max<int64_t>(1, bytes_a_sample));
-    count = (batch + fitting - 1) / fitting;
-    for (int64_t even = 2; even <= 8; even *= 2)  // so that no thread waits for another's last one
+    // several for each thread, and as many for one as for another
+    count = std::max((batch + fitting - 1) / fitting, std::min(kEnough, batch / least));
+    for (int64_t even = 2; even <= kEnough; even *= 2)
       if (count > even / 2 && count < even) count = even;
     size = (batch + count - 1) / count;
     count = (batch + size - 1) / size;
@@ -233,7 +234,7 @@ template <typename T>
 class Sums {
  public:
   Sums(const Blocks& blocks, std::vector<Tensor*> into) : into_(std::move(into)) {
-    lanes_ = std::clamp<int64_t>(blocks.count / 4, 1, 8);
+    lanes_ = std::clamp<int64_t>(blocks.count / 4, std::min<int64_t>(2, blocks.count), 8);
     for (Tensor* x : into_)
       first_.push_back(data<T>(*x)), begin_.push_back(size_), size_ += x->numel();
     begin_.push_back(size_);
@@ -244,17 +245,9 @@ class Sums {
   // body(block, scratch, lane): blocks of a lane come one after the other
   template <typename Body>
   void run(const Blocks& blocks, int64_t scratch, const Body& body) {
-    const auto range = [&](int64_t begin, int64_t end) {
-      const OneBlasThread guard;
-      Scratch<T> memory(scratch);
-      for (int64_t lane = begin; lane < end; ++lane)
-        for (int64_t block = lane; block < blocks.count; block += lanes_)
-          body(block, memory.get(), lane);
-    };
-    if (lanes_ == 1)
-      range(0, 1);
-    else
-      torch::stable::parallel_for(0, lanes_, 1, range);
+    for_blocks<T>(Blocks(lanes_, 1, 1, 1), scratch, [&](int64_t lane, T* memory) {
+      for (int64_t block = lane; block < blocks.count; block += lanes_) body(block, memory, lane);
+    });
     finish();
   }
 

@@ -99,10 +99,7 @@ class Jet(Propagated):
         return Jet(fn(stacks), jets[0].order)
 
     def unary(self, name: str, param: float = 0.0) -> Jet:
-        if self.dtype not in KERNEL_DTYPES:
-            found = dtypes.unary(self.coefficients, name, self.order, param)
-            return Jet(found, self.order)
-        return Jet(ops.unary(self.coefficients, name, self.order, param), self.order)
+        return Jet(dtypes.unary(self.coefficients, name, self.order, param), self.order)
 
     def integrate(self, value: Tensor, slope: Any) -> Jet:
         if self.degree == 0 or self.order == 0:

@@ -239,14 +239,14 @@ class Propagated:
     def __torch_function__(
         cls, func: Function, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if is_compiling() and getattr(func, "__module__", "") == "torch._tensor":
+        if getattr(func, "__module__", "") == "torch._tensor" and is_compiling():
             name = func.__name__  # Dynamo does not find such functions in a table
             rule = METHODS.get((cls, name)) or METHODS.get(name)
         else:
             rule = RULES.get((cls, func)) or RULES.get(func) or _rule_of_aten(cls, func)
         if rule is None:
             raise MissingRuleError(no_rule(cls, name_of(func), writes(func)))
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and getattr(_running, "recorded", False):
             _check_recorded(rule, func, cls)
         if kwargs:
             if kwargs.get("out") is not None:
@@ -449,7 +449,7 @@ def _method(name: str, target: Function) -> Function:
         found = METHODS.get((kind, name)) or METHODS.get(name)
         if found is None:  # there is one for another kind
             raise MissingRuleError(no_rule(kind, f"torch.Tensor.{name}", writes(method)))
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and getattr(_running, "recorded", False):
             _check_recorded(found, target, kind)
         if kwargs:
             args, kwargs = _arguments(found, target, (self, *args), kwargs)
@@ -484,8 +484,8 @@ def _rule_of_aten(kind: type[Propagated], func: Any) -> Function | None:
 
 
 def _check_recorded(rule: Function, func: Function, kind: type[Propagated]) -> None:
-    """Refuses derivatives where ``f`` switches gradients off: torch would take a constant."""
-    if not getattr(_running, "recorded", False) or getattr(rule, "constant", False):
+    """Refuses derivatives where ``f`` switched gradients off: torch would take a constant."""
+    if getattr(rule, "constant", False):
         return
     raise TypeError(
         f"{name_of(func)} of a {kind.__name__} where gradients are switched off within f, by "

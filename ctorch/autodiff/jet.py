@@ -166,7 +166,8 @@ def _along(f: Function, x: Tensor, v: Tensor, order: int) -> Any:
             return leaf.coefficients[order] * scale.factor(order)
         return torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf
 
-    return pytree.tree_map(pick, out, is_leaf=_is_leaf)
+    # (in few words where that is all: a small net takes no longer than the search for leaves)
+    return pick(out) if isinstance(out, Jet) else pytree.tree_map(pick, out, is_leaf=_is_leaf)
 
 
 def _interpolation(orders: tuple[int, ...]) -> dict[tuple[int, ...], float]:

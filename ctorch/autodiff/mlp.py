@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import array
+import weakref
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from ctorch.ops import _mlp_direct
+from ctorch._objects import Objects
+from ctorch.ops import _kernels, _mlp_direct
 from ctorch.ops.mlp import MLP as MLP
 
 __all__ = ["MLP", "as_mlp"]
@@ -47,7 +50,7 @@ def as_mlp(f: Any) -> MLP | None:
                 f"or None, got {type(said).__name__}"
             )
         return said
-    parts = _parts(f)
+    parts = _parts(f) if is_compiling() else _parts_again(f)
     if parts is None:
         return None
     weights, biases, kinds = parts
@@ -74,7 +77,7 @@ def derivative_of_numbers(f: Any, x: Tensor, v: Tensor, order: int) -> Tensor | 
     """
     if is_compiling() or getattr(type(f), "__ctorch_mlp__", None) is not None:
         return None
-    parts = _parts(f)
+    parts = _parts_again(f)
     return None if parts is None else _mlp_direct.derivative(*parts, x, v, order)
 
 
@@ -95,7 +98,55 @@ def mlp_for(f: Any, x: Tensor) -> MLP | None:
     return net if fits else None
 
 
-def _parts(f: Any) -> tuple[tuple[Any, ...], tuple[Any, ...], list[tuple[str, float]]] | None:
+Parts = tuple[tuple[Any, ...], tuple[Any, ...], list[tuple[str, float]]]
+
+
+class _Known(NamedTuple):
+    """What a module was made of, and what says whether it still is: its class, its attributes, its
+    hooks, and all that of the modules in it, but for itself kept alive.
+    """
+
+    parts: Parts
+    words: array.array[int]
+    address: int
+    objects: Objects
+    module: weakref.ref[Any]
+
+
+_known: dict[int, _Known] = {}
+_MOST = 64
+
+
+def _parts_again(f: Any) -> Parts | None:
+    """``_parts``, which for a module that was seen before takes one call of compiled code."""
+    known = _known.get(id(f))
+    if known is not None and _kernels.library.unchanged(known.address):
+        return known.parts
+    parts = _parts(f)
+    if parts is not None and _kernels.library is not None:
+        _remember(f, parts)
+    return parts
+
+
+def _remember(f: nn.Module, parts: Parts) -> None:
+    objects = Objects()
+    dicts = [_MODULE[name] for name in _GLOBAL_HOOKS]
+    for module in f.modules():
+        own = module.__dict__
+        dicts += (own, *map(own.__getitem__, ("_modules", "_parameters", *_HOOKS)))
+        if not objects.has(module, own):
+            return
+    if not all(map(objects.hold, dicts)):
+        return
+    if len(_known) >= _MOST:
+        _known.clear()
+    words, key = objects.words(), id(f)
+    objects.release(f)
+    gone = weakref.ref(f, lambda _: _known.pop(key, None))
+    _known[key] = _Known(parts, words, words.buffer_info()[0], objects, gone)
+
+
+def _parts(f: Any) -> Parts | None:
     """Weights, biases and activations of a module made of layer, activation, layer, ... , layer."""
     if not isinstance(f, nn.Module) or _global_hooks():
         return None

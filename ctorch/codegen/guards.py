@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctorch._objects import Objects
 from ctorch.codegen.guards_counters import only_counts
-from ctorch.codegen.guards_objects import Objects
 from ctorch.codegen.guards_parts import ENDING, MEMORY, content, imports, names, parts
 from ctorch.codegen.guards_tensors import Held, is_number
 from ctorch.codegen.lower_source import Untraceable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ctorch
+from ctorch.autodiff import mlp as ctorch_mlp
 from ctorch.autodiff.mlp import MLP, as_mlp, derivative_of_numbers
 from ctorch.ops import _mlp_direct, mlp
 from ctorch.ops import _mlp_kernels as kernels
@@ -363,21 +365,66 @@ class TestDerivativeOfNumbers:
             expected = ctorch.derivative(lambda y: short(y), imaginary.clone(), v, 2)
             torch.testing.assert_close(ctorch.derivative(short, imaginary, v, 2), expected)
 
-    def test_many_nets_leave_no_forms_behind(self) -> None:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda f: setattr(f[1], "__class__", nn.Sigmoid),
+            lambda f: setattr(f, "__class__", nn.ModuleList),
+            lambda f: setattr(f[1], "forward", torch.sin),
+            lambda f: f[3].train(),
+            lambda f: f.append(nn.Tanh()),
+            lambda f: f.insert(1, nn.Flatten()),
+            lambda f: f[0].register_forward_pre_hook(lambda m, given: (2 * given[0],)),
+            lambda f: setattr(f[5], "bias", None),
+        ],
+    )
+    def test_a_module_that_was_seen_is_looked_at_again(
+        self, change: Callable[[nn.Sequential], Any]
+    ) -> None:
+        f = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.Dropout(0.5))
+        f = f.extend([nn.Tanh(), nn.Linear(8, 2)]).eval()
+        known = ctorch_mlp._parts_again(f)
+        assert known is not None
+        if kernels.available("mlp_derivative"):
+            assert ctorch_mlp._parts_again(f) is known
+        change(f)
+        assert ctorch_mlp._parts_again(f) is not known
+        assert str(ctorch_mlp._parts_again(f)) == str(ctorch_mlp._parts(f))
+
+    def test_a_global_hook_is_seen_by_a_module_that_was_seen(self, short: nn.Sequential) -> None:
+        assert ctorch_mlp._parts_again(short) is not None
+        handle = nn.modules.module.register_module_forward_hook(lambda m, given, out: None)
+        try:
+            assert ctorch_mlp._parts_again(short) is None
+        finally:
+            handle.remove()
+        assert ctorch_mlp._parts_again(short) is not None
+
+    def test_many_nets_leave_nothing_behind(self) -> None:
         x = torch.randn(2, 3)
+        before = len(ctorch_mlp._known)
         with torch.no_grad():
             for _ in range(200):
-                ctorch.derivative(net(), x, x, 2)
+                f = net()
+                ctorch.derivative(f, x, x, 2)
+        gone = weakref.ref(f[0])
+        del f
+        assert gone() is None
+        assert len(ctorch_mlp._known) <= before
         assert len(_mlp_direct._forms) <= 64
 
 
-@pytest.mark.parametrize("width", [40, 700], ids=["panels of each thread", "shared panels"])
+@pytest.mark.parametrize(
+    ("width", "batch"),
+    [(40, 1111), (256, 128), (700, 97)],
+    ids=["panels of each thread", "few samples", "shared panels"],
+)
 @pytest.mark.parametrize("graph", [False, True])
-def test_the_same_bits_for_any_number_of_threads(width: int, graph: bool) -> None:
+def test_the_same_bits_for_any_number_of_threads(width: int, batch: int, graph: bool) -> None:
     torch.manual_seed(0)
     f = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh())
     f.append(nn.Linear(width, 2))
-    x, v = torch.randn(2, 1111 if width == 40 else 97, 3).unbind()
+    x, v = torch.randn(2, batch, 3).unbind()
     before = torch.get_num_threads()
     found = []
     try:

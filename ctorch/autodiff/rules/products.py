@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctorch._shapes import broadcast_shapes
-from ctorch.autodiff._propagated import constant, in_place, kind_of, rule, value_of
+from ctorch.autodiff._propagated import (
+    Propagated,
+    constant,
+    in_place,
+    kind_of,
+    rule,
+    value_of,
+)
 from ctorch.autodiff.rules._common import negative
 
 
@@ -272,8 +279,8 @@ def matrix_power(x: Any, n: int, *, out: None = None) -> Any:
 
 @rule(F.linear)
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
-    if constant(weight) and not constant(x):
-        if bias is not None and constant(bias):
+    if isinstance(x, Propagated) and not isinstance(weight, Propagated):
+        if bias is not None and not isinstance(bias, Propagated):
             return x.affine(lambda s: F.linear(s, weight), bias)
         y = x.linear(lambda s: F.linear(s, weight))
     else:

@@ -37,6 +37,10 @@ class Objects:
         self._dicts[id(item)] = item, tuple(item.items())
         return True
 
+    def release(self, item: Any) -> None:
+        """Keep an object alive no longer: the caller, who has the words, knows when it goes."""
+        del self._owners[id(item)]
+
     def words(self) -> array.array[int]:
         """All addresses, as csrc/core/again.cpp reads them."""
         owners, dicts = self._owners.values(), self._dicts.values()
