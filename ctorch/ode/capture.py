@@ -139,11 +139,12 @@ def _once(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 def _nodes(tensors: Sequence[Tensor]) -> list[Node]:
     """The nodes that stand for tensors in graphs."""
+    found: list[Any] = []
     with torch.enable_grad():  # the node of a leaf shows behind something that is made from it
-        return [
-            x.view_as(x).grad_fn.next_functions[0][0] if x.grad_fn is None else x.grad_fn  # type: ignore[union-attr]
-            for x in tensors
-        ]
+        for x in tensors:
+            behind: Any = x.view_as(x).grad_fn if x.grad_fn is None else None
+            found.append(x.grad_fn if behind is None else behind.next_functions[0][0])
+    return found
 
 
 def _reaches(root: Node, targets: set[Node]) -> bool:
