@@ -47,14 +47,12 @@ class Captured:
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        unique = list({id(x): x for x in tensors if x.requires_grad}.values())
-        nodes = [_node(x) for x in unique]
-        computed = [x for x in unique if x.grad_fn is not None]
-        if any(_reaches(x, {*nodes} - {_node(x)}) for x in computed):
-            leaves = [x for x in unique if x.grad_fn is None]
-            leaves += [leaf for x in computed for leaf in leaves_of([_node(x)])]
-            unique = list({id(x): x for x in leaves}.values())
-            nodes = [_node(x) for x in unique]
+        unique = _once(tensors)
+        nodes = _nodes(unique)
+        computed = [node for x, node in zip(unique, nodes, strict=True) if x.grad_fn is not None]
+        if any(_reaches(node, {*nodes} - {node}) for node in computed):
+            unique = _once([*[x for x in unique if x.grad_fn is None], *leaves_of(computed)])
+            nodes = _nodes(unique)
         self.tensors: tuple[Tensor, ...] = tuple(unique)
         self._known = {*nodes}
         self._places = Places(self.tensors, nodes)
@@ -134,13 +132,24 @@ def leaves_of(nodes: Iterable[Node]) -> list[Tensor]:
     return leaves
 
 
-def _node(x: Tensor) -> Node:
-    return torch.autograd.graph.get_gradient_edge(x).node
+def _once(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Each of the tensors that require grad once."""
+    return list({id(x): x for x in tensors if x.requires_grad}.values())
 
 
-def _reaches(x: Tensor, targets: set[Node]) -> bool:
+def _nodes(tensors: Sequence[Tensor]) -> list[Node]:
+    """The nodes that stand for tensors in graphs."""
+    found: list[Any] = []
+    with torch.enable_grad():  # the node of a leaf shows behind something that is made from it
+        for x in tensors:
+            behind: Any = x.view_as(x).grad_fn if x.grad_fn is None else None
+            found.append(x.grad_fn if behind is None else behind.next_functions[0][0])
+    return found
+
+
+def _reaches(root: Node, targets: set[Node]) -> bool:
     seen: set[Node] = set()
-    todo = [_node(x)]
+    todo = [root]
     while todo:
         node = todo.pop()
         if node in targets:
@@ -198,12 +207,10 @@ def discover(
     """
     with Recording(inside) as recording:
         stage = evaluate()
-    found = list(recording.outside.values())
-    found += held_tensors(held)
-    known = {_node(x) for x in found if x.requires_grad}
+    found = _once([*recording.outside.values(), *held_tensors(held)])
     if stage.k.grad_fn is not None:
         # what C++ code reached without a torch function call
-        stop = known | {_node(stage.y)}
+        stop = {*_nodes([*found, stage.y])}
         leaves, _, _ = _walk(stage, stage.k.grad_fn, stop, Places((), ()))
         found += [leaf for leaf in leaves if not recording.made(leaf)]
     return stage, found
@@ -229,8 +236,7 @@ def watched(evaluate: Evaluate, captured: Captured) -> Evaluate:
 
 def held_tensors(held: Any) -> list[Tensor]:
     """Tensors that require grad in modules, closures, bound objects, partials and containers."""
-    tensors = (x for x in _held(held) if isinstance(x, Tensor) and x.requires_grad)
-    return list({id(x): x for x in tensors}.values())
+    return _once(x for x in _held(held) if isinstance(x, Tensor))
 
 
 def held_buffers(held: Any) -> list[Tensor]:
@@ -241,6 +247,7 @@ def held_buffers(held: Any) -> list[Tensor]:
 
 def _held(held: Any, into_modules: bool = True) -> Iterator[Any]:
     seen: set[int] = set()
+    inner: set[int] = set()  # modules whose parameters and buffers have been given
     todo = [(held, 6)]
     while todo:
         item, depth = todo.pop()
@@ -251,8 +258,14 @@ def _held(held: Any, into_modules: bool = True) -> Iterator[Any]:
             continue
         seen.add(id(item))
         yield item
-        if not into_modules and isinstance(item, torch.nn.Module):
-            continue
+        if isinstance(item, torch.nn.Module):
+            if not into_modules:
+                continue
+            if id(item) not in inner:  # else its tensors came with those of the outermost module
+                for module in item.modules():
+                    inner.add(id(module))
+                    yield from module._parameters.values()
+                    yield from module._buffers.values()
         todo += [
             (part, depth - 1)
             for part in reversed([*_parts(item)])
@@ -266,7 +279,7 @@ _CONTAINERS = {dict, OrderedDict, list, tuple, set}
 
 def _parts(item: Any) -> Iterable[Any]:
     if isinstance(item, torch.nn.Module):
-        return [*item.parameters(), *item.buffers(), *_attributes(item)]
+        return [v for k, v in item.__dict__.items() if k not in ("_parameters", "_buffers")]
     if isinstance(item, functools.partial):
         return [item.func, *item.args, *item.keywords.values()]
     if isinstance(item, types.MethodType):

@@ -21,7 +21,7 @@ from ctorch.ops import _kernels, step_control
 from ctorch.ops._op import KNOWN_TORCH, transforms_active
 from ctorch.ops.runge_kutta import rk_error, rk_stage
 
-#: beyond so many elements the operators share the work among threads
+#: beyond so many elements the way through the operators is nothing beside the work
 LARGEST = 64 * 512
 
 _unwatched = getattr(getattr(torch._C, "_dynamo", None), "guards", None)

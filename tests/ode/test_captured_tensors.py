@@ -124,6 +124,41 @@ def test_wherever_the_tensor_is_held(gradient: str, kind: str) -> None:
     check(make, [matrix, scale] if kind == "partial" else [matrix], gradient)
 
 
+class Nested(nn.Module):
+    """A module that holds modules, and its matrix in the innermost."""
+
+    def __init__(self, matrix: Tensor, depth: int) -> None:
+        super().__init__()
+        self.inner = Nested(matrix, depth - 1) if depth else None
+        if not depth:
+            self.matrix = nn.Parameter(matrix.detach())
+
+    def innermost(self) -> Nested:
+        return self if self.inner is None else self.inner.innermost()
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return -y if t < 0.5 else torch.tanh(y @ self.innermost().matrix)
+
+
+@every_mode
+@pytest.mark.parametrize("listed", [False, True])
+def test_parameters_deep_in_modules_are_known_before_they_are_used(
+    gradient: str, listed: bool
+) -> None:
+    """Where the first evaluation does not show them; also in a module that is held in a list."""
+    field = Nested(leaf(2, 2), 9)
+    modules = [field]
+    func = (lambda t, y: modules[0](t, y)) if listed else field
+    y0 = leaf(2)
+    how = {"options": {"jump_t": torch.tensor([0.5])}}
+
+    def loss() -> Tensor:
+        return solve(func, y0, gradient, **how).square().sum()
+
+    matrix = field.innermost().matrix
+    same(torch.autograd.grad(loss(), [matrix]), [differences(loss, matrix)], 1e-6)
+
+
 @every_mode
 def test_args_are_differentiated(gradient: str) -> None:
     matrix, shift = leaf(2, 2), leaf(2, seed=2)

@@ -80,6 +80,39 @@ def test_a_stage_has_the_bits_of_the_operator(
     assert calls["rk_stage"] == 6
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(16385,), (150, 211), (32768,)])
+def test_bits_do_not_depend_on_threads(
+    shape: tuple[int, ...], dtype: torch.dtype, calls: Any
+) -> None:
+    """Of states that two threads and more share, whose last block is full, or not."""
+    k, (y, slope) = slopes(shape, dtype), torch.randn(2, *shape, dtype=dtype)
+    h, a = torch.tensor(0.3, dtype=torch.float64), some_weights(7)
+    tolerances = (torch.tensor(1e-3, dtype=torch.float64), torch.tensor(1e-6, dtype=torch.float64))
+
+    def made(threads: int) -> tuple[Tensor, Any, Tensor]:
+        torch.set_num_threads(threads)
+        buffer = Buffer(k.clone(), y)
+        y1 = buffer.stage(h)(y, slope, 6, a)
+        error = buffer.error(h, a, 5, tolerances, [], False)(y, y1, slope)
+        return y1, error, buffer.k
+
+    before = torch.get_num_threads()
+    try:
+        once, *others = [made(threads) for threads in (1, 2, 3)]
+    finally:
+        torch.set_num_threads(before)
+    want = y + 0.3 * torch.einsum(
+        "s,s...->...", a.tensor.to(dtype), torch.cat([k[:6], slope[None]])
+    )
+    torch.testing.assert_close(once[0], want, rtol=1e-4, atol=1e-4)
+    for other in others:
+        assert torch.equal(other[0], once[0])
+        assert other[1] == once[1]
+        assert torch.equal(other[2], once[2])
+    assert calls["rk_stage"] == calls["rk_error"] == 3
+
+
 def test_the_step_is_read_at_every_call() -> None:
     k, y = slopes((4,), torch.float64), torch.zeros(4, dtype=torch.float64)
     h = torch.ones((), dtype=torch.float64)
