@@ -491,7 +491,7 @@ def _parts_that_fit(
                 f"train: state[{name!r}] must have state_dict and load_state_dict, or be a "
                 f"torch.Generator; got {part!r}"
             )
-    called = list(callbacks) if isinstance(callbacks, Iterable) else [None]
+    called: list[Any] = list(callbacks) if isinstance(callbacks, Iterable) else [None]
     if not all(map(callable, called)):
         raise TypeError(f"train: callbacks must be a list of functions, got {callbacks!r}")
     return called
