@@ -9,7 +9,9 @@ import typer
 
 
 def demo(
-    seed: Annotated[int, typer.Option(help="Of the network's first weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the network's first weights.")
+    ] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the picture and checkpoints.")] = Path(
         "demo-output"
     ),
