@@ -272,6 +272,7 @@ def test_a_norm_of_a_batch_returns_one_number_for_each_sample(
         ctorch.solve_ode(lambda t, y: -y, y0, T, method=method, batched=True, options=options)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.jit")
 @pytest.mark.parametrize("solver", [ctorch.solve_ode, ctorch.odeint, ctorch.odeint_adjoint])
 def test_recording_a_solve_is_refused_by_name(solver: Any) -> None:
     class Solved(torch.nn.Module):
