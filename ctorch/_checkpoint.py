@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import random
@@ -30,21 +31,51 @@ def save(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
 
     The bytes go to a temporary file in the same folder, are flushed to the disk and renamed: a
     process that is killed at any moment leaves the old file or the new one, never a part of one.
+
+    Raises:
+        CheckpointError: the file cannot be written, or ``load`` would refuse what is in it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    data = _bytes(path, state)
     try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save({"format": FORMAT, "version": VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{path.name}."
+        handle, temporary = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}.") from error
     _sync_folder(path.parent)
+
+
+def _bytes(path: Path, state: dict[str, Any]) -> memoryview:
+    """The file, in memory: torch hides what goes wrong with a disk, or Ctrl-C, as it writes."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "version": VERSION, **state}, buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, map_location="meta", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} could not be read again: a state_dict may hold tensors, numbers, strings and "
+            f"containers of them ({_reason(error)})."
+        ) from error
+    return buffer.getbuffer()
+
+
+def _reason(error: Exception) -> str:
+    """What torch says of a file, in a line."""
+    lines = str(error).strip().splitlines()
+    told = [line.strip() for line in lines if "Unsupported" in line or "GLOBAL" in line]
+    return (told or lines or [type(error).__name__])[0].partition(". ")[0]
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -64,22 +95,34 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-    ) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except PermissionError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    except Exception as error:  # bytes that are no archive raise nearly everything
+        reason = _reason(error)
         raise CheckpointError(f"{path} is damaged or no checkpoint ({reason}); {cure}.") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of ctorch's training loop; {cure}.")
-    if state["version"] > VERSION:
+    if state.get("version") != VERSION:
         raise CheckpointError(
-            f"{path} has version {state['version']}, this ctorch reads up to {VERSION}: upgrade it."
+            f"{path} has version {state.get('version')}, this ctorch reads {VERSION}: resume with "
+            "the ctorch that wrote it, or start anew."
         )
     return state
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder for checkpoints, so that what is wrong with it is known before the work.
+
+    Raises:
+        CheckpointError: it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = error.strerror or error
+        raise CheckpointError(f"checkpoints cannot be kept in {folder}: {why}.") from error
 
 
 def path_at(folder: str | os.PathLike[str], step: int) -> Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,9 +27,13 @@ def open_log(path: str | os.PathLike[str], step: int) -> Log:
 
     Raises:
         ImportError: a folder is given and TensorBoard is not installed.
+        OSError: it cannot be written; the message names it.
         ValueError: the name ends otherwise.
     """
-    path = Path(path)
+    try:
+        path = Path(path)
+    except TypeError:
+        raise TypeError(f"log: expected a file name or a folder, got {path!r}") from None
     if path.suffix == ".jsonl":
         return _JsonLines(path, step)
     if path.suffix == ".csv":
@@ -40,9 +46,40 @@ def open_log(path: str | os.PathLike[str], step: int) -> Log:
     )
 
 
-class _JsonLines:
+class _File:
+    """A text file that grows by a line a record."""
+
+    def __init__(self, path: Path, kept: Iterable[str]) -> None:
+        """Begins with the lines kept; the file that they come from is whole until they are."""
+        self.path = path
+        path = path.resolve()  # a link stays one
+        beside = path.with_name(f".{path.name}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_text("".join(kept))
+            os.replace(beside, path)
+            self.file = path.open("a")
+        except OSError as error:
+            raise self._named(error) from error
+
+    def add(self, line: str) -> None:
+        try:
+            self.file.write(line)
+            self.file.flush()
+        except OSError as error:
+            raise self._named(error) from error
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what could not be written was said
+            self.file.close()
+
+    def _named(self, error: OSError) -> OSError:
+        what = f"the log cannot be written: {error.strerror or error}"
+        return type(error)(error.errno, what, str(self.path))
+
+
+class _JsonLines(_File):
     def __init__(self, path: Path, step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if step and path.exists():
             for line in path.read_text().splitlines():
@@ -51,22 +88,16 @@ class _JsonLines:
                         kept.append(line + "\n")
                 except ValueError:
                     break  # a line that a killed process left half-written
-        self.file = path.open("w")
-        self.file.writelines(kept)
+        super().__init__(path, kept)
 
     def write(self, record: Mapping[str, float]) -> None:
-        self.file.write(json.dumps(dict(record)) + "\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()
+        self.add(json.dumps(dict(record)) + "\n")
 
 
-class _Csv:
+class _Csv(_File):
     """Its columns are those of the first record."""
 
     def __init__(self, path: Path, step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.columns: list[str] = []
         kept: list[dict[str, Any]] = []
         if step and path.exists():
@@ -75,29 +106,22 @@ class _Csv:
                 self.columns = list(reader.fieldnames or [])
                 complete = [row for row in reader if None not in row.values()]
                 kept = [row for row in complete if int(float(row["step"])) <= step]
-        self.file = path.open("w", newline="")
-        self.writer: csv.DictWriter[str] | None = None
-        if self.columns:
-            self._start()
-            assert self.writer is not None
-            self.writer.writerows(kept)
+        head = [self._line(dict(zip(self.columns, self.columns, strict=True)))]
+        super().__init__(path, head + [self._line(row) for row in kept] if self.columns else [])
 
-    def write(self, record: Mapping[str, float]) -> None:
-        if self.writer is None:
+    def write(self, record: Mapping[str, Any]) -> None:
+        if not self.columns:
             self.columns = list(record)
-            self._start()
-        assert self.writer is not None
-        self.writer.writerow(record)
-        self.file.flush()
+            self.add(self._line(dict(zip(self.columns, self.columns, strict=True))))
+        self.add(self._line(record))
 
-    def close(self) -> None:
-        self.file.close()
-
-    def _start(self) -> None:
-        self.writer = csv.DictWriter(
-            self.file, self.columns, restval="", extrasaction="ignore", lineterminator="\n"
+    def _line(self, record: Mapping[str, Any]) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(
+            text, self.columns, restval="", extrasaction="ignore", lineterminator="\n"
         )
-        self.writer.writeheader()
+        writer.writerow(record)
+        return text.getvalue()
 
 
 class _TensorBoard:

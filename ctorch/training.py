@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +14,10 @@ from torch import Tensor, nn
 
 from ctorch import _checkpoint
 from ctorch._checkpoint import CheckpointError as CheckpointError
+from ctorch._history import History as History
 from ctorch._logs import Log, open_log
 from ctorch._progress import display
+from ctorch._signals import postponed
 
 __all__ = [
     "Batches",
@@ -33,11 +32,12 @@ Loss = Callable[[], "Tensor | tuple[Tensor, Mapping[str, Any]]"]
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended the training after a whole step.
+    """Ctrl-C or SIGTERM ended the training after a whole step, a second Ctrl-C at once.
 
     Attributes:
         step: steps done.
-        checkpoint: the file that holds them; None where no checkpoints were asked for.
+        checkpoint: the file to resume from, which holds them all unless it was the second Ctrl-C;
+            None where there is none.
         history: the records so far.
     """
 
@@ -59,57 +59,6 @@ class NonFiniteLoss(FloatingPointError):
     def __init__(self, message: str, step: int, checkpoint: Path | None, history: History) -> None:
         super().__init__(message)
         self.step, self.checkpoint, self.history = step, checkpoint, history
-
-
-class History(Sequence[Mapping[str, float]]):
-    """The records of a run, one mapping per step: ``step``, ``loss``, ``gradient``, ``seconds``.
-
-    Metrics that the loss function returns stand beside them.
-
-    ``history["loss"]`` is the column of that name, as a list; ``history[3]`` the fourth record.
-
-    Args:
-        records: to begin with.
-    """
-
-    def __init__(self, records: Iterable[Mapping[str, float]] = ()) -> None:
-        self._records = [dict(r) for r in records]
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, str):
-            return [r[key] for r in self._records if key in r]
-        return self._records[key]
-
-    def __repr__(self) -> str:
-        loss = f", loss {self['loss'][-1]:.4g}" if self else ""
-        return f"History({len(self)} steps{loss})"
-
-    @property
-    def loss(self) -> list[float]:
-        """The loss of every step, before the step's update."""
-        return list(self["loss"])
-
-    def append(self, record: Mapping[str, float]) -> None:
-        """Adds the record of a step."""
-        self._records.append(dict(record))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Columns as float64 tensors; NaN where a record lacks one."""
-        names = dict.fromkeys(name for r in self._records for name in r)
-        return {
-            name: torch.tensor([r.get(name, math.nan) for r in self._records], dtype=torch.float64)
-            for name in names
-        }
-
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor]) -> History:
-        """What ``state_dict`` was made from."""
-        columns = {name: column.tolist() for name, column in state.items()}
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return cls({k: v for k, v in row.items() if v == v} for row in rows)
 
 
 class Batches:
@@ -222,12 +171,15 @@ def train(
         The history of the run, with the steps before a resume.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read, does not fit, or belongs to an earlier run.
+        CheckpointError: a checkpoint cannot be written or read, does not fit, is beyond ``steps``,
+            or belongs to an earlier run.
         FileNotFoundError: ``resume`` names a path where there is nothing.
         NonFiniteLoss: the loss or the gradient is NaN or infinite; the last good state was saved.
+        OSError: the log cannot be written.
         TrainingInterrupted: Ctrl-C or SIGTERM.
-        TypeError: the loss is no scalar tensor with a graph; ``model`` is no module and no tensors.
-        ValueError: an argument is out of range.
+        TypeError: the loss is no real scalar tensor with a graph, or a metric no number; ``model``
+            is no module and no tensors, ``state`` cannot be saved, a callback not be called.
+        ValueError: an argument is out of range; a metric has the name of a column of its own.
 
     Example:
         >>> import torch
@@ -238,19 +190,15 @@ def train(
         History(10 steps, loss 0.05404)
     """
     _validate(optimizer, steps, every, keep, clip)
-    if not isinstance(model, (nn.Module, Iterable)):
-        raise TypeError(
-            f"train: model must be a module or tensors, got {type(model).__name__}; the order is "
-            "train(loss_fn, model, optimizer)"
-        )
-    run = _Run(model, optimizer, scheduler, state or {}, checkpoint, keep)
-    run.start(resume)
+    callbacks = _parts_that_fit(model, scheduler, state, callbacks)
+    run = _Run(model, optimizer, scheduler, state or {}, checkpoint, keep, resume_hint)
+    run.start(resume, steps)
     bar = display(steps, run.step, title, progress)
     records: Log | None = open_log(log, run.step) if log is not None else None
     try:
-        with _interrupts() as interrupted:
+        with postponed() as interrupted:
             while run.step < steps:
-                record = _step(run, loss_fn, clip)
+                record = _step(run, loss_fn, clip, interrupted)
                 run.history.append(record)
                 bar.update(run.step, _shown(record))
                 if records is not None:
@@ -259,8 +207,12 @@ def train(
                     callback(record)
                 if interrupted() or run.step == steps or run.step % every == 0:
                     run.save()
-                if interrupted() and run.step < steps:
-                    raise run.interrupted(resume_hint)
+                if interrupted():
+                    raise run.interrupted()
+    except TrainingInterrupted:
+        raise
+    except KeyboardInterrupt:
+        raise run.stopped() from None
     finally:
         bar.close()
         if records is not None:
@@ -268,17 +220,37 @@ def train(
     return run.history
 
 
-def _step(run: _Run, loss_fn: Loss, clip: float | None) -> dict[str, float]:
-    """One step; its record. The model is untouched when loss or gradient are not finite."""
-    begun = time.perf_counter()
+def _step(
+    run: _Run, loss_fn: Loss, clip: float | None, interrupted: Callable[[], bool]
+) -> dict[str, float]:
+    """One step; its record. A failure after Ctrl-C is taken for its consequence."""
     before = run.guard()
+    try:
+        return _whole_step(run, loss_fn, clip, before)
+    except NonFiniteLoss:
+        raise
+    except Exception as error:  # of a worker or a compiler, say: the terminal stops them, too
+        if not interrupted():
+            raise
+        run.save(before)
+        raise run.interrupted() from error
+
+
+def _whole_step(
+    run: _Run, loss_fn: Loss, clip: float | None, before: dict[str, Any] | None
+) -> dict[str, float]:
+    """The model is untouched when loss or gradient are not finite."""
+    begun = time.perf_counter()
     result = loss_fn()
-    loss, metrics = result if isinstance(result, tuple) else (result, {})
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+    loss, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
+    real = isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex()
+    if not real or not loss.requires_grad or not isinstance(metrics, Mapping):
         raise TypeError(
-            "train: loss_fn must return a scalar tensor that depends on the parameters, or a pair "
-            f"of it and a mapping; got {_described(loss)}"
+            "train: loss_fn must return a real scalar tensor that depends on the parameters, or a "
+            f"pair of it and a mapping; got {_described(loss)}"
+            + (f" and {metrics!r}" if metrics else "")
         )
+    numbers = {name: _number(name, metric) for name, metric in metrics.items()}
     value = float(loss.detach())
     if not math.isfinite(value):
         raise run.failed(f"the loss is {value}")
@@ -293,9 +265,18 @@ def _step(run: _Run, loss_fn: Loss, clip: float | None) -> dict[str, float]:
     if run.scheduler is not None:
         run.scheduler.step()
     run.step += 1
-    numbers = {name: float(number) for name, number in metrics.items()}
     seconds = time.perf_counter() - begun
     return {"step": run.step, "loss": value, **numbers, "gradient": gradient, "seconds": seconds}
+
+
+def _number(name: str, metric: Any) -> float:
+    if name in ("step", "loss", "gradient", "seconds"):
+        raise ValueError(f"train: a metric may not be called {name!r}: records have that already")
+    try:
+        return float(metric)
+    except (TypeError, ValueError):
+        what = _described(metric)
+        raise TypeError(f"train: the metric {name!r} must be a number, got {what}") from None
 
 
 def _shown(record: Mapping[str, float]) -> dict[str, float]:
@@ -313,38 +294,51 @@ class _Run:
         extra: Mapping[str, Any],
         folder: str | os.PathLike[str] | None,
         keep: int,
+        hint: str | None,
     ) -> None:
         self.model = model if isinstance(model, nn.Module) else _Tensors(model)
         self.optimizer, self.scheduler, self.extra = optimizer, scheduler, dict(extra)
         self.folder = None if folder is None else Path(folder)
         self.keep = keep
+        self.hint = hint or f"call train(..., checkpoint={str(self.folder)!r}, resume=True)"
         self.step = 0
         self.history = History()
         self.good: dict[str, Any] | None = None  # the last state whose loss was finite
 
-    def start(self, resume: bool | str | os.PathLike[str]) -> None:
-        """Loads the checkpoint that ``resume`` asks for, if any."""
-        if isinstance(resume, bool):
-            if self.folder is None:
-                if resume:
-                    raise ValueError(
-                        "train: resume=True needs checkpoint=, the folder to resume from"
-                    )
-                return
-            found = _checkpoint.in_folder(self.folder)
-            if found and not resume:
-                raise CheckpointError(
-                    f"{self.folder} holds checkpoints of an earlier run, up to {found[-1].name}: "
-                    "continue it with resume=True, or choose another folder or delete them to "
-                    "start anew."
-                )
-        else:
+    def start(self, resume: bool | str | os.PathLike[str], steps: int) -> None:
+        """Loads the checkpoint that ``resume`` asks for, if any, and sees that others have room."""
+        found: list[Path] = []
+        own = [] if self.folder is None else _checkpoint.in_folder(self.folder)
+        if not isinstance(resume, bool):
             path = Path(resume)
             found = _checkpoint.in_folder(path) if path.is_dir() else [path]
             if not found:
                 raise FileNotFoundError(f"no checkpoint in {path}")
+        elif resume:
+            if self.folder is None:
+                raise ValueError("train: resume=True needs checkpoint=, the folder to resume from")
+            found = own
+        elif own:
+            raise CheckpointError(
+                f"{self.folder} holds checkpoints of an earlier run, up to {own[-1].name}: "
+                "continue it with resume=True, or choose another folder or delete them to "
+                "start anew."
+            )
         if found:
             self.load(found[-1])
+        if self.step > steps:
+            raise CheckpointError(
+                f"{found[-1]} is of step {self.step}, beyond steps={steps}, which is the number of "
+                "steps in all: ask for more, or resume from an earlier checkpoint."
+            )
+        if self.folder is not None:
+            if own and own[-1] > _checkpoint.path_at(self.folder, self.step):
+                raise CheckpointError(
+                    f"{self.folder} holds checkpoints of later steps than {self.step}, up to "
+                    f"{own[-1].name}, which this run would mix with its own: delete them, or "
+                    "choose another folder."
+                )
+            _checkpoint.make_folder(self.folder)
 
     def load(self, path: Path) -> None:
         saved = _checkpoint.load(path)
@@ -373,7 +367,10 @@ class _Run:
         state = dict(snapshot or self.snapshot())
         records = self.history[: state["step"]]
         path = _checkpoint.path_at(self.folder, state["step"])
-        _checkpoint.save(path, {**state, "history": History(records).state_dict()})
+        try:
+            _checkpoint.save(path, {**state, "history": History(records).state_dict()})
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} {self._way_back()}") from error.__cause__
         _checkpoint.prune(self.folder, self.keep)
         return path
 
@@ -404,15 +401,30 @@ class _Run:
             text += " is saved."
         return NonFiniteLoss(text, self.step + 1, path, self.history)
 
-    def interrupted(self, hint: str | None) -> TrainingInterrupted:
+    def interrupted(self) -> TrainingInterrupted:
+        """After a step that is done and saved."""
         text = f"interrupted after step {self.step}"
         path = None if self.folder is None else _checkpoint.path_at(self.folder, self.step)
         if path is None:
             text += "; nothing was saved: pass checkpoint= to be able to resume"
         else:
-            how = hint or f"call train(..., checkpoint={str(self.folder)!r}, resume=True)"
-            text += f"; saved {path}. To resume: {how}"
+            text += f"; saved {path}. To resume: {self.hint}"
         return TrainingInterrupted(text, self.step, path, self.history)
+
+    def stopped(self) -> TrainingInterrupted:
+        """At once, wherever it was."""
+        found = [] if self.folder is None else _checkpoint.in_folder(self.folder)
+        text = f"stopped at once, after step {self.step}. {self._way_back()}"
+        return TrainingInterrupted(text, self.step, found[-1] if found else None, self.history)
+
+    def _way_back(self) -> str:
+        """Which checkpoint there is, when the present state cannot be saved."""
+        if self.folder is None:
+            return "Nothing was saved: pass checkpoint= to be able to resume"
+        found = _checkpoint.in_folder(self.folder)
+        if not found:
+            return f"There is no checkpoint in {self.folder} yet."
+        return f"The newest checkpoint is {found[-1]}. To resume: {self.hint}"
 
     def _parts(self) -> dict[str, Any]:
         parts: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer}
@@ -441,27 +453,6 @@ class _Tensors:
                 tensor.copy_(state[str(i)])
 
 
-@contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGINT or SIGTERM came; a second SIGINT stops at once."""
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only it may handle signals
-        yield lambda: False
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        if came and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-
-
 def _copied(value: Any) -> Any:
     """A deep copy of containers and tensors."""
     if isinstance(value, Tensor):
@@ -479,6 +470,37 @@ def _described(value: Any) -> str:
     return repr(value)
 
 
+def _parts_that_fit(
+    model: Any, scheduler: Any, state: Any, callbacks: Any
+) -> list[Callable[[Mapping[str, float]], Any]]:
+    """The callbacks as a list, once everything that is an object has the methods it needs."""
+    if not isinstance(model, (nn.Module, Iterable)):
+        raise TypeError(
+            f"train: model must be a module or tensors, got {type(model).__name__}; the order is "
+            "train(loss_fn, model, optimizer)"
+        )
+    if scheduler is not None and not _has(scheduler, "step", "state_dict", "load_state_dict"):
+        raise TypeError(f"train: scheduler must be a learning-rate scheduler, got {scheduler!r}")
+    if not isinstance(state, (Mapping, type(None))):
+        raise TypeError(f"train: state must be a mapping of names to objects, got {state!r}")
+    for name, part in (state or {}).items():
+        if not isinstance(part, torch.Generator) and not _has(
+            part, "state_dict", "load_state_dict"
+        ):
+            raise TypeError(
+                f"train: state[{name!r}] must have state_dict and load_state_dict, or be a "
+                f"torch.Generator; got {part!r}"
+            )
+    called: list[Any] = list(callbacks) if isinstance(callbacks, Iterable) else [None]
+    if not all(map(callable, called)):
+        raise TypeError(f"train: callbacks must be a list of functions, got {callbacks!r}")
+    return called
+
+
+def _has(part: Any, *methods: str) -> bool:
+    return all(callable(getattr(part, method, None)) for method in methods)
+
+
 def _validate(
     optimizer: torch.optim.Optimizer, steps: int, every: int, keep: int, clip: float | None
 ) -> None:
@@ -486,7 +508,7 @@ def _validate(
         if isinstance(value, bool) or not isinstance(value, int) or value < (name != "steps"):
             least = 0 if name == "steps" else 1
             raise ValueError(f"train: {name} must be an integer from {least} on, got {value!r}")
-    if clip is not None and not clip > 0:
+    if clip is not None and (not isinstance(clip, (int, float)) or not clip > 0):
         raise ValueError(f"train: clip must be positive, got {clip!r}")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import torch
 from torch import nn
 
 from ctorch import _checkpoint
+from ctorch._signals import postponed
 from ctorch.training import (
     Batches,
     CheckpointError,
@@ -140,11 +143,139 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(CheckpointError, match=r"step-00000001\.ckpt cannot be written: no space"):
         _checkpoint.save(path, {"step": 2})
     monkeypatch.undo()
     assert _checkpoint.load(path)["step"] == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_named_with_the_newest_checkpoint_and_how_to_resume(tmp_path):
+    limit, room = resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE)
+    x = torch.ones(20000, requires_grad=True)
+    own = {"model": [x], "optimizer": torch.optim.SGD([x], lr=0.1), "progress": False}
+    common = {"loss_fn": lambda: (x**2).sum(), "checkpoint": tmp_path, **own}
+
+    def fill(record):
+        if record["step"] == 3:
+            resource.setrlimit(limit, (50000, room[1]))
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(CheckpointError) as caught:
+            train(**common, steps=9, every=2, callbacks=[fill], resume_hint="run me again")
+    finally:
+        resource.setrlimit(limit, room)
+        signal.signal(signal.SIGXFSZ, before)
+    (kept,) = tmp_path.iterdir()
+    newest = f"The newest checkpoint is {kept}. To resume: run me again"
+    assert str(caught.value).endswith(
+        f"step-00000004.ckpt cannot be written: File too large. {newest}"
+    )
+    assert len(train(**common, steps=9, resume=True)) == 9
+
+
+def test_a_second_interrupt_stops_at_once_and_names_the_newest_checkpoint(tmp_path):
+    def twice(record):
+        if record["step"] == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TrainingInterrupted, match=r"at once, after step 5.*call train") as caught:
+        train(**problem(), steps=20, every=2, checkpoint=tmp_path, callbacks=[twice])
+    assert caught.value.checkpoint == tmp_path / "step-00000004.ckpt"
+    assert caught.value.step == 5
+    resumed = train(**problem(9), steps=20, checkpoint=tmp_path, resume=True)
+    assert resumed.loss == train(**problem(), steps=20).loss
+    with pytest.raises(TrainingInterrupted, match="Nothing was saved"):
+        train(**problem(), steps=20, callbacks=[twice])
+
+
+def test_an_interrupt_in_the_last_step_is_not_lost(tmp_path):
+    def strike(record):
+        if record["step"] == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(TrainingInterrupted, match="after step 4"):
+        train(**problem(), steps=4, checkpoint=tmp_path, callbacks=[strike])
+    assert len(train(**problem(), steps=4, checkpoint=tmp_path, resume=True)) == 4
+
+
+def test_a_signal_that_nobody_asked_about_comes_again():
+    with pytest.raises(KeyboardInterrupt), postponed():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_a_step_that_fails_after_an_interrupt_is_undone_and_saved(tmp_path, interrupted):
+    parts = problem()
+    real, calls = parts["loss_fn"], []
+
+    def fails():
+        value = real()
+        calls.append(1)
+        if len(calls) == 4:
+            if interrupted:
+                os.kill(os.getpid(), signal.SIGINT)
+            raise RuntimeError("a worker died")
+        return value
+
+    expected = TrainingInterrupted if interrupted else RuntimeError
+    with pytest.raises(expected) as caught:
+        train(**(parts | {"loss_fn": fails}), steps=20, checkpoint=tmp_path)
+    if interrupted:
+        assert caught.value.step == 3
+        assert str(caught.value.__cause__) == "a worker died"
+        resumed = train(**problem(9), steps=20, checkpoint=tmp_path, resume=True)
+        assert resumed.loss == train(**problem(), steps=20).loss
+
+
+def test_checkpoints_of_later_steps_are_not_mixed_with_new_ones(tmp_path):
+    train(**problem(), steps=10, checkpoint=tmp_path, every=2)
+    early = tmp_path / "step-00000006.ckpt"
+    with pytest.raises(CheckpointError, match=r"later steps than 6, up to step-00000010\.ckpt"):
+        train(**problem(), steps=10, checkpoint=tmp_path, resume=early)
+    with pytest.raises(CheckpointError, match="step 10, beyond steps=9"):
+        train(**problem(), steps=9, checkpoint=tmp_path, resume=True)
+    assert len(train(**problem(), steps=10, checkpoint=tmp_path / "new", resume=early)) == 10
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_the_first_step(tmp_path):
+    (tmp_path / "file").touch()
+    parts = problem() | {"loss_fn": lambda: pytest.fail("a step was taken")}
+    with pytest.raises(CheckpointError, match=r"kept in .*file.*: File exists"):
+        train(**parts, steps=3, checkpoint=tmp_path / "file")
+
+
+def test_a_state_that_could_not_be_read_again_is_refused_when_it_is_written(tmp_path):
+    batches = Batches(20, 6)
+    batches.state_dict = lambda: {"position": np.float64(3)}
+    with pytest.raises(CheckpointError, match=r"could not be read again.*numpy"):
+        train(**(problem() | {"state": {"own": batches}}), steps=1, checkpoint=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    train(**problem(), steps=1, checkpoint=tmp_path)
+    path = tmp_path / "step-00000001.ckpt"
+    torch.save(_checkpoint.load(path) | {"version": 2}, path)
+    with pytest.raises(CheckpointError, match="version 2, this ctorch reads 1"):
+        train(**problem(), steps=2, checkpoint=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_log_that_cannot_be_written_is_named_and_stays_whole(tmp_path, monkeypatch, suffix):
+    log = tmp_path / f"log{suffix}"
+    train(**problem(), steps=4, checkpoint=tmp_path / "kept", log=log)
+    before = log.read_text()
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=rf"the log cannot be written: No space.*log\{suffix}"):
+        train(**problem(), steps=6, checkpoint=tmp_path / "kept", resume=True, log=log)
+    assert log.read_text() == before
 
 
 def test_only_the_last_checkpoints_are_kept_and_half_written_ones_removed(tmp_path):
@@ -307,11 +438,31 @@ def test_batches_visit_every_sample_once_per_pass_in_a_new_order():
         ({"loss_fn": lambda: torch.zeros(())}, TypeError, "requires_grad=False"),
         ({"model": lambda: None}, TypeError, r"train\(loss_fn, model, optimizer\)"),
         ({"loss_fn": lambda: 3.0}, TypeError, "scalar tensor"),
+        ({"loss_fn": lambda: (_scalar(), 3)}, TypeError, "scalar tensor.* and 3"),
+        ({"loss_fn": lambda: _scalar() * 1j}, TypeError, "real scalar"),
+        ({"loss_fn": lambda: (_scalar(), {"nfe": None})}, TypeError, "metric 'nfe'.*None"),
+        ({"loss_fn": lambda: (_scalar(), {"step": 3})}, ValueError, "'step'"),
+        ({"state": 3}, TypeError, "state must be a mapping"),
+        ({"state": {"epoch": 3}}, TypeError, r"state\['epoch'\]"),
+        ({"scheduler": 3}, TypeError, "scheduler"),
+        ({"callbacks": print}, TypeError, "list of functions"),
+        ({"callbacks": [3]}, TypeError, "list of functions"),
+        ({"log": 3}, TypeError, "log: expected a file name"),
     ],
 )
 def test_bad_arguments_are_named(change, error, text):
     with pytest.raises(error, match=text):
         train(**(problem() | {"steps": 3} | change))
+
+
+def _scalar() -> torch.Tensor:
+    return torch.zeros((), requires_grad=True)
+
+
+def test_callbacks_that_come_as_a_generator_are_called_after_every_step():
+    seen: list[float] = []
+    train(**problem(), steps=3, callbacks=(f for f in [lambda r: seen.append(r["step"])]))
+    assert seen == [1, 2, 3]
 
 
 def test_lbfgs_is_refused():

@@ -9,7 +9,9 @@ import typer
 
 
 def demo(
-    seed: Annotated[int, typer.Option(help="Of the network's first weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the network's first weights.")
+    ] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the picture and checkpoints.")] = Path(
         "demo-output"
     ),
@@ -36,7 +38,7 @@ def demo(
     steps = min(steps, 20) if quick else steps
     print("Hudson Bay record, 1900-1920: pelts of hare and lynx; 1916-1920 are held out.")
     print(f"Kernels: {'compiled' if kernels.HAS_KERNELS else 'reference (see ctorch info)'}.")
-    if resume and not any(out.glob("checkpoints/*/*")):
+    if resume and not any(out.glob("checkpoints/*/step-*.ckpt")):
         print(f"There is no checkpoint in {out}: starting anew.")
     again = f"ctorch demo --resume --seed {seed} --steps {steps} --out {shlex.quote(str(out))}"
     try:
@@ -44,8 +46,16 @@ def demo(
     except TrainingInterrupted as interrupt:
         print(f"\n{interrupt}")
         raise typer.Exit(130) from None
+    except KeyboardInterrupt:  # between the fits
+        print(f"\ninterrupted. To resume: {again}")
+        raise typer.Exit(130) from None
     except CheckpointError as error:
-        print(f"{error}\nWithout --resume the demo starts anew.")
+        unread = (
+            ""
+            if isinstance(error.__cause__, OSError)
+            else "\nWithout --resume the demo starts anew."
+        )
+        print(f"--out {out}: {error}{unread}")
         raise typer.Exit(1) from None
     except OSError as error:  # a full disk, a folder that cannot be written
         print(f"--out {out}: checkpoints cannot be kept there: {error}.")

@@ -75,6 +75,7 @@ def _cache() -> list[str]:
     from ctorch.codegen import cache as stored
 
     try:
+        stored.check_writable()
         held = stored.contents()
         kept = [
             f"cache    {held.folder}",

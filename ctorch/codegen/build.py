@@ -9,6 +9,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -143,14 +144,27 @@ def _compile(source: str, key: str) -> ctypes.CDLL:
         text, library = Path(scratch, "solve.cpp"), Path(scratch, "solve.so")
         text.write_text(source)
         command = [*tool, *flags(), f"-I{include_folder()}", str(text), "-o", str(library)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            said = "\n".join((done.stderr or done.stdout).splitlines()[:20])
+        status, output = _run(command)
+        if status != 0:
+            said = "\n".join(output.splitlines()[:20])
             raise CompileError(
-                f"{shlex.join(tool)} failed with exit status {done.returncode} on a generated"
-                f" solve:\n{said}"
+                f"{shlex.join(tool)} failed with exit status {status} on a generated solve:\n{said}"
             )
         return _opened(cache.put(key, library)) or ctypes.CDLL(str(library))
+
+
+def _run(command: list[str]) -> tuple[int, str]:
+    """Exit status and output; Ctrl-C at the terminal comes to this process alone, to decide."""
+    to, pipe = subprocess.STDOUT, subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=to, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, _ = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # the driver and what it has started
+            raise
+    return process.returncode, output
 
 
 @functools.lru_cache

@@ -94,6 +94,15 @@ def put(key: str, library: Path) -> Path:
         return _write(Path(_own_folder().name), key, data)
 
 
+def check_writable() -> None:
+    """Raises OSError where nothing could be kept."""
+    place = folder()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise PermissionError(f"{folder()} cannot be made or written")
+
+
 def contents() -> Contents:
     """What the cache holds."""
     sizes = []

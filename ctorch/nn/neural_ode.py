@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -51,8 +52,10 @@ class NeuralODE(nn.Module):
         self.func = func
         self.solve_options = solve_options
         self.t = t
+        self._complaints: tuple[str, tuple[list[str], ...]] = "", ()
         self.register_state_dict_post_hook(_drop_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
+        self.register_load_state_dict_post_hook(_drop_prefix_of_complaints)
 
     def forward(self, y0: Any, t: Tensor | None = None, args: tuple[Any, ...] = ()) -> Any:
         """The states at the output times.
@@ -103,12 +106,31 @@ def _drop_prefix(module: nn.Module, state: dict[str, Any], prefix: str, metadata
             state[prefix + name] = state.pop(key)
 
 
-def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
+def _add_prefix(
+    module: NeuralODE,
+    state: dict[str, Any],
+    prefix: str,
+    metadata: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
     """The reverse of ``_drop_prefix``, before a state is loaded."""
     for key in [k for k in state if k.startswith(prefix)]:
         name = key[len(prefix) :]
         if not _is_own(module, name) and not _is_own(module, name.removeprefix("func.")):
             state[f"{prefix}func.{name}"] = state.pop(key)
+    module._complaints = prefix, (missing, unexpected, errors)
+
+
+def _drop_prefix_of_complaints(module: NeuralODE, incompatible: Any) -> None:
+    """Names what did not fit as the state does that the user has given, and can print."""
+    prefix, complaints = module._complaints
+    module._complaints = "", ()
+    name = re.compile(rf"(?<![\w.]){re.escape(prefix)}func\.")
+    for texts in complaints:
+        texts[:] = [name.sub(prefix, text, count=1) for text in texts]
 
 
 def _is_own(module: nn.Module, name: str) -> bool:

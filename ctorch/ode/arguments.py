@@ -131,7 +131,14 @@ def check_times(t: Any, device: torch.device, strict: bool, batched: bool) -> Te
         TypeError: not floating point.
         ArgumentError: wrong dimensions, NaN, or not monotone (AssertionError, ValueError).
         IndexError: empty.
+        NotImplementedError: they cannot be read, as the solve is being recorded.
     """
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        by = "torch.jit.trace" if torch.jit.is_tracing() else "torch.export"
+        raise NotImplementedError(
+            f"{by} of a solve is not built: its steps depend on numbers, which a recording has"
+            " not. Record the vector field alone, or call the solve under torch.compile."
+        )
     if not isinstance(t, Tensor):
         raise ArgumentTypeError(
             f"t must be a torch.Tensor of times, but is {type(t).__name__}: use"

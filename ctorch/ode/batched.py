@@ -58,8 +58,8 @@ def solve(request: Request, bar: Callable[[float], None] | None) -> tuple[Run, T
     return run, rows, problem
 
 
-def check_built(request: Request) -> None:
-    """Refuses what a batched solve cannot do yet."""
+def check_method(request: Request) -> None:
+    """Refuses a method that cannot step each sample on its own, natively or not."""
     if request.method not in (*methods.ADAPTIVE, *methods.TAYLOR):
         same = request.method in (*methods.FIXED, *methods.ADAMS)
         why = "steps of the same length for all samples need no batched=True; " if same else ""
@@ -69,6 +69,10 @@ def check_built(request: Request) -> None:
             + ", ".join((*methods.ADAPTIVE, *methods.TAYLOR))
             + "."
         )
+
+
+def check_built(request: Request) -> None:
+    """Refuses what a batched solve cannot do yet."""
     if request.adjoint:
         raise NotImplementedError(
             'batched=True with gradient="adjoint" is not built yet: use "checkpoint", which is'
@@ -351,13 +355,7 @@ class BatchedLoop:
         problem = self.problem
         ratio = problem.layout.unpack(error / scale)
         if problem.norm is not None:
-            norms = torch.as_tensor(problem.norm(ratio))
-            if norms.shape != (self.job.size,):
-                raise ValueError(
-                    "with batched=True options['norm'] must return one norm for each sample, "
-                    f"[{self.job.size}], but returned shape {list(norms.shape)}."
-                )
-            return norms.abs().double()
+            return problem.users_norms(ratio, self.job.size)
         leaves = torch.utils._pytree.tree_leaves(ratio)
         parts = []
         for leaf in leaves:

@@ -229,13 +229,7 @@ class BatchedTaylorLoop:
         problem = self.problem
         ratio = problem.layout.unpack(error / scale)
         if problem.norm is not None:
-            norms = torch.as_tensor(problem.norm(ratio))
-            if norms.shape != (self.size,):
-                raise ValueError(
-                    "with batched=True options['norm'] must return one norm for each sample, "
-                    f"[{self.size}], but returned shape {list(norms.shape)}."
-                )
-            return norms.abs().double()
+            return problem.users_norms(ratio, self.size)
         parts = [torch.zeros_like(self.tau)]
         for leaf in pytree.tree_leaves(ratio):
             if leaf.numel():

@@ -185,6 +185,8 @@ class ImplicitLoop:
 
     def unsolved(self, step: ImplicitStep, why: NoRoot) -> Failure:
         """The failure of a step whose equation was not solved and that cannot be shortened."""
+        if why.iterations <= 1 and not math.isfinite(why.residual):  # before any correction
+            return nonfinite_failure(why.t, step.h, "the state y or the vector field func(t, y)")
         message = why.describe(self.finder.name, step.h) + "."
         message += " Use shorter steps, raise max_iters"
         if self.finder.name != "newton":

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctorch._exceptions import ArgumentError
+from ctorch._exceptions import ArgumentError, ArgumentTypeError
 from ctorch.ode.control import StepController
 from ctorch.ode.field import VectorField
 from ctorch.ode.layout import Layout
@@ -130,13 +130,33 @@ class Problem:
         Raises:
             ArgumentError: it is not one number.
         """
-        assert self.norm is not None
-        value = torch.as_tensor(self.norm(state))
+        value = self._users(state, "one number")
         if value.numel() != 1:
             raise ArgumentError(
                 f"options['norm'] must return one number, but returned shape {list(value.shape)}."
             )
         return value.abs().reshape(())
+
+    def users_norms(self, state: Any, size: int) -> Tensor:
+        """``norm`` of a batch of user-shaped states. [B] float64.
+
+        Raises:
+            ArgumentError: it is not one number for each sample.
+        """
+        value = self._users(state, f"one norm for each sample, [{size}]")
+        if value.shape != (size,):
+            raise ArgumentError(
+                f"with batched=True options['norm'] must return one norm for each sample, [{size}],"
+                f" but returned shape {list(value.shape)}."
+            )
+        return value.abs().double()
+
+    def _users(self, state: Any, what: str) -> Tensor:
+        assert self.norm is not None
+        value = self.norm(state)
+        if not isinstance(value, (Tensor, float, int)):
+            raise ArgumentTypeError(f"options['norm'] must return {what}, but returned {value!r}.")
+        return torch.as_tensor(value)
 
     def error_scale(self, y: Tensor, y1: Tensor) -> Tensor:
         """atol + rtol * max(|y|, |y1|); for a complex state through the modulus."""

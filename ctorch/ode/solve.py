@@ -226,6 +226,8 @@ class Request:
 
     def solve(self, bar: Callable[[float], None] | None = None) -> tuple[Run, Tensor, Problem]:
         """Returns the run, its rows with their graph, and the problem."""
+        if self.layout.batched:
+            batched_solve.check_method(self)
         if self.native:
             done = native_solve.solve(self)
             if done is not None:

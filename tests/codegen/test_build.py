@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -185,7 +186,7 @@ def test_a_cache_that_is_cleared_at_any_moment_is_no_failure(
 
 def test_a_killed_build_hangs_nobody(own_cache: Path, tmp_path: Path) -> None:
     slow = tmp_path / "slow-compiler"
-    slow.write_text("#!/bin/sh\nsleep 600\n")
+    slow.write_text("#!/bin/sh\nsleep 8\n")
     slow.chmod(0o755)
     text = f"from ctorch.codegen import build\nbuild.load({source(8)!r})"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CXX": str(slow)}
@@ -197,6 +198,39 @@ def test_a_killed_build_hangs_nobody(own_cache: Path, tmp_path: Path) -> None:
     assert build.load(source(8)).number() == 8
     assert cache.contents().libraries == 1
     assert len(list(own_cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("heeded", [False, True])
+def test_the_terminal_s_interrupt_is_the_program_s_to_heed(
+    own_cache: Path, tmp_path: Path, heeded: bool
+) -> None:
+    started, slow = tmp_path / "started", tmp_path / "slow-compiler"
+    slow.write_text(f'#!/bin/sh\necho $$ > {started}\nsleep {8 if heeded else 1}\nexec g++ "$@"\n')
+    slow.chmod(0o755)
+    text = "import signal\nfrom ctorch.codegen import build\n"
+    text += "" if heeded else "signal.signal(signal.SIGINT, lambda *_: None)\n"
+    text += f"print(build.load({source(9)!r}).number())"
+    run = subprocess.Popen(
+        [sys.executable, "-c", text],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CXX": str(slow)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (started.exists() and started.read_text().strip()):
+        assert run.poll() is None
+        time.sleep(0.02)
+    begun = time.monotonic()
+    os.killpg(run.pid, signal.SIGINT)
+    output, errors = run.communicate()
+    if heeded:
+        assert "KeyboardInterrupt" in errors
+        assert time.monotonic() - begun < 6
+        state = Path(f"/proc/{started.read_text().strip()}/stat")
+        assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+    else:
+        assert output == "9\n", errors
 
 
 def test_the_headers_are_those_of_the_tree_or_of_the_package() -> None:

@@ -124,3 +124,15 @@ def test_a_user_without_a_home_is_told_and_compiles_all_the_same(
     with pytest.warns(UserWarning, match="home folder .* is not known.*CTORCH_CACHE_DIR"):
         path = cache.put("key", library)
     assert path.exists()
+
+
+def test_info_says_where_compiled_solves_cannot_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ctorch.cli.info import _cache
+
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CTORCH_CACHE_DIR", str(tmp_path / "new"))
+    assert "0 compiled solves" in _cache()[1]
+    monkeypatch.setenv("CTORCH_CACHE_DIR", str(tmp_path / "file"))
+    assert "cannot be made or written (set CTORCH_CACHE_DIR)" in _cache()[0]

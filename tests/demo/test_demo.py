@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
@@ -90,8 +91,61 @@ def test_a_resume_without_a_checkpoint_says_so(tmp_path):
 
     command = ["demo", "--steps", "1", "--resume", "--out", str(tmp_path)]
     runner = testing.CliRunner()
+    (tmp_path / "checkpoints" / "plain").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "plain" / ".step-00000001.ckpt.abc.tmp").write_bytes(b"half")
     assert "no checkpoint" in runner.invoke(app(), command).output
     assert "no checkpoint" not in runner.invoke(app(), command).output
+
+
+def _full(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "said"),
+    [
+        (_full, 1, "step-00000001.ckpt cannot be written: No space left on device"),
+        (signal.default_int_handler, 130, "stopped at once, after step 1"),
+    ],
+    ids=["full-disk", "second-interrupt"],
+)
+def test_a_checkpoint_that_fails_says_what_there_is_and_how_to_resume(
+    tmp_path, monkeypatch, failure, code, said
+):
+    testing = pytest.importorskip("typer.testing")
+    pytest.importorskip("matplotlib")
+    from ctorch.cli import app
+
+    real = os.fsync
+
+    def fails_later(handle):
+        if any(tmp_path.glob("checkpoints/universal/*")):
+            failure(2, None)
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fails_later)
+    command = ["demo", "--steps", "1", "--out", str(tmp_path)]
+    result = testing.CliRunner().invoke(app(), command)
+    output = result.output.replace("\n", "")
+    assert result.exit_code == code, output
+    assert said in output
+    assert "There is no checkpoint in" in output
+    assert "Without --resume" not in output
+    assert not any((tmp_path / "checkpoints" / "universal").iterdir())
+    monkeypatch.undo()
+    assert testing.CliRunner().invoke(app(), [*command, "--resume"]).exit_code == 0
+
+
+def test_an_interrupt_between_the_fits_says_how_to_resume(tmp_path, monkeypatch):
+    testing = pytest.importorskip("typer.testing")
+    pytest.importorskip("matplotlib")
+    from ctorch.cli import app
+
+    monkeypatch.setattr(UniversalODE, "__init__", lambda *a: signal.default_int_handler(2, None))
+    command = ["demo", "--steps", "1", "--out", str(tmp_path)]
+    result = testing.CliRunner().invoke(app(), command)
+    assert result.exit_code == 130
+    assert "To resume: ctorch demo --resume --seed 0 --steps 1 --out" in result.output
 
 
 def test_the_command_writes_a_picture_and_says_where(tmp_path):
@@ -133,7 +187,7 @@ def test_what_cannot_be_written_is_named_and_what_is_another_s_is_kept(tmp_path)
         return result.output.replace("\n", "")
 
     (tmp_path / "checkpoints").write_text("in the way")
-    assert "checkpoints cannot be kept there" in run()
+    assert "checkpoints cannot be kept in" in run()
     (tmp_path / "checkpoints").unlink()
     kept = tmp_path / "checkpoints" / "plain" / "of-another-program"
     kept.parent.mkdir(parents=True)

@@ -92,6 +92,22 @@ def test_a_state_that_lacks_a_parameter_is_refused():
         NeuralODE(Field(), TIMES).load_state_dict({"net.weight": torch.zeros(2, 2)})
 
 
+def test_what_does_not_fit_is_named_as_the_state_names_it():
+    model = nn.Sequential(NeuralODE(Field(), TIMES), nn.Linear(2, 2))
+    state = model.state_dict()
+    state["0.net.weight"] = torch.zeros(3, 3)
+    state["0.other"] = state.pop("0.net.bias")
+    with pytest.raises(RuntimeError) as caught:
+        model.load_state_dict(state)
+    text = str(caught.value)
+    assert "size mismatch for 0.net.weight:" in text
+    assert '"0.net.bias"' in text
+    assert '"0.other"' in text
+    assert "func." not in text
+    kept = model.load_state_dict({k: state[k] for k in ("1.weight", "1.bias")}, strict=False)
+    assert kept.missing_keys == ["0.net.weight", "0.net.bias"]
+
+
 def test_its_text_shows_method_and_tolerances():
     text = repr(NeuralODE(Field(), TIMES, method="tsit5", rtol=1e-3))
     for part in ("t=[3 times]", "method='tsit5'", "rtol=0.001", "atol=1e-08", "(net): Linear"):

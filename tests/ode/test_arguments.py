@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
 import torch
 
 import ctorch
+from ctorch._exceptions import ArgumentError, ArgumentTypeError
 from ctorch.ode import ContinuousAdjoint, Event, StepController
 
 from .problems import F64, Net, leaf, times
@@ -242,3 +244,57 @@ def test_strided_and_expanded_states_are_taken() -> None:
     for state in (y0.T, y0[:, ::2], y0[:1].expand(5, 4), y0[1:2, 1]):
         got = call(y0=state).y
         torch.testing.assert_close(got[-1], state * math.exp(-1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("native", [False, "try", True])
+def test_a_fixed_step_method_for_a_batch_is_refused_with_a_remedy_that_works(native: Any) -> None:
+    y0 = torch.ones(2, 3, dtype=F64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(NotImplementedError, match=r"'rk4'.* need no batched=True"):
+            call(func=lambda t, y: -y, y0=y0, method="rk4", batched=True, native=native)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "taylor"])
+@pytest.mark.parametrize(
+    ("norm", "error", "text"),
+    [
+        (lambda e: e.abs().amax(), ArgumentError, r"each sample, \[2\], but returned shape \[\]"),
+        (lambda e: e.abs(), ArgumentError, r"returned shape \[2, 3\]"),
+        (lambda e: "big", ArgumentTypeError, r"each sample, \[2\], but returned 'big'"),
+    ],
+)
+def test_a_norm_of_a_batch_returns_one_number_for_each_sample(
+    norm: Any, error: Any, text: str, method: str
+) -> None:
+    y0, options = torch.ones(2, 3, dtype=F64), {"norm": norm}
+    with pytest.raises(error, match=text):
+        ctorch.solve_ode(lambda t, y: -y, y0, T, method=method, batched=True, options=options)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.jit")
+@pytest.mark.parametrize("solver", [ctorch.solve_ode, ctorch.odeint, ctorch.odeint_adjoint])
+def test_recording_a_solve_is_refused_by_name(solver: Any) -> None:
+    class Solved(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.func, self.t = torch.nn.Linear(2, 2), torch.linspace(0, 1, 3)
+
+        def forward(self, y: torch.Tensor) -> Any:
+            field = Field(self.func)
+            result = solver(field, y, self.t)
+            return result if isinstance(result, torch.Tensor) else result.y
+
+    with pytest.raises(NotImplementedError, match=r"torch\.jit\.trace of a solve is not built"):
+        torch.jit.trace(Solved(), torch.ones(2))
+    with pytest.raises(NotImplementedError, match=r"torch\.export of a solve is not built"):
+        torch.export.export(Solved(), (torch.ones(2),))
+
+
+class Field(torch.nn.Module):
+    def __init__(self, linear: torch.nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.linear(y)
