@@ -24,7 +24,7 @@ from ctorch.ode.capture import Captured
 from ctorch.ode.discrete import solve_differentiably, solve_without_gradient
 from ctorch.ode.field import Stage, UnexpectedGraph
 from ctorch.ode.problem import Problem
-from ctorch.ode.run import Run, collect, max_steps_failure, nonfinite_failure
+from ctorch.ode.run import Run, collect, late_failure, max_steps_failure
 from ctorch.ode.solution import Stats, Status
 from ctorch.ode.steps import FIXED, FREE, random_state, set_random_state
 from ctorch.ode.sweep import Cotangents, audit_again
@@ -285,7 +285,7 @@ class AdamsJob:
             if problem.progress is not None:
                 problem.progress(t1)
         if failure is None and not under_vmap(y) and not bool(torch.isfinite(y.detach()).all()):
-            failure = nonfinite_failure(t, last_h, "the state y")
+            failure = late_failure(problem, rows)
         if self.keep:
             self.slopes = [k.detach() for k in slopes]
             for step in steps:

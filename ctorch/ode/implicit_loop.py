@@ -18,6 +18,7 @@ from ctorch.ode.run import (
     Failure,
     Run,
     collect,
+    late_failure,
     max_steps_failure,
     nonfinite_failure,
     underflow_failure,
@@ -80,7 +81,7 @@ class ImplicitLoop:
             self.finder.check(self.job.initial_time(), y0, k)
             y = self.integrate(State(y0, k, y0)).y
             if self.failure is None and not bool(torch.isfinite(y).all()):
-                self.failure = nonfinite_failure(problem.times[-1], 0.0, "the state y")
+                self.failure = late_failure(problem, self.rows)
         status = Status.SUCCESS if self.fired is None else Status.EVENT
         if self.failure is not None:
             status = self.failure.status
@@ -185,8 +186,11 @@ class ImplicitLoop:
 
     def unsolved(self, step: ImplicitStep, why: NoRoot) -> Failure:
         """The failure of a step whose equation was not solved and that cannot be shortened."""
-        if why.iterations <= 1 and not math.isfinite(why.residual):  # before any correction
-            return nonfinite_failure(why.t, step.h, "the state y or the vector field func(t, y)")
+        if why.iterations <= 1 and not math.isfinite(why.rate):  # the first correction
+            what = "the state y or the vector field func(t, y)"
+            if math.isfinite(why.residual):
+                what = "the Jacobian of func(t, y) in y (or it is singular)"
+            return nonfinite_failure(why.t, step.h, what)
         message = why.describe(self.finder.name, step.h) + "."
         message += " Use shorter steps, raise max_iters"
         if self.finder.name != "newton":

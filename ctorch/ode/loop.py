@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctorch.ode.field import Stage
 from ctorch.ode.problem import Problem
-from ctorch.ode.run import Failure, Run, collect, nonfinite_failure
+from ctorch.ode.run import Failure, Run, collect, late_failure
 from ctorch.ode.solution import Stats, Status
 from ctorch.ode.stepper import Recorder, Stepper
 from ctorch.ode.steps import EVENT, Step, random_state
@@ -59,7 +59,7 @@ class Loop:
         if len(self.rows) < len(self.goals) or problem.watch is not None:
             y = self.integrate(y0, first, first_rng)
             if self.failure is None and self.checks and not _finite(y):
-                self.failure = nonfinite_failure(self.last_time(), 0.0, "the state y")
+                self.failure = late_failure(problem, self.rows)
         self.stats.nfe = problem.field.nfe - before + 1
         status = Status.SUCCESS if self.fired is None else Status.EVENT
         if self.failure is not None:
@@ -72,10 +72,6 @@ class Loop:
     def integrate(self, y: Tensor, first: Stage, first_rng: Any) -> Tensor:
         """Make the steps; returns the state at the end of the last."""
         raise NotImplementedError
-
-    def last_time(self) -> float:
-        """End of the last step kept or read, for messages."""
-        return self.problem.times[min(len(self.rows), len(self.goals)) - 1]
 
     @property
     def reading(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import struct
 from typing import Any
 
@@ -14,6 +15,7 @@ from ctorch.ode.run import (
     Run,
     failure_of,
     failure_of_sample,
+    late_failure,
 )
 from ctorch.ode.solution import Stats, Status
 
@@ -57,7 +59,10 @@ def joint_run(problem: Problem, rows: Tensor, outcome: Outcome) -> Run:
             status = int(outcome.numbers[3].max())
         t, h, error, worst = outcome.end(0)
         steps = accepted + rejected
-        run.failure = failure_of(problem, problem.y0, Status(status), t, h, error, steps, worst)
+        if math.isnan(h) and status == Status.NONFINITE:  # steps of given lengths, which run on
+            run.failure = late_failure(problem, rows)
+        else:
+            run.failure = failure_of(problem, problem.y0, Status(status), t, h, error, steps, worst)
         run.status = run.failure.status
     return run
 

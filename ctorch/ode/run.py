@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -188,7 +188,7 @@ def failure_of(
         return max_steps_failure(problem, t, h, error, end)
     if status is Status.STEP_UNDERFLOW and not steps:
         return short_failure(t, h)
-    if math.isnan(h) or not bool(y0.isfinite().all()):  # (steps of given lengths run on)
+    if math.isnan(h) or not bool(y0.isfinite().all()):
         return nonfinite_failure(t, 0.0 if math.isnan(h) else h, "the state y")
     if worst == NO_SLOPE or (not math.isfinite(error) and not steps):
         return nonfinite_failure(t, h, "the vector field func(t, y) (underflow in dt)")
@@ -274,6 +274,28 @@ def short_failure(t: float, h: float) -> Failure:
         " count time from a nearer origin, or give a longer first step (dt0).",
         t,
         h,
+    )
+
+
+def late_failure(problem: Problem, rows: Iterable[Tensor]) -> Failure:
+    """A NaN or infinity found at the end of steps that are not looked at one by one; the states at
+    the output times tell when it came.
+    """
+    times = problem.times
+    bad = (i for i, row in enumerate(rows) if not bool(torch.isfinite(row.detach()).all()))
+    first = next(bad, len(times))
+    if first == 0:
+        return nonfinite_failure(times[0], 0.0, "the state y")
+    t = times[first - 1]
+    where = (
+        f"between t={t:.9g} and t={times[first]:.9g}" if first < len(times) else f"after t={t:.9g}"
+    )
+    return Failure(
+        Status.NONFINITE,
+        f"non-finite values in the state y, which came {where}: func returned them, or the solution"
+        " grew beyond all numbers, as it does where steps are too long for a stiff problem. Ask for"
+        " more output times to see when, use shorter steps or an adaptive method.",
+        t,
     )
 
 

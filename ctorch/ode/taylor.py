@@ -30,6 +30,7 @@ from ctorch.ode.run import (
     Piece,
     Run,
     collect,
+    late_failure,
     max_steps_failure,
     nonfinite_failure,
     underflow_failure,
@@ -180,7 +181,7 @@ class TaylorLoop:
             now = (self._given_steps if self.fixed else self._chosen_steps)(now)
             checks = self.failure is None and not transforms_active()
             if checks and not bool(torch.isfinite(now.y).all()):
-                self.failure = nonfinite_failure(problem.direction * now.tau, 0.0, "the state y")
+                self.failure = late_failure(problem, self.rows)
         status = Status.SUCCESS if self.fired is None else Status.EVENT
         if self.failure is not None:
             status = self.failure.status

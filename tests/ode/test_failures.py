@@ -91,12 +91,20 @@ def test_without_throw_a_status_and_the_rows_reached_are_returned(
             assert torch.isfinite(g).all()
 
 
-@pytest.mark.parametrize("how", [{"method": "rk4"}, {"method": "euler", "dt0": 0.1}])
-def test_a_fixed_step_solve_that_ends_in_nan_fails(how: dict[str, Any]) -> None:
+@pytest.mark.parametrize("gradient", ["none", "backprop"])
+@pytest.mark.parametrize(
+    "how",
+    [{"method": "rk4"}, {"method": "rk4", "dt0": 0.1}, {"method": "explicit_adams", "dt0": 0.1}]
+    + [{"method": "taylor", "options": {"step_size": 0.1}}],
+)
+def test_a_fixed_step_solve_that_ends_in_nan_fails(how: dict[str, Any], gradient: str) -> None:
+    """It says between which output times the state was lost."""
+    how = {**how, "gradient": gradient}
     t = times(0.0, 0.2, 0.8, 1.0)
-    with pytest.raises(ctorch.SolveError, match="non-finite") as caught:
+    with pytest.raises(ctorch.SolveError, match=r"non-finite.* between t=0.2 and t=0.8") as caught:
         ctorch.solve_ode(nan_later, ONE, t, **how)
     assert caught.value.status is Status.NONFINITE
+    assert caught.value.t == 0.2
     sol = ctorch.solve_ode(nan_later, ONE, t, throw=False, **how)
     assert sol.status is Status.NONFINITE
     assert torch.isfinite(sol.y[1]).all()

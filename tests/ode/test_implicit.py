@@ -569,16 +569,19 @@ def test_what_is_not_built_is_named() -> None:
 
 
 @pytest.mark.parametrize("method", ["bdf2", "implicit_adams"])
-@pytest.mark.parametrize("where", ["state", "field"])
+@pytest.mark.parametrize("where", ["state", "field", "Jacobian"])
 def test_what_is_not_finite_is_named_and_no_iteration_blamed(method: str, where: str) -> None:
     y0 = torch.tensor([1.0, math.nan if where == "state" else 1.0], dtype=torch.float64)
 
     def func(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if where == "Jacobian":  # that of the branch which is not taken
+            return torch.where(y > -1, -y, torch.sqrt(0 * y))
         return torch.where(t > 1.0, math.nan, -1.0) * y if where == "field" else -y
 
     t, options = torch.tensor([0.0, 2.0]).double(), {"root_finder": "newton"}
     sol = ctorch.solve_ode(func, y0, t, method=method, dt0=0.25, options=options, throw=False)
     assert sol.status == ctorch.ode.Status.NONFINITE
-    assert "non-finite values in the state y or the vector field" in sol.message
+    what = "Jacobian" if where == "Jacobian" else "state y or the vector field"
+    assert f"non-finite values in the {what}" in sol.message
     assert "check y0, the parameters of func" in sol.message
     assert sol.y[-1].isnan().all()
