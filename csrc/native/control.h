@@ -66,6 +66,14 @@ CT_LANES D step_factor(const Gains& gains, D error, D log_error, D log_last, D l
   return select(error < all<D>(kInfinity), factor, all<D>(gains.min_factor));
 }
 
+// The least number of type T that is no less, or the next: a limit of steps is not to ask for more
+// of them than it does in double precision.
+template <class T>
+CT_BOTH T rounded_up(double x) {
+  const T near = static_cast<T>(x);
+  return near < x ? near * (1 + std::numeric_limits<T>::epsilon()) : near;
+}
+
 // Where a tile of samples stands, and its attempted step. Times are of type D; lengths of steps and
 // error norms of E, the precision in which the state moves. Sets of lanes are bits.
 template <class D, class E = D>
@@ -81,7 +89,8 @@ struct Clock {
 
   // The next step.
   CT_LANES void plan(const Task& task) {
-    length = at_most(at_least(proposed, all<E>(task.min_step)), all<E>(task.max_step));
+    length = at_most(at_least(proposed, all<E>(task.min_step)),
+                     all<E>(rounded_up<Number<E>>(task.max_step)));
     const D far = convert<D>(length);
     const Mask<D> reaches = tau + kLandingRoom * far >= end;
     stop = select(reaches, end, tau + far);

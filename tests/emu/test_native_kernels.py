@@ -133,7 +133,7 @@ def test_a_sample_that_fails_leaves_the_others_alone(on_device: Callable[..., So
     mine, expected = (
         solve(fields.blow_up, y0, t, throw=False, max_steps=300) for solve in (on_device, on_cpu)
     )
-    same(mine, expected)
+    same(mine, expected, rtol=1e-7)  # close to a pole steps of nearly one length end apart
     assert mine.status.unique().numel() > 1
     assert mine.y[:, -1].isnan().any()
     with pytest.raises(ctorch.SolveError, match="sample"):
