@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from ctorch.codegen import Traced, Untraceable, trace
 from ctorch.ode import arguments, native
+from ctorch.ode.native_again import Again, again
 from ctorch.ode.native_source import Form
 from ctorch.ode.native_task import Task
 from ctorch.ode.solution import Solution, Stats, Status
@@ -31,9 +34,28 @@ class Recipe:
     call: native.Call | None
 
 
+@dataclasses.dataclass
+class Short:
+    """What solves one vector field by one recipe again, once it was solved some times.
+
+    Attributes:
+        func, key: the field, and the key of the recipe.
+        again: there may be no such way.
+        calls: without it; when there are as many as ``patience`` it is looked for.
+    """
+
+    func: Callable[[], Any]
+    key: Any
+    again: Again | None = None
+    calls: int = 0
+    patience: int = 2
+
+
 _T = TypeVar("_T")
 _MOST = 512
 _recipes: dict[tuple[Any, bool], Recipe] = {}  # by key and whether there is a gradient
+_FEW = 8  # what fields reach is kept alive
+_short: dict[int, Short] = {}  # by the identity of the field
 
 
 def key_of(y0: Any, rtol: Any, atol: Any, options: Any, *settings: Any) -> Any:
@@ -86,11 +108,16 @@ def solve(
         func, y0, t, args, batched: as for ``solve_ode``.
         differs: whether a gradient would be wanted.
     """
+    if any(hasattr(func, name) for name in arguments.CALLBACKS):
+        return None
+    short = _short.get(id(func))
+    if short is not None and short.again is not None and short.func() is func and short.key == key:
+        done = short.again(y0, t, *args)
+        if done is not None:
+            return done
     if (key, False) not in _recipes and (key, True) not in _recipes:
         return None
     if native.refused(func) or transforms_active() or not y0.is_contiguous():
-        return None
-    if any(hasattr(func, name) for name in arguments.CALLBACKS):
         return None
     t = arguments.check_times(t, y0.device, strict=False, batched=batched)
     if t.dim() == 2 and t.shape[0] != y0.shape[0]:
@@ -112,7 +139,30 @@ def solve(
         return None
     if recipe.call is not None:
         return _with_gradient(recipe.call, library, recipe.task, traced, func, y0, t, args)
-    return _without_gradient(library, recipe.task, traced, own, y0, t, batched)
+    done = _without_gradient(library, recipe.task, traced, own, y0, t, batched)
+    one = not batched and (not traced.field.split or y0.shape[0] == 1)
+    if one and done is not None and y0.is_cpu and all(isinstance(x, Tensor) for x in args):
+        _shorten(
+            key, func, lambda: again(library.ct_solve, recipe.task, traced.field, traced.problem, t)
+        )
+    return done
+
+
+def _shorten(key: Any, func: Any, find: Callable[[], Again | None]) -> None:
+    """Note a solve that took this way; look for a shorter one now and then."""
+    short = _short.get(id(func))
+    if short is None or short.func() is not func or short.key != key:
+        if len(_short) >= _FEW:
+            least = [place for place, other in [*_short.items()] if other.again is None]
+            _short.pop((least or [*_short])[0], None)
+        try:
+            short = _short[id(func)] = Short(weakref.ref(func), key)
+        except TypeError:  # it cannot be watched
+            return
+    short.calls += 1
+    if short.calls >= short.patience:
+        short.calls, short.patience = 0, min(2 * short.patience, 1024)
+        short.again = find() or short.again
 
 
 def _with_gradient(

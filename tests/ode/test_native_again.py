@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import ctorch
+from ctorch.ode import native_quick
 from ctorch.ops import _kernels
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -34,16 +36,39 @@ class Turning(nn.Module):
         return y @ self.weight.T
 
 
+def by_solve_ode(field: Any, **settings: Any) -> Callable[..., Any]:
+    """Solves four times, of which the last are prepared for; returns what came first."""
+
+    def solve(y0: Tensor, t: Tensor, *args: Any) -> Any:
+        made = [
+            ctorch.solve_ode(
+                field, y0, t, args=args, native=True, gradient="none",
+                **{"rtol": 1e-6, "atol": 1e-8, **settings},
+            )
+            for _ in range(4)
+        ]  # fmt: skip
+        assert all(torch.equal(x.y, made[0].y) and x.stats == made[0].stats for x in made)
+        return made[0]
+
+    return solve
+
+
+both_ways = pytest.mark.parametrize(
+    "prepare", [ctorch.ode.compile, by_solve_ode], ids=["compile", "solve_ode"]
+)
+
+
 def same(mine: Any, field: Any, y0: Tensor, t: Tensor, *args: Tensor) -> None:
     eager = ctorch.solve_ode(field, y0, t, args=args, gradient="none")
     torch.testing.assert_close(mine.y, eager.y, rtol=1e-10, atol=1e-10)
     assert mine.stats == eager.stats
 
 
+@both_ways
 @torch.no_grad()
-def test_every_call_reads_the_tensors_as_they_are() -> None:
+def test_every_call_reads_the_tensors_as_they_are(prepare: Callable[..., Any]) -> None:
     field = Turning()
-    solve = ctorch.ode.compile(field)
+    solve = prepare(field)
     for change in (
         lambda: None,
         lambda: field.weight.mul_(0.5),
@@ -61,14 +86,15 @@ def test_every_call_reads_the_tensors_as_they_are() -> None:
     assert torch.equal(kept, copy)  # results have memory of their own
 
 
+@both_ways
 @torch.no_grad()
-def test_every_call_is_of_the_type_of_its_state() -> None:
+def test_every_call_is_of_the_type_of_its_state(prepare: Callable[..., Any]) -> None:
     """float32 after float64, and back, of one shape; nothing else tells them apart."""
 
     def decay(t: Tensor, y: Tensor) -> Tensor:
         return -0.7 * y
 
-    solve = ctorch.ode.compile(decay, rtol=1e-4, atol=1e-4)
+    solve = prepare(decay, rtol=1e-4, atol=1e-4)
     for dtype in (F64, torch.float32, F64, torch.float32):
         y0 = Y0.to(dtype)
         mine = solve(y0, T)
@@ -93,12 +119,13 @@ def test_every_call_asks_what_requires_a_gradient_now() -> None:
     same(solve(Y0, T), field, Y0, T)
 
 
-def test_threads_share_a_handle() -> None:
+@both_ways
+def test_threads_share_a_handle(prepare: Callable[..., Any]) -> None:
     def decay(t: Tensor, y: Tensor, rate: Tensor) -> Tensor:
         return -rate * y
 
     # (some milliseconds for a call, so that calls overlap)
-    solve = ctorch.ode.compile(decay, options={"max_step": 2e-5})
+    solve = prepare(decay, options={"max_step": 2e-5})
     rates = [torch.tensor(0.1 * k, dtype=F64) for k in range(8)]
     want = [solve(Y0, T, rate).y for rate in rates]
     with ThreadPoolExecutor(8) as pool:
@@ -292,15 +319,16 @@ def test_what_changes_at_every_call_is_prepared_for_now_and_then(
     assert 1 <= len(made) <= 6
 
 
+@both_ways
 @torch.no_grad()
-def test_every_call_reads_what_belongs_to_its_sample() -> None:
+def test_every_call_reads_what_belongs_to_its_sample(prepare: Callable[..., Any]) -> None:
     """One sample of a batch, whose row of args is its own, as it is now."""
 
     def decay(t: Tensor, y: Tensor, rate: Tensor) -> Tensor:
         return -rate * y
 
     y0, t = torch.ones(1, 2, dtype=F64), torch.tensor([0.0, 1.0], dtype=F64)
-    solve = ctorch.ode.compile(decay)
+    solve = prepare(decay)
     kept = [torch.tensor([[0.5 * k]], dtype=F64) for k in range(4)]  # alive: other addresses
     for rate in kept:
         same(solve(y0, t, rate), decay, y0, t, rate)
@@ -311,11 +339,12 @@ def test_every_call_reads_what_belongs_to_its_sample() -> None:
     same(solve(y0, t, kept[1]), decay, y0, t, kept[1])
 
 
-def test_a_call_that_fails_says_why_and_the_next_one_is_made() -> None:
+@both_ways
+def test_a_call_that_fails_says_why_and_the_next_one_is_made(prepare: Callable[..., Any]) -> None:
     def blow_up(t: Tensor, y: Tensor) -> Tensor:
         return y * y
 
-    solve = ctorch.ode.compile(blow_up, max_steps=200)
+    solve = prepare(blow_up, max_steps=200)
     y0 = torch.tensor([0.4], dtype=F64)
     same(solve(y0, T), blow_up, y0, T)
     with pytest.raises(ctorch.SolveError) as mine:
@@ -326,11 +355,58 @@ def test_a_call_that_fails_says_why_and_the_next_one_is_made() -> None:
     same(solve(y0, T), blow_up, y0, T)
 
 
-def test_complex_states_and_many_times() -> None:
+@both_ways
+def test_complex_states_and_many_times(prepare: Callable[..., Any]) -> None:
     def spin(t: Tensor, y: Tensor) -> Tensor:
         return 1j * t * y
 
-    solve = ctorch.ode.compile(spin)
+    solve = prepare(spin)
     for count in (1, 2, 40):
         t, y0 = torch.linspace(0, 1, 40, dtype=F64)[:count], torch.ones(2, dtype=torch.complex128)
         same(solve(y0, t), spin, y0, t)
+
+
+@needs_kernels
+@torch.no_grad()
+def test_solve_ode_remembers_few_fields_and_each_with_its_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native_quick, "_short", {})
+    y0 = torch.tensor(1.0, dtype=F64)  # of no dimension
+
+    def decay(t: Tensor, y: Tensor) -> Tensor:
+        return -0.3 * y
+
+    def solved(field: Any, rtol: float) -> Any:
+        return ctorch.solve_ode(field, y0, T, rtol=rtol, native=True, gradient="none")
+
+    want = {rtol: solved(decay, rtol).stats.accepted for rtol in (1e-3, 1e-9)}
+    assert want[1e-3] < want[1e-9]
+    for rtol in (1e-3,) * 5 + (1e-9,) * 5:
+        assert solved(decay, rtol).stats.accepted == want[rtol]
+    assert native_quick._short[id(decay)].again is not None
+    for k in range(20):  # a new function each time
+        y = solved(lambda t, y, k=k: -0.1 * k * y, 1e-6).y
+        assert float(y[-1]) == pytest.approx(math.exp(-0.2 * k), rel=1e-4)
+    assert len(native_quick._short) <= 8
+    assert native_quick._short[id(decay)].again is not None
+
+
+@needs_kernels
+def test_solve_ode_asks_each_time_for_gradients_callbacks_and_bad_arguments() -> None:
+    field = Turning()
+    for _ in range(6):
+        with torch.no_grad():
+            ctorch.solve_ode(field, Y0, T, native=True)
+    assert native_quick._short[id(field)].again is not None
+    assert ctorch.solve_ode(field, Y0, T, native=True).y.requires_grad
+    with torch.no_grad():
+        with pytest.raises(TypeError, match="t must be"):
+            ctorch.solve_ode(field, Y0, [0.0, 1.0], native=True)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="monotone"):
+            ctorch.solve_ode(field, Y0, T[[0, 2, 1, 3, 4]], native=True)
+        with pytest.raises(TypeError):
+            ctorch.solve_ode(field, Y0, T, args=(torch.ones(1),), native=True)
+        field.callback_step = lambda t, y, h: None  # type: ignore[assignment]
+        with pytest.raises(NotImplementedError, match="callback"):
+            ctorch.solve_ode(field, Y0, T, native=True)
