@@ -112,8 +112,10 @@ def solve(
         return None
     short = _short.get(id(func))
     if short is not None and short.again is not None and short.func() is func and short.key == key:
-        done = short.again(y0, t, *args)
+        times = t.double() if type(t) is Tensor and t.is_floating_point() else t
+        done = short.again(y0, times, *args)
         if done is not None:
+            done.t = t
             return done
     if (key, False) not in _recipes and (key, True) not in _recipes:
         return None
@@ -142,9 +144,8 @@ def solve(
     done = _without_gradient(library, recipe.task, traced, own, y0, t, batched)
     one = not batched and (not traced.field.split or y0.shape[0] == 1)
     if one and done is not None and y0.is_cpu and all(isinstance(x, Tensor) for x in args):
-        _shorten(
-            key, func, lambda: again(library.ct_solve, recipe.task, traced.field, traced.problem, t)
-        )
+        field, problem, times = traced.field, traced.problem, t.detach().double()
+        _shorten(key, func, lambda: again(library.ct_solve, recipe.task, field, problem, times))
     return done
 
 

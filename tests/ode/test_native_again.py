@@ -393,6 +393,18 @@ def test_solve_ode_remembers_few_fields_and_each_with_its_settings(
 
 
 @needs_kernels
+@torch.no_grad()
+def test_solve_ode_takes_times_of_single_precision() -> None:
+    t = T.float()
+    field = Turning()
+    for _ in range(6):
+        sol = ctorch.solve_ode(field, Y0, t, native=True)
+        assert sol.t is t
+        same(sol, field, Y0, t)
+    assert native_quick._short[id(field)].again is not None
+
+
+@needs_kernels
 def test_solve_ode_asks_each_time_for_gradients_callbacks_and_bad_arguments() -> None:
     field = Turning()
     for _ in range(6):
@@ -403,6 +415,8 @@ def test_solve_ode_asks_each_time_for_gradients_callbacks_and_bad_arguments() ->
     with torch.no_grad():
         with pytest.raises(TypeError, match="t must be"):
             ctorch.solve_ode(field, Y0, [0.0, 1.0], native=True)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="floating"):
+            ctorch.solve_ode(field, Y0, torch.arange(5), native=True)
         with pytest.raises(ValueError, match="monotone"):
             ctorch.solve_ode(field, Y0, T[[0, 2, 1, 3, 4]], native=True)
         with pytest.raises(TypeError):
